@@ -1,0 +1,41 @@
+# Needs python3 (3.11 or newer) with pip, and make. Everything else is installed into .venv.
+PYTHON ?= python3
+# The environment has no pip of its own: Debian's python3 lacks ensurepip until python3-venv is installed.
+PIP := $(PYTHON) -m pip --disable-pip-version-check --python .venv/bin/python
+LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
+RUNTIME := .venv/requirements.stamp
+DEVELOPMENT := .venv/requirements-dev.stamp
+CHECKS := "ruff check" "ruff format --check" mypy lint-imports "deptry src"
+
+.PHONY: help run check test bench lock
+
+help:  ## Show the targets; ARGS="…" is passed on to what a target runs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+
+run: ARGS ?= demo
+run: $(RUNTIME)  ## Set up and run unstick; without ARGS the demo
+	.venv/bin/unstick $(ARGS)
+
+check: $(DEVELOPMENT)  ## Lint, format, types, import rules and dependencies: all of them, even if one fails
+	@status=0; for check in $(CHECKS); do echo "== $$check"; .venv/bin/$$check || status=1; done; exit $$status
+
+test: $(DEVELOPMENT)  ## Run the tests against real, private database servers
+	@scripts/install-servers
+	.venv/bin/pytest -n 2 $(ARGS)
+
+bench: $(DEVELOPMENT)  ## Run the benchmarks
+	.venv/bin/python -m benchmarks $(ARGS)
+
+lock: .venv/bin/python  ## Write the lock files anew; ARGS=--upgrade takes newer releases
+	$(PIP) install --quiet uv
+	@# The build backend is locked too, for the project itself is built without fetching anything.
+	printf 'hatchling\neditables\n' | $(LOCK) $(ARGS) --extra postgres --extra mysql --output-file requirements.lock pyproject.toml -
+	$(LOCK) $(ARGS) --all-extras --group dev --output-file requirements-dev.lock pyproject.toml requirements.lock
+
+$(RUNTIME) $(DEVELOPMENT): .venv/%.stamp: %.lock pyproject.toml | .venv/bin/python
+	$(PIP) install --quiet --require-hashes --requirement $<
+	$(PIP) install --quiet --no-deps --no-index --no-build-isolation --editable .
+	@touch $@
+
+.venv/bin/python:
+	$(PYTHON) -m venv --without-pip .venv

@@ -1,0 +1,43 @@
+"""Finds background jobs that will never finish, says why, and recovers them without touching one that is alive.
+
+In a FastAPI app of your own, with your own jobs table:
+
+    from unstick import AdminService, JobTable, configure
+
+    configure(jobs=JobTable.from_model(AIGenerationJob))
+
+    async with AsyncSessionLocal() as db:
+        await AdminService(db).cleanup_stuck_jobs()
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unstick.admin import AdminService, admin_router, configure
+    from unstick.domain.access import Principal, Role
+    from unstick.domain.policy import Policy
+    from unstick.domain.recovery import Action
+    from unstick.sql.mapping import JobTable
+
+__version__ = "0.1.0"
+
+__all__ = ["Action", "AdminService", "JobTable", "Policy", "Principal", "Role", "admin_router", "configure"]
+
+_HOMES = {
+    "Action": "unstick.domain.recovery",
+    "AdminService": "unstick.admin",
+    "JobTable": "unstick.sql.mapping",
+    "Policy": "unstick.domain.policy",
+    "Principal": "unstick.domain.access",
+    "Role": "unstick.domain.access",
+    "admin_router": "unstick.admin",
+    "configure": "unstick.admin",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - names are loaded when first used, so that importing stays light
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unstick' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
+
+    return getattr(import_module(_HOMES[name]), name)

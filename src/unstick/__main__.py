@@ -1,0 +1,5 @@
+"""`python -m unstick` is the `unstick` command."""
+
+from unstick.cli import main
+
+main()

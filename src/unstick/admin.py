@@ -1,0 +1,195 @@
+"""For host apps: the contract's service on the app's own session, and its HTTP calls as a router to include."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from weakref import WeakSet
+
+import sqlalchemy as sa
+from fastapi import APIRouter
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from unstick.api import router
+from unstick.api.auth import jwt_principal
+from unstick.config import Settings, load_settings
+from unstick.domain.errors import ConfigurationError, LedgerMissingError
+from unstick.domain.policy import Policy, requested_action, requested_threshold
+from unstick.pipeline.report import DEFAULT_LIMIT, report_stats, report_stuck
+from unstick.pipeline.shapes import CleanupShape, StatsShape, StuckShape, cleanup_shape, stats_shape, stuck_shape
+from unstick.pipeline.sweep import SweepOrder, sweep
+from unstick.pipeline.watched import Watched
+from unstick.sql import schema
+from unstick.sql.connections import SessionConnections
+from unstick.sql.mapping import JobTable
+from unstick.wiring import chosen_source, watch
+
+_migrated: WeakSet[sa.Engine] = WeakSet()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Host:
+    """What a host app watches, and how."""
+
+    source: str
+    jobs: JobTable
+    policy: Policy
+
+
+_configured: list[_Host] = []
+
+
+def configure(*, jobs: JobTable, policy: Policy | None = None, source: str = "main") -> None:
+    """Say once, where the app starts, which table `AdminService(db)` is about.
+
+    Without it `unstick.toml` and `UNSTICK_*` say so.
+
+    Args:
+        jobs: the table, as `JobTable.from_model(…)` or `JobTable(…)` declares it.
+        policy: thresholds, action and budget; the contract's where nothing is said.
+        source: the name it goes by in the ledger.
+    """
+    _configured[:] = [_Host(source=source, jobs=jobs, policy=policy or Policy())]
+
+
+class AdminService:
+    """Monitors, cleans up and counts the jobs of the database a session belongs to.
+
+    It commits its own work. A session in which the caller has only read is fine, and what was loaded stays
+    loaded; one that holds changes of the caller's is refused.
+
+    Args:
+        db: the session.
+        jobs: the table, where it is not the one `configure` or the configuration names.
+        policy: likewise.
+        actor: who is asking, for the audit log.
+    """
+
+    def __init__(
+        self,
+        db: AsyncSession,
+        *,
+        jobs: JobTable | None = None,
+        policy: Policy | None = None,
+        actor: str = "AdminService",
+    ) -> None:
+        host = _host(jobs, policy)
+        self._table = host.jobs.full_name
+        self._connections = SessionConnections(db)
+        self._watched = watch(host.source, host.jobs, self._connections, host.policy)
+        self._actor = actor
+
+    async def monitor_stuck_jobs(
+        self, stuck_threshold_minutes: int = 5, *, limit: int = DEFAULT_LIMIT, cursor: str | None = None
+    ) -> StuckShape:
+        """Tell what is stuck now; the counts are exact, each list holds at most `limit` jobs.
+
+        Raises:
+            InvalidRequestError: the threshold, limit or cursor means nothing.
+            ConfigurationError: the mapping doesn't fit the table.
+        """
+        after = requested_threshold(stuck_threshold_minutes)
+        return stuck_shape(await report_stuck(self._watched, queued_after=after, limit=limit, cursor=cursor))
+
+    async def cleanup_stuck_jobs(
+        self, stuck_threshold_minutes: int = 5, action: str = "mark_failed", *, dry_run: bool = False
+    ) -> CleanupShape:
+        """Recover what is stuck; with `dry_run`, tell what would be done and change nothing.
+
+        Raises:
+            InvalidRequestError: the threshold or action means nothing; nothing was changed.
+            PendingChangesError: the session holds changes of the caller's; nothing was changed.
+            LedgerMissingError: Unstick's own tables are missing; nothing was changed.
+            RecoveryStoppedError: a batch was rolled back; it tells how many jobs of earlier ones stay recovered.
+        """
+        order = SweepOrder(
+            actor=self._actor,
+            queued_after=requested_threshold(stuck_threshold_minutes),
+            action=requested_action(action),
+            dry_run=dry_run,
+        )
+        await self._need_ledger()
+        return cleanup_shape(await sweep(self._watched, order))
+
+    async def get_platform_stats(self) -> StatsShape:
+        """Tell the platform's figures and what is stuck now.
+
+        Raises:
+            LedgerMissingError: Unstick's own tables are missing.
+        """
+        await self._need_ledger()
+        return stats_shape(await report_stats(self._watched))
+
+    async def _need_ledger(self) -> None:
+        await need_ledger(self._connections, self._table)
+
+
+async def need_ledger(connections: SessionConnections, table: str) -> None:
+    """Refuse to go on where a database lacks Unstick's own tables; what was found once is kept with the engine."""
+    if connections.engine in _migrated:
+        return
+    async with connections.reading() as (connection, _):
+        lacking = await connection.run_sync(schema.lacking, schema.branches(own_jobs=False))
+    if lacking:
+        url = connections.engine.url.render_as_string(hide_password=True)
+        raise LedgerMissingError(
+            f"Unstick's own tables are missing or behind in {url}. Make them with: UNSTICK_SOURCES__MAIN__URL='{url}' "
+            f"UNSTICK_SOURCES__MAIN__TABLE={table} unstick db upgrade (unstick db sql prints the statements first)."
+        )
+    _migrated.add(connections.engine)
+
+
+def admin_router(
+    sessions: Callable[[], AbstractAsyncContextManager[AsyncSession]],
+    *,
+    auth: Callable[..., Any] | None = None,
+    jobs: JobTable | None = None,
+    policy: Policy | None = None,
+) -> APIRouter:
+    """Return the contract's HTTP calls, to include in a FastAPI app: `app.include_router(admin_router(…))`.
+
+    Args:
+        sessions: the app's own session factory, such as `AsyncSessionLocal`.
+        auth: a FastAPI dependency of the app's that returns a `Principal` or refuses the caller by raising
+            `HTTPException`; without it, bearer tokens signed with `UNSTICK_SECRET_KEY`.
+        jobs: the table, where it is not the one `configure` or the configuration names.
+        policy: likewise.
+
+    Raises:
+        ConfigurationError: there is neither `auth` nor a secret key, or no table.
+    """
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Watched]:
+        host = _host(jobs, policy)
+        async with sessions() as session:
+            connections = SessionConnections(session)
+            await need_ledger(connections, host.jobs.full_name)
+            yield watch(host.source, host.jobs, connections, host.policy)
+
+    return router.admin_router(watched={_host(jobs, policy).source: opened}, principal=auth or _token_auth())
+
+
+def _host(jobs: JobTable | None, policy: Policy | None) -> _Host:
+    """Return what is watched: what is passed, or else what was configured in code, or else in the settings."""
+    if _configured:
+        base = _configured[0]
+    else:
+        name, section = chosen_source(_settings())
+        base = _Host(source=name, jobs=JobTable.from_settings(section), policy=_settings().policy.policy())
+    return _Host(source=base.source, jobs=jobs or base.jobs, policy=policy or base.policy)
+
+
+@cache
+def _settings() -> Settings:
+    return load_settings()
+
+
+def _token_auth() -> Callable[..., Any]:
+    secret = _settings().secret_key
+    if secret is None:
+        raise ConfigurationError(
+            "Nothing says who may call: pass the app's own dependency as `auth`, or set UNSTICK_SECRET_KEY."
+        )
+    return jwt_principal(secret, _settings().auth)

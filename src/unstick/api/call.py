@@ -1,0 +1,104 @@
+"""One call of ours while it is being answered: who asks, what was admitted, and what the audit log will say."""
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from unstick.api.problems import RefusedError
+from unstick.api.sources import Sources
+from unstick.api.words import said, said_pairs
+from unstick.domain.access import Principal, Role
+from unstick.domain.audit import AuditEntry, AuditOutcome
+from unstick.domain.errors import ConfigurationError
+from unstick.pipeline.watched import Watched
+
+_ANONYMOUS = "anonymous"
+_SCOPE_KEY = "unstick.call"
+
+
+class Call:
+    """A call from its arrival to its record."""
+
+    def __init__(self, name: str, request: Request, sources: Sources) -> None:
+        self._name = name
+        self._request = request
+        self._sources = sources
+        self._actor: str | None = None
+        self._role: str | None = None
+        self.swept = False
+        """A sweep was started, and writes the record of its beginning and end itself."""
+        self.result: dict[str, object] = {}
+        """What the record tells of what came of it, besides the status."""
+        request.scope[_SCOPE_KEY] = self
+
+    @property
+    def request(self) -> Request:
+        """The request itself."""
+        return self._request
+
+    @property
+    def actor(self) -> str:
+        """Who asks, as the audit log names them."""
+        return self._actor or _ANONYMOUS
+
+    @property
+    def role(self) -> str | None:
+        """As what they ask."""
+        return self._role
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anybody was authenticated."""
+        return self._actor is not None
+
+    def admit(self, caller: object, needed: Role) -> None:
+        """Let a caller in, or refuse them."""
+        if not isinstance(caller, Principal):
+            raise ConfigurationError(
+                f"The principal dependency must return unstick.Principal, not {type(caller).__name__}."
+            )
+        self.name_caller(caller.name, caller.role)
+        if not Role(caller.role).allows(needed):
+            raise RefusedError(403, f"This call needs the role {needed}; {caller.role} is not enough.")
+
+    def name_caller(self, actor: str | None, role: str | None) -> None:
+        """Keep who asks, so far as it is known."""
+        if actor is not None:
+            self._actor = said(actor)
+            self._role = None if role is None else said(role)
+
+    def open(self, source: str | None) -> AbstractAsyncContextManager[Watched]:
+        """Open the source the caller named."""
+        return self._sources.named(source)()
+
+    async def record(self, outcome: AuditOutcome, result: Mapping[str, object]) -> None:
+        """Write the call to the audit log; only what changed nothing may share a row."""
+        entry = AuditEntry(
+            actor=self.actor,
+            role=self.role,
+            call=self._name,
+            outcome=outcome,
+            parameters=self._parameters(),
+            result=result,
+        )
+        async with self._sources.meant_by(self._request.query_params.getlist("source"))() as watched:
+            if self._request.method == "GET":
+                await watched.ledger.count_read(entry)
+            else:
+                await watched.ledger.append(entry)
+
+    def _parameters(self) -> dict[str, object]:
+        parameters = said_pairs(self._request.query_params.multi_items())
+        if not self.is_known:
+            client = self._request.client
+            parameters["client_address"] = "unknown" if client is None else said(client.host)
+        return parameters
+
+
+async def _current_call(request: Request) -> Call:
+    return cast("Call", request.scope[_SCOPE_KEY])
+
+
+CurrentCall = Annotated[Call, Depends(_current_call)]

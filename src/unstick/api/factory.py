@@ -1,0 +1,77 @@
+"""The service's app."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
+
+from unstick import __version__
+from unstick.api.problems import problem_of
+from unstick.api.router import PREFIX, admin_router
+from unstick.pipeline.watched import OpenWatched
+
+_OPENAPI = "/openapi.json"
+_SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def create_app(
+    *,
+    watched: Mapping[str, OpenWatched],
+    principal: Callable[..., Any],
+    lifespan: Lifespan[FastAPI] | None = None,
+) -> FastAPI:
+    """Return the service for these sources.
+
+    Raises:
+        ConfigurationError: there is no source.
+    """
+    app = FastAPI(
+        title="Unstick",
+        summary="Finds background jobs that will never finish, says why, and recovers them.",
+        version=__version__,
+        openapi_url=_OPENAPI,
+        docs_url=None,  # both pages load their scripts from somebody else's server
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.include_router(admin_router(watched=watched, principal=principal))
+    app.add_api_route("/", _root, include_in_schema=False)
+    for kind in (HTTPException, Exception):
+        app.add_exception_handler(kind, _render)
+    app.add_middleware(_SecurityHeaders)
+    return app
+
+
+async def _root(request: Request) -> dict[str, str]:
+    root = request.scope.get("root_path", "")
+    return {"name": "Unstick", "version": __version__, "api": root + PREFIX, "openapi": root + _OPENAPI}
+
+
+async def _render(request: Request, error: Exception) -> Response:
+    del request
+    return problem_of(error).response()
+
+
+class _SecurityHeaders:
+    """Adds the headers to every answer that doesn't bring its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, with_headers)

@@ -1,0 +1,77 @@
+"""What calls take: nothing unknown, nothing twice, nothing half understood may change a job."""
+
+import re
+from collections import Counter
+from typing import Annotated
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from unstick.domain.recovery import Action
+from unstick.pipeline.report import MAX_LIMIT
+
+LONGEST_THRESHOLD_MINUTES = 525_600
+
+_LONGEST_WORD = 2000
+_EMPTY_BODIES = (b"", b"{}", b"null")
+
+
+def _whole_number(most: int) -> tuple[BeforeValidator, WithJsonSchema]:
+    def parse(sent: object) -> int:
+        number = int(sent) if isinstance(sent, str) and re.fullmatch("[0-9]{1,9}", sent) else 0
+        if not 1 <= number <= most:
+            raise PydanticCustomError("whole_number", "must be a whole number from 1 to {most}", {"most": most})
+        return number
+
+    return BeforeValidator(parse), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": most})
+
+
+def _true_or_false(sent: object) -> bool:
+    word = sent.lower() if isinstance(sent, str) else sent
+    if word not in ("true", "false", True, False):
+        raise PydanticCustomError("true_or_false", "must be true or false")
+    return word in ("true", True)
+
+
+# None stands for a parameter that was left out; nobody can send it, so OpenAPI doesn't offer it.
+ThresholdMinutes = Annotated[int | None, *_whole_number(LONGEST_THRESHOLD_MINUTES)]
+Limit = Annotated[int, *_whole_number(MAX_LIMIT)]
+ActionWord = Annotated[Action | None, WithJsonSchema({"type": "string", "enum": list(Action)})]
+Word = Annotated[
+    str | None, Field(max_length=_LONGEST_WORD), WithJsonSchema({"type": "string", "maxLength": _LONGEST_WORD})
+]
+TrueOrFalse = Annotated[bool, BeforeValidator(_true_or_false)]
+
+
+class SourceQuery(BaseModel):
+    """What every call takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: Word = Field(default=None, description="The source's name; left out, `main` or else the first.")
+
+
+async def no_repeats(request: Request) -> None:
+    """Refuse a parameter sent twice, which every reader would understand differently."""
+    sent = Counter(key for key, _ in request.query_params.multi_items())
+    repeated = [key for key, times in sent.items() if times > 1]
+    if repeated:
+        raise RequestValidationError([_error(key, "was sent more than once") for key in repeated])
+
+
+async def no_body(request: Request) -> None:
+    """Refuse parameters sent in the body, which would be overlooked: `dry_run` there must not clean."""
+    body = b""
+    async for chunk in request.stream():
+        body = (body + chunk).strip()
+        if len(body) > max(map(len, _EMPTY_BODIES)):
+            break
+    if body not in _EMPTY_BODIES:
+        message = "this call takes no body: send its parameters in the query"
+        raise RequestValidationError([{"type": "body", "loc": ("body",), "msg": message}])
+
+
+def _error(name: str, message: str) -> dict[str, object]:
+    return {"type": "repeated", "loc": ("query", name), "msg": message}

@@ -1,0 +1,189 @@
+"""Every error as RFC 9457 `application/problem+json`: what happened and what to do, and nothing of our insides."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import HTTPException
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from unstick.api.words import said
+from unstick.domain.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    PendingChangesError,
+    RecoveryStoppedError,
+    SourceUnavailableError,
+    UnstickError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
+
+_MOST_ERRORS = 20
+_UNEXPECTED = "Something went wrong that is not the caller's doing. The service's log says more."
+_SENTENCES = {404: "There is nothing at this address.", 405: "This address does not take that method."}
+
+_logger = logging.getLogger("unstick")
+
+
+class RefusedError(HTTPException):
+    """A refusal that knows whom it refuses, so that the audit log can name them."""
+
+    def __init__(self, status_code: int, detail: str, *, actor: str | None = None, role: str | None = None) -> None:
+        super().__init__(
+            status_code, detail, headers=dict(CHALLENGE) if status_code == HTTPStatus.UNAUTHORIZED else None
+        )
+        self.actor = actor
+        self.role = role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """An error as the caller reads it."""
+
+    status: int
+    detail: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    members: Mapping[str, object] = field(default_factory=dict)
+    """What this kind of problem tells beyond the standard members."""
+
+    def response(self) -> JSONResponse:
+        """Render it."""
+        body = {"type": "about:blank", "title": _title(self.status), "status": self.status, "detail": self.detail}
+        return JSONResponse({**body, **self.members}, self.status, dict(self.headers), MEDIA_TYPE)
+
+
+def problem_of(error: Exception) -> Problem:
+    """Say any error as a problem; one that nobody foresaw is logged and told in general words only."""
+    problem = _problem_of(error)
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _logger.error("A call is answered %d: %s", problem.status, problem.detail, exc_info=error)
+    return problem
+
+
+def _problem_of(error: Exception) -> Problem:
+    match error:
+        case RequestValidationError():
+            return _invalid([_field_error(found) for found in error.errors()[:_MOST_ERRORS]])
+        case StarletteHTTPException():
+            return _http_problem(error)
+        case InvalidRequestError():
+            return _invalid([{"loc": ["query"], "msg": str(error)}])
+        case RecoveryStoppedError():
+            return _stopped(error)
+        case UnstickError():
+            return Problem(status=_status_of(error), detail=str(error))
+        case _:
+            return Problem(status=500, detail=_UNEXPECTED)
+
+
+def _status_of(error: BaseException | None) -> int:
+    match error:
+        case SourceUnavailableError() | ConfigurationError():
+            return 503
+        case PendingChangesError():
+            return 409
+        case _:
+            return 500
+
+
+def _stopped(error: RecoveryStoppedError) -> Problem:
+    detail = str(error)
+    if error.__cause__ is not None and not isinstance(error.__cause__, UnstickError):
+        detail = (
+            f"The cleanup stopped at an unexpected error. The batch it hit was rolled back; {error.recovered} job(s) "
+            "recovered before it stay recovered and are in the audit log."
+        )
+    return Problem(status=_status_of(error.__cause__), detail=detail, members={"recovered": error.recovered})
+
+
+def _http_problem(error: StarletteHTTPException) -> Problem:
+    phrase = _title(error.status_code)
+    said_so: object = error.detail
+    detail = said_so if isinstance(said_so, str) and said_so else phrase
+    if detail == phrase:
+        detail = _SENTENCES.get(error.status_code, f"{phrase}.")
+    challenge = CHALLENGE if error.status_code == HTTPStatus.UNAUTHORIZED else {}
+    return Problem(status=error.status_code, detail=detail, headers={**challenge, **(error.headers or {})})
+
+
+def _invalid(errors: Sequence[Mapping[str, object]]) -> Problem:
+    detail = " ".join(_sentence(found) for found in errors) or "The request is not valid."
+    return Problem(status=422, detail=detail, members={"errors": list(errors)})
+
+
+def _field_error(found: Mapping[str, Any]) -> dict[str, object]:
+    """Keep where and what; the input stays out, for it may be a secret in the wrong place."""
+    loc = [part if isinstance(part, int) else said(part) for part in found["loc"]]
+    unknown = found.get("type") == "extra_forbidden"
+    return {"loc": loc, "msg": "is not a parameter of this call" if unknown else str(found["msg"])}
+
+
+def _sentence(found: Mapping[str, Any]) -> str:
+    field_name = ".".join(str(part) for part in found["loc"][1:])
+    message = f"{field_name}: {found['msg']}" if field_name else str(found["msg"])
+    return message if message.endswith(".") else f"{message}."
+
+
+def _title(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+_SCHEMA: dict[str, Any] = {
+    "title": "Problem",
+    "description": "RFC 9457",
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "format": "uri-reference"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What happened, and what to do."},
+    },
+}
+
+_ERRORS = {
+    "type": "array",
+    "description": "What is wrong with each parameter.",
+    "items": {
+        "type": "object",
+        "required": ["loc", "msg"],
+        "properties": {
+            "loc": {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}},
+            "msg": {"type": "string"},
+        },
+    },
+}
+_RECOVERED = {
+    "type": "integer",
+    "description": "Only where a cleanup stopped on its way: how many jobs it had recovered, which stay recovered.",
+}
+
+
+def _documented(description: str, **members: Mapping[str, Any]) -> dict[str, Any]:
+    # Inline, since a router can't add a component to the schema of the app that includes it.
+    schema = {**_SCHEMA, "properties": {**_SCHEMA["properties"], **members}}
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    401: {
+        **_documented("No token, or one that is not valid."),
+        "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
+    },
+    403: _documented("A valid token whose role does not allow the call."),
+    404: _documented("There is no such source."),
+    409: _documented("The session given to Unstick holds changes of somebody else's."),
+    422: _documented("A parameter that means nothing; nothing was changed.", errors=_ERRORS),
+    500: _documented("An error of the service's own.", recovered=_RECOVERED),
+    503: _documented("A database doesn't answer, or the audit log can't be written.", recovered=_RECOVERED),
+}
+"""Every status but success that a call can be answered with, for OpenAPI."""

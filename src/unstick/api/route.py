@@ -1,0 +1,118 @@
+"""The route that records and renders: whatever comes of a call is in the audit log before it is answered.
+
+It does both itself, rather than by middleware or exception handlers, for those belong to the app, and the
+router must keep its word in any app that includes it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+
+from unstick.api.call import Call
+from unstick.api.problems import Problem, RefusedError, problem_of
+from unstick.api.sources import Sources
+from unstick.api.words import said
+from unstick.domain.audit import AuditOutcome
+from unstick.domain.errors import RecoveryStoppedError, UnstickError
+
+_Handler = Callable[[Request], Awaitable[Response]]
+_UNRECORDED = "This call can't be recorded in the audit log, so it is not answered."
+
+_logger = logging.getLogger("unstick")
+
+
+def recorded_route(sources: Sources) -> type[APIRoute]:
+    """Return the route class for calls on these sources; a route's name is what the audit log calls it."""
+
+    class RecordedRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handler = super().get_route_handler()
+
+            async def answer(request: Request) -> Response:
+                response = await _answer(Call(self.name, request, sources), handler)
+                response.headers["Cache-Control"] = "no-store"
+                return response
+
+            return answer
+
+    return RecordedRoute
+
+
+async def _answer(call: Call, handler: _Handler) -> Response:
+    try:
+        response = await handler(call.request)
+    except asyncio.CancelledError:
+        if not call.swept:
+            await asyncio.shield(_record(call, AuditOutcome.FAILED, {"problem": "interrupted"}))
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded and answered as a problem
+        return await _answer_error(call, error)
+    if call.swept:
+        return response
+    lost = await _record(call, AuditOutcome.DONE, {"status": response.status_code, **call.result})
+    return response if lost is None else _unrecorded(lost).response()
+
+
+async def _answer_error(call: Call, error: Exception) -> Response:
+    if isinstance(error, RefusedError):
+        call.name_caller(error.actor, error.role)
+    if _is_the_hosts(call, error):
+        return await _leave_to_the_host(call, error)
+    problem = problem_of(_login_first(call, error))
+    if isinstance(error, RecoveryStoppedError):  # the sweep has recorded its end
+        return problem.response()
+    lost = await _record(call, _outcome(problem), {"status": problem.status, "problem": said(problem.detail)})
+    return (problem if lost is None else _unrecorded(lost, problem)).response()
+
+
+def _login_first(call: Call, error: Exception) -> Exception:
+    """Whoever isn't known hears nothing of their parameters, nor of those that a host's login wants."""
+    if isinstance(error, RequestValidationError) and not call.is_known:
+        return RefusedError(401, "Authenticate first.")
+    return error
+
+
+def _is_the_hosts(call: Call, error: Exception) -> bool:
+    """Tell whether a host's login failed by an error of the host's own that its app knows to answer."""
+    if call.is_known or isinstance(error, UnstickError | RequestValidationError | RefusedError):
+        return False
+    handlers, _ = call.request.scope.get("starlette.exception_handlers", ({}, {}))
+    return any(kind in handlers for kind in type(error).__mro__ if not issubclass(HTTPException, kind))
+
+
+async def _leave_to_the_host(call: Call, error: Exception) -> Response:
+    said_so = f"The host's login failed, and the host answers: {type(error).__name__}."
+    lost = await _record(call, AuditOutcome.REFUSED, {"problem": said_so})
+    if lost is None:
+        raise error
+    return _unrecorded(lost).response()
+
+
+def _outcome(problem: Problem) -> AuditOutcome:
+    failed = problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return AuditOutcome.FAILED if failed else AuditOutcome.REFUSED
+
+
+async def _record(call: Call, outcome: AuditOutcome, result: Mapping[str, object]) -> Exception | None:
+    """Write the call to the audit log; return why that failed, if it did."""
+    try:
+        await call.record(outcome, result)
+    except Exception as error:
+        _logger.exception("A call can't be recorded in the audit log.")
+        return error
+    return None
+
+
+def _unrecorded(lost: Exception, problem: Problem | None = None) -> Problem:
+    """Say that a call isn't answered; only whoever was let in hears why."""
+    if problem is not None and problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return problem
+    was_let_in = problem is None or problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    why = f" {lost}" if was_let_in and isinstance(lost, UnstickError) else ""
+    return Problem(status=503, detail=_UNRECORDED + why)

@@ -1,0 +1,51 @@
+"""The router: to include in a host's FastAPI app, with the host's own login, or in the service."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, params
+
+from unstick.api.call import CurrentCall
+from unstick.api.jobs import add_jobs
+from unstick.api.problems import PROBLEMS
+from unstick.api.route import recorded_route
+from unstick.api.sources import Sources
+from unstick.api.stats import add_stats
+from unstick.domain.access import Role
+from unstick.pipeline.watched import OpenWatched
+
+PREFIX = "/api/v1/admin"
+
+
+def admin_router(*, watched: Mapping[str, OpenWatched], principal: Callable[..., Any]) -> APIRouter:
+    """Return the router for these sources.
+
+    `principal` is a FastAPI dependency that returns the caller as a `Principal`, or refuses them by raising an
+    `HTTPException`: `jwt_principal`, or the host's own.
+
+    Raises:
+        ConfigurationError: there is no source.
+    """
+    router = APIRouter(
+        prefix=PREFIX, tags=["unstick"], route_class=recorded_route(Sources(watched)), responses=PROBLEMS
+    )
+    needs = _gate(principal)
+    add_jobs(router, needs)
+    add_stats(router, needs)
+    return router
+
+
+def _gate(principal: Callable[..., Any]) -> Callable[[Role], params.Depends]:
+    """Return what makes a call need a role.
+
+    It is a dependency of the route, not of the function: those are resolved before any parameter is read, so
+    that nobody learns from a 422 what they may not call.
+    """
+
+    def needs(role: Role) -> params.Depends:
+        async def admit(call: CurrentCall, caller: Annotated[object, Depends(principal)]) -> None:
+            call.admit(caller, role)
+
+        return params.Depends(admit)
+
+    return needs

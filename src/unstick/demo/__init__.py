@@ -1,0 +1,1 @@
+"""A host application of the kind Unstick is for, and the driver that gets its jobs stuck and recovered."""

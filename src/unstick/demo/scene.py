@@ -1,0 +1,93 @@
+"""The demo platform and Unstick's service, set up side by side in a scratch folder."""
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+from rich.markup import escape
+
+from unstick.demo.children import Child, run
+from unstick.demo.faces import HOST, Platform, Service
+from unstick.demo.watch import Watch
+
+_SETTINGS = """\
+[sources.main]
+url = {url}
+table = "ai_generation_jobs"
+columns = {{ id = "id", state = "status", kind = "job_type", enqueued_at = "created_at", \
+scheduled_at = "scheduled_at", started_at = "started_at", heartbeat_at = "updated_at", \
+completed_at = "completed_at", success = "success", error = "error_message", attempt = "attempt", \
+progress = "progress", tokens = "tokens_used", cost = "cost" }}
+states = {{ queued = "queued", running = "running", succeeded = "completed", failed = "failed", \
+cancelled = "cancelled" }}
+
+[policy]
+queued_after = "3s"
+running_after = "3s"
+retry_backoff = "1s"
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What a story of the demo plays on."""
+
+    platform: Platform
+    platform_process: Child
+    service: Service
+    watch: Watch
+    console: Console
+
+    def say(self, text: str) -> None:
+        """Tell what happened, and when."""
+        self.console.print(f"[dim]{self.watch.elapsed:5.1f} s[/dim]  {escape(text)}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def scene(console: Console, watch: Watch, port_base: int | None) -> Iterator[Scene]:
+    """Start both programs and wait until they answer; at the end stop them and remove what they wrote."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="unstick-demo-", ignore_cleanup_errors=True)))
+        database = folder / "platform.db"
+        (folder / "unstick.toml").write_text(_SETTINGS.format(url=json.dumps(f"sqlite:///{database}")))
+        environment = _environment(f"sqlite+aiosqlite:///{database}")
+        service_port, platform_port = _ports(port_base)
+        platform, platform_child = Platform(platform_port), _platform(platform_port, folder, environment)
+        watch.guard(stack.enter_context(platform_child))
+        watch.until("the platform answers", platform.newest)
+        run(["unstick", "db", "upgrade"], folder, environment)
+        token = run(["unstick", "token", "--role", "admin"], folder, environment)
+        service = Service(service_port, token)
+        watch.guard(stack.enter_context(_service(service_port, folder, environment)))
+        watch.until("the service answers", service.stuck)
+        yield Scene(platform=platform, platform_process=platform_child, service=service, watch=watch, console=console)
+
+
+def _platform(port: int, folder: Path, environment: Mapping[str, str]) -> Child:
+    serve = ["uvicorn", "--factory", "unstick.demo.platform:create_app", "--host", HOST, "--port", str(port)]
+    # A stopping server waits for background tasks; this one is given a second.
+    return Child("platform", [*serve, "--timeout-graceful-shutdown", "1", "--no-access-log"], folder, environment)
+
+
+def _service(port: int, folder: Path, environment: Mapping[str, str]) -> Child:
+    return Child("service", ["unstick", "serve", "--host", HOST, "--port", str(port)], folder, environment)
+
+
+def _environment(database: str) -> dict[str, str]:
+    """Return our environment without the user's settings of Unstick, which are for other tables than this one."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("UNSTICK_")}
+    return {**ours, "PLATFORM_DATABASE_URL": database, "UNSTICK_SECRET_KEY": secrets.token_urlsafe(48)}
+
+
+def _ports(base: int | None) -> tuple[int, int]:
+    if base is not None:
+        return base, base + 1
+    with socket.create_server((HOST, 0)) as one, socket.create_server((HOST, 0)) as other:
+        return one.getsockname()[1], other.getsockname()[1]

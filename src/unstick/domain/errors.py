@@ -1,0 +1,42 @@
+"""What can go wrong, as types: each message says what happened, where, and what to do next.
+
+UnstickError
+├── InvalidRequestError      a threshold, action or cursor that means nothing
+├── ConfigurationError       a setting, mapping or table that doesn't fit
+│   └── LedgerMissingError   the unstick_* tables are missing or old
+├── PendingChangesError      the caller's session holds changes we would commit
+├── SourceUnavailableError   the jobs' database doesn't answer
+└── RecoveryStoppedError     a batch was rolled back; what was committed before it stays
+"""
+
+
+class UnstickError(Exception):
+    """The base of every error Unstick raises on purpose."""
+
+
+class InvalidRequestError(UnstickError, ValueError):
+    """A threshold, action or cursor that means nothing; nothing was changed."""
+
+
+class ConfigurationError(UnstickError):
+    """A setting, mapping or table that doesn't fit."""
+
+
+class LedgerMissingError(ConfigurationError):
+    """Unstick's own tables are missing or behind; the message prints the command that makes them."""
+
+
+class PendingChangesError(UnstickError):
+    """The session holds changes of the caller's that a commit of ours would commit with it."""
+
+
+class SourceUnavailableError(UnstickError):
+    """The jobs' database doesn't answer, or answers with an error that no job of it caused."""
+
+
+class RecoveryStoppedError(UnstickError):
+    """A batch failed and was rolled back whole; `recovered` jobs of earlier batches stay recovered and recorded."""
+
+    def __init__(self, message: str, *, recovered: int) -> None:
+        super().__init__(message)
+        self.recovered = recovered

@@ -1,0 +1,58 @@
+"""A job as Unstick sees it, whatever table or broker it lives in."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+JobId = int | str
+"""A job's key in its source; keys of other types (UUID) are their text."""
+
+
+class JobState(StrEnum):
+    """The states every source's own words are translated to."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SCHEDULED = "scheduled"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One unit of work; what its source doesn't record is None. All instants are aware UTC."""
+
+    id: JobId
+    state: JobState
+    status: str
+    """The state in the source's own word, as stored."""
+    kind: str | None = None
+    queue: str | None = None
+    enqueued_at: datetime | None = None
+    scheduled_at: datetime | None = None
+    started_at: datetime | None = None
+    heartbeat_at: datetime | None = None
+    completed_at: datetime | None = None
+    attempt: int | None = None
+    max_attempts: int | None = None
+    worker: str | None = None
+
+
+def queued_since(job: Job) -> datetime | None:
+    """Return since when a queued job could have been claimed, or None where no column tells.
+
+    The contract's rule (`started_at`, or the enqueue time where that is null), moved on by a later
+    `scheduled_at`: a job that is not due yet does not wait.
+    """
+    waiting = job.started_at or job.enqueued_at
+    if waiting is None or job.scheduled_at is None:
+        return waiting or job.scheduled_at
+    return max(waiting, job.scheduled_at)
+
+
+def running_since(job: Job) -> datetime | None:
+    """Return a running job's last sign of life (start or later heartbeat), or None where there is none."""
+    if job.started_at is None or job.heartbeat_at is None:
+        return job.started_at or job.heartbeat_at
+    return max(job.started_at, job.heartbeat_at)

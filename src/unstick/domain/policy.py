@@ -1,0 +1,78 @@
+"""What may be done about a diagnosed job: thresholds, action, and how often a job may be recovered."""
+
+import zlib
+from dataclasses import dataclass
+from datetime import timedelta
+
+from unstick.domain.diagnosis import Diagnosis, Reason
+from unstick.domain.errors import InvalidRequestError
+from unstick.domain.job import JobId
+from unstick.domain.recovery import Action, Decision
+from unstick.domain.suspect import Look, Suspect
+from unstick.domain.wording import say_duration
+
+MAX_THRESHOLD_MINUTES = 525_600
+"""A year: the largest threshold a request may ask for."""
+
+_LONGEST_BACKOFF = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The rules in force; the defaults are the contract's."""
+
+    queued_after: timedelta = timedelta(minutes=5)
+    running_after: timedelta = timedelta(minutes=30)
+    action: Action = Action.MARK_FAILED
+    max_recoveries: int = 3
+    """The recovery budget: retries of one job within `recovery_window`, apart from the app's own attempts."""
+    recovery_window: timedelta = timedelta(hours=72)
+    retry_backoff: timedelta = timedelta(seconds=30)
+    """Wait before the first retry; it doubles with each one, up to an hour, and is spread by ±25 %."""
+
+
+def requested_threshold(minutes: object) -> timedelta:
+    """Return a requested threshold; raise `InvalidRequestError` where it is no whole number from 1 to a year's."""
+    if isinstance(minutes, bool) or not isinstance(minutes, int) or not 1 <= minutes <= MAX_THRESHOLD_MINUTES:
+        raise InvalidRequestError(
+            f"A threshold is a whole number of minutes from 1 to {MAX_THRESHOLD_MINUTES}, not {minutes!r}."
+        )
+    return timedelta(minutes=minutes)
+
+
+def requested_action(action: str) -> Action:
+    """Return a requested action; raise `InvalidRequestError` where there is none of that name."""
+    try:
+        return Action(action)
+    except ValueError:
+        raise InvalidRequestError(f"There is no action {action!r}; there are: {', '.join(Action)}.") from None
+
+
+def decide(suspect: Suspect, diagnosis: Diagnosis, look: Look, policy: Policy, action: Action, spent: int) -> Decision:
+    """Decide what is done to a diagnosed job whose budget has `spent` recoveries on it."""
+    if action is not Action.RETRY:
+        return _decision(suspect, diagnosis.reason, diagnosis.sentence, look, action)
+    if spent >= policy.max_recoveries:
+        window = say_duration(policy.recovery_window)
+        sentence = f"{diagnosis.sentence}; it was recovered {spent} times within {window} and got stuck again"
+        return _decision(suspect, Reason.POISON, sentence, look, Action.MARK_FAILED)
+    wait = backoff(suspect.job.id, spent, policy.retry_backoff)
+    return _decision(suspect, diagnosis.reason, diagnosis.sentence, look, action, wait)
+
+
+def backoff(job_id: JobId, spent: int, first: timedelta) -> timedelta:
+    """Return how long a retry waits: doubling, capped, and spread by the job's own id so that herds part."""
+    spread = 0.75 + zlib.crc32(f"{job_id}:{spent}".encode()) / 2**33
+    return min(first * (1 << min(spent, 16)), _LONGEST_BACKOFF) * spread
+
+
+def _decision(
+    suspect: Suspect,
+    reason: Reason,
+    sentence: str,
+    look: Look,
+    action: Action,
+    wait: timedelta = timedelta(0),
+) -> Decision:
+    age = look.taken_at - suspect.since
+    return Decision(suspect=suspect, action=action, reason=reason, sentence=sentence, age=age, wait=wait)

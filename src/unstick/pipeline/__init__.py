@@ -1,0 +1,1 @@
+"""The product: suspects → evidence → diagnosis → policy → recovery → report."""

@@ -1,0 +1,303 @@
+"""The contract's three answers, word for word; more keys may be added, none renamed, moved or dropped.
+
+Every face (AdminService, HTTP, command line) answers with these, so that none can drift from the others.
+"""
+
+from datetime import datetime, timedelta
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict  # pydantic reads TypedDicts only from here below Python 3.12
+
+from unstick.domain.diagnosis import Reason
+from unstick.domain.evidence import Evidence
+from unstick.domain.job import JobState
+from unstick.domain.recovery import Action, Outcome
+from unstick.pipeline.report import Finding, PlatformStats, StuckReport
+from unstick.pipeline.sweep import SweepReport
+from unstick.ports import Usage
+
+_MINUTE = timedelta(minutes=1)
+
+
+class EvidenceShape(TypedDict):
+    """One thing a witness saw."""
+
+    witness: str
+    holding: Literal["held", "released", "unknown"]
+    at: str | None
+
+
+class JobShape(TypedDict):
+    """A stuck job and why it is one."""
+
+    id: int | str
+    state: Literal["queued", "running"]
+    status: str
+    kind: str | None
+    queue: str | None
+    attempt: int | None
+    max_attempts: int | None
+    worker: str | None
+    enqueued_at: str | None
+    scheduled_at: str | None
+    started_at: str | None
+    heartbeat_at: str | None
+    stuck_since: str
+    age_seconds: float
+    reason: str
+    sentence: str
+    evidence: list[EvidenceShape]
+
+
+class StuckByState(TypedDict):
+    """Exact counts, as shape 1 names them."""
+
+    total: int
+    queued_stuck: int
+    running_stuck: int
+
+
+class Recommendations(TypedDict):
+    """Whether a cleanup is due."""
+
+    cleanup_needed: bool
+    message: str
+
+
+class StuckShape(TypedDict):
+    """Shape 1: what is stuck now. Counts are exact; each list holds at most `limit` jobs, oldest first."""
+
+    stuck_jobs: StuckByState
+    queued_jobs: list[JobShape]
+    running_jobs: list[JobShape]
+    threshold_minutes: int | float
+    monitored_at: str
+    recommendations: Recommendations
+    running_threshold_minutes: int | float
+    next_cursor: str | None
+
+
+class CountsByState(TypedDict):
+    """Exact counts, as shapes 2 and 3 name them."""
+
+    queued: int
+    running: int
+    total: int
+
+
+class CleanupShape(TypedDict):
+    """Shape 2: what a cleanup did. `would_clean` is there in a dry run, which changes nothing."""
+
+    action: Literal["mark_failed", "retry"]
+    cleaned_jobs: CountsByState
+    threshold_minutes: int | float
+    cleaned_at: str
+    message: str
+    running_threshold_minutes: int | float
+    dry_run: bool
+    outcomes: dict[str, int]
+    actions: dict[str, int]
+    poison: int
+    operation_id: int | None
+    would_clean: NotRequired[CountsByState]
+
+
+class UsageWindow(TypedDict):
+    """Which jobs the figures of `ai_usage` are over."""
+
+    jobs: int
+    basis: str
+    oldest_at: str | None
+    newest_at: str | None
+
+
+class AiUsage(TypedDict):
+    """Figures over the newest jobs, and what is stuck now (exact)."""
+
+    window: UsageWindow
+    jobs_by_state: dict[str, int]
+    success_rate: float | None
+    average_duration_seconds: float | None
+    longest_duration_seconds: float | None
+    tokens: int | None
+    cost: float | None
+    stuck_jobs: CountsByState
+
+
+class JobsBlock(TypedDict):
+    """The jobs that are not over, exactly."""
+
+    open_by_state: dict[str, int]
+    oldest_queued_seconds: float | None
+    oldest_running_seconds: float | None
+
+
+class RecoveriesBlock(TypedDict):
+    """Our own recoveries since the window began."""
+
+    since: str
+    by_outcome: dict[str, int]
+    by_action: dict[str, int]
+    by_reason: dict[str, int]
+
+
+class StatsShape(TypedDict):
+    """Shape 3: platform statistics."""
+
+    ai_usage: AiUsage
+    jobs: JobsBlock
+    recoveries: RecoveriesBlock
+    threshold_minutes: int | float
+    running_threshold_minutes: int | float
+    generated_at: str
+
+
+def stuck_shape(report: StuckReport) -> StuckShape:
+    """Render shape 1."""
+    total = report.counts.total
+    found = f"Found {total} stuck job(s). Consider running cleanup." if total else "No stuck jobs found."
+    return StuckShape(
+        stuck_jobs={"total": total, "queued_stuck": report.counts.queued, "running_stuck": report.counts.running},
+        queued_jobs=[job_shape(finding) for finding in report.queued],
+        running_jobs=[job_shape(finding) for finding in report.running],
+        threshold_minutes=minutes(report.look.queued_after),
+        monitored_at=report.look.taken_at.isoformat(),
+        recommendations={"cleanup_needed": total > 0, "message": found},
+        running_threshold_minutes=minutes(report.look.running_after),
+        next_cursor=report.next_cursor,
+    )
+
+
+def cleanup_shape(report: SweepReport) -> CleanupShape:
+    """Render shape 2."""
+    applied = _by_state(report)
+    shape = CleanupShape(
+        action=report.action.value,
+        cleaned_jobs=CountsByState(queued=0, running=0, total=0) if report.dry_run else applied,
+        threshold_minutes=minutes(report.look.queued_after),
+        cleaned_at=report.look.taken_at.isoformat(),
+        message=_cleanup_message(report, applied["total"]),
+        running_threshold_minutes=minutes(report.look.running_after),
+        dry_run=report.dry_run,
+        outcomes={} if report.dry_run else {o.value: report.tally.of(outcome=o) for o in Outcome},
+        actions={a.value: report.tally.of(action=a, outcome=Outcome.APPLIED) for a in Action},
+        poison=report.tally.of(reason=Reason.POISON, outcome=Outcome.APPLIED),
+        operation_id=report.operation_id,
+    )
+    if report.dry_run:
+        shape["would_clean"] = applied
+    return shape
+
+
+def stats_shape(stats: PlatformStats) -> StatsShape:
+    """Render shape 3."""
+    now = stats.look.taken_at
+    return StatsShape(
+        ai_usage=_ai_usage(stats),
+        jobs={
+            "open_by_state": {state.value: n for state, n in stats.open_jobs.by_state.items()},
+            "oldest_queued_seconds": _age(now, stats.open_jobs.queued_since),
+            "oldest_running_seconds": _age(now, stats.open_jobs.running_since),
+        },
+        recoveries={
+            "since": stats.recoveries.since.isoformat(),
+            "by_outcome": {outcome.value: n for outcome, n in stats.recoveries.by_outcome.items()},
+            "by_action": {action.value: n for action, n in stats.recoveries.by_action.items()},
+            "by_reason": dict(stats.recoveries.by_reason),
+        },
+        threshold_minutes=minutes(stats.look.queued_after),
+        running_threshold_minutes=minutes(stats.look.running_after),
+        generated_at=now.isoformat(),
+    )
+
+
+def job_shape(finding: Finding) -> JobShape:
+    """Render one stuck job."""
+    job = finding.suspect.job
+    return JobShape(
+        id=job.id,
+        state="queued" if job.state is JobState.QUEUED else "running",
+        status=job.status,
+        kind=job.kind,
+        queue=job.queue,
+        attempt=job.attempt,
+        max_attempts=job.max_attempts,
+        worker=job.worker,
+        enqueued_at=_iso(job.enqueued_at),
+        scheduled_at=_iso(job.scheduled_at),
+        started_at=_iso(job.started_at),
+        heartbeat_at=_iso(job.heartbeat_at),
+        stuck_since=finding.suspect.since.isoformat(),
+        age_seconds=round(finding.age.total_seconds(), 3),
+        reason=finding.diagnosis.reason.value,
+        sentence=finding.diagnosis.sentence,
+        evidence=[_evidence_shape(evidence) for evidence in finding.diagnosis.evidence],
+    )
+
+
+def minutes(duration: timedelta) -> int | float:
+    """Return a duration in minutes, a whole number where it is one."""
+    exact = duration / _MINUTE
+    return int(exact) if exact.is_integer() else round(exact, 3)
+
+
+def _ai_usage(stats: PlatformStats) -> AiUsage:
+    usage = stats.usage
+    stuck = stats.stuck
+    return AiUsage(
+        window={
+            "jobs": usage.window_jobs,
+            "basis": usage.window_basis,
+            "oldest_at": _iso(usage.oldest_at),
+            "newest_at": _iso(usage.newest_at),
+        },
+        jobs_by_state={state.value: n for state, n in usage.jobs_by_state.items()},
+        success_rate=_success_rate(usage),
+        average_duration_seconds=_seconds(usage.average_duration),
+        longest_duration_seconds=_seconds(usage.longest_duration),
+        tokens=usage.tokens,
+        cost=usage.cost,
+        stuck_jobs={"queued": stuck.queued, "running": stuck.running, "total": stuck.total},
+    )
+
+
+def _success_rate(usage: Usage) -> float | None:
+    """Succeeded out of those that succeeded or failed; cancelled ones say nothing."""
+    succeeded = usage.jobs_by_state.get(JobState.SUCCEEDED, 0)
+    ended = succeeded + usage.jobs_by_state.get(JobState.FAILED, 0)
+    return round(succeeded / ended, 4) if ended else None
+
+
+def _by_state(report: SweepReport) -> CountsByState:
+    queued = report.tally.of(state=JobState.QUEUED, outcome=Outcome.APPLIED)
+    running = report.tally.of(state=JobState.RUNNING, outcome=Outcome.APPLIED)
+    return CountsByState(queued=queued, running=running, total=queued + running)
+
+
+def _cleanup_message(report: SweepReport, applied: int) -> str:
+    if report.dry_run:
+        return f"Would clean up {applied} stuck job(s). Nothing was changed."
+    return f"Successfully cleaned up {applied} stuck job(s)." + _left_over(report)
+
+
+def _left_over(report: SweepReport) -> str:
+    lost = report.tally.of(outcome=Outcome.LOST_RACE)
+    failed = report.tally.of(outcome=Outcome.FAILED)
+    said = f" {lost} changed meanwhile and were left alone." if lost else ""
+    return said + (f" {failed} could not be changed; the recoveries of this operation say why." if failed else "")
+
+
+def _evidence_shape(evidence: Evidence) -> EvidenceShape:
+    return EvidenceShape(witness=evidence.witness, holding=evidence.holding.value, at=_iso(evidence.at))
+
+
+def _iso(instant: datetime | None) -> str | None:
+    return None if instant is None else instant.isoformat()
+
+
+def _seconds(duration: timedelta | None) -> float | None:
+    return None if duration is None else round(duration.total_seconds(), 3)
+
+
+def _age(now: datetime, since: datetime | None) -> float | None:
+    return None if since is None else round((now - since).total_seconds(), 3)

@@ -1,0 +1,123 @@
+"""What the pipeline needs from the world."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from unstick.domain.audit import AuditEntry
+from unstick.domain.job import JobId, JobState
+from unstick.domain.recovery import Action, Batch, BatchResult, Outcome
+from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a source can do; what it can't, it refuses."""
+
+    heartbeats: bool
+    attempts: bool
+    retry: bool
+    reads_beside_writes: bool
+    """The next page may be read while a batch is written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Figures over the newest jobs of a source; None where the source has no such column."""
+
+    window_jobs: int
+    """How many jobs the figures are over."""
+    window_basis: str
+    """How those jobs were chosen, in words."""
+    oldest_at: datetime | None
+    newest_at: datetime | None
+    jobs_by_state: Mapping[JobState, int]
+    average_duration: timedelta | None
+    longest_duration: timedelta | None
+    tokens: int | None
+    cost: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenJobs:
+    """The jobs that are not over, exactly."""
+
+    by_state: Mapping[JobState, int]
+    queued_since: datetime | None
+    """Since when the longest waiting queued job could have been claimed."""
+    running_since: datetime | None
+    """The oldest last sign of life of a running job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryCounts:
+    """Recoveries of one source within a window."""
+
+    since: datetime
+    by_outcome: Mapping[Outcome, int]
+    by_action: Mapping[Action, int]
+    """Applied ones only."""
+    by_reason: Mapping[str, int]
+    """Applied ones only."""
+
+
+class JobSource(Protocol):
+    """Jobs that somebody else's application owns.
+
+    Every method raises `SourceUnavailableError` where the system behind it doesn't answer.
+    """
+
+    @property
+    def name(self) -> str:
+        """The source's name in configuration, ledger and reports."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this source can do."""
+
+    async def clock(self) -> datetime:
+        """Return the source's own time, aware UTC: the only clock that judges its jobs."""
+
+    async def count_suspects(self, look: Look) -> StuckCounts:
+        """Count the suspects exactly."""
+
+    async def list_suspects(
+        self, look: Look, state: JobState, *, limit: int, after: Position | None
+    ) -> tuple[Suspect, ...]:
+        """Return at most `limit` suspects in a state, oldest sign of life first, after a position."""
+
+    def suspects(self, look: Look) -> AsyncIterator[Page]:
+        """Yield every suspect once, in bounded pages by ascending id."""
+
+    async def recover(self, batch: Batch) -> BatchResult:
+        """Carry out a batch by compare-and-set, with its records in the same transaction.
+
+        All of a batch's writes and records commit together or not at all. A row that the database refuses
+        is recorded as failed and doesn't stop the others.
+        """
+
+    async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None:
+        """Record rows that could not be understood as failed."""
+
+    async def open_jobs(self) -> OpenJobs:
+        """Count the jobs that are not over; the cost follows their number only."""
+
+    async def usage(self) -> Usage:
+        """Sum up the newest jobs, at most a fixed number of them."""
+
+
+class Ledger(Protocol):
+    """Unstick's own record."""
+
+    async def append(self, entry: AuditEntry) -> int:
+        """Write one entry of its own and return its id."""
+
+    async def count_read(self, entry: AuditEntry) -> None:
+        """Write a call that changed nothing; the same one by the same caller within a minute shares its row."""
+
+    async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:
+        """Return how many retries of each job were applied since then; a job that had none is left out."""
+
+    async def recoveries(self, source: str, window: timedelta) -> RecoveryCounts:
+        """Count the recoveries of a source within the window, by the ledger's clock."""

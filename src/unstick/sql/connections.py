@@ -1,0 +1,171 @@
+"""Where a source's transactions run: on an engine of our own, or on a session the host app lends."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from typing import Protocol
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
+
+from unstick.domain.errors import PendingChangesError, SourceUnavailableError
+from unstick.sql.dialects import Dialect, dialect_for
+from unstick.sql.engine import WRITES
+
+_WROTE = "unstick_wrote"
+
+
+class Connections(Protocol):
+    """Transactions on one database. Both contexts yield the database's clock beside the connection."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """The database's dialect."""
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The engine behind, which what is known of the database's tables is kept by."""
+
+    @property
+    def side_by_side(self) -> bool:
+        """Two transactions may be open at once."""
+
+    def reading(self) -> AbstractAsyncContextManager[tuple[AsyncConnection, datetime]]:
+        """Open a short read-only transaction."""
+
+    def writing(self) -> AbstractAsyncContextManager[tuple[AsyncConnection, datetime]]:
+        """Open a transaction that commits at the end, or rolls back whole where an error leaves it."""
+
+
+class EngineConnections:
+    """Transactions on an engine of our own."""
+
+    side_by_side = True
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self.engine = engine.sync_engine
+        self.dialect = dialect_for(engine.dialect)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[tuple[AsyncConnection, datetime]]:
+        """Open a short read-only transaction."""
+        async with reachable(self.engine), self._engine.connect() as connection:
+            yield connection, await self.dialect.enter(connection)
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[tuple[AsyncConnection, datetime]]:
+        """Open a transaction that commits at the end."""
+        async with reachable(self.engine), self._engine.connect() as connection:
+            await connection.execution_options(**{WRITES: True})
+            async with connection.begin():
+                yield connection, await self.dialect.enter(connection)
+
+
+class SessionConnections:
+    """Transactions on a host app's own session, one after another.
+
+    What the caller only read keeps its loaded objects. What the caller changed and did not commit is refused.
+    """
+
+    side_by_side = False
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+        bind = session.get_bind()
+        self.engine = bind if isinstance(bind, sa.Engine) else bind.engine
+        self.dialect = dialect_for(self.engine.dialect)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[tuple[AsyncConnection, datetime]]:
+        """Read within the caller's transaction, or one of our own where there is none."""
+        joined = self._session.in_transaction()
+        async with reachable(self.engine), self._borrowed() as connection:
+            yield connection, await self.dialect.enter(connection)
+        if not joined:
+            await self._end()
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[tuple[AsyncConnection, datetime]]:
+        """End the caller's read transaction, then work in one of our own and commit it."""
+        self._refuse_pending()
+        if self._session.in_transaction():
+            await self._end()
+        try:
+            async with reachable(self.engine), self._borrowed() as connection:
+                await self.dialect.take_write_lock(connection)
+                yield connection, await self.dialect.enter(connection)
+            await self._end()
+        except BaseException:
+            await self._session.rollback()
+            raise
+
+    @asynccontextmanager
+    async def _borrowed(self) -> AsyncIterator[AsyncConnection]:
+        connection = await self._session.connection()
+        restore = await self.dialect.borrow(connection)
+        try:
+            yield connection
+        finally:
+            await restore()
+
+    async def _end(self) -> None:
+        """Commit without expiring what the caller has loaded, which an async session couldn't load again by itself."""
+        session = self._session.sync_session
+        expires, session.expire_on_commit = session.expire_on_commit, False
+        try:
+            await self._session.commit()
+        finally:
+            session.expire_on_commit = expires
+
+    def _refuse_pending(self) -> None:
+        session = self._session.sync_session
+        modified = any(session.is_modified(instance) for instance in session.dirty)
+        if session.new or session.deleted or modified or session.info.get(_WROTE, False):
+            raise PendingChangesError(
+                "The session given to AdminService holds changes that are not committed, and a cleanup commits. "
+                "Commit or roll them back first, or give it a session of its own."
+            )
+
+
+@asynccontextmanager
+async def reachable(engine: sa.Engine) -> AsyncIterator[None]:
+    """Say which database doesn't answer, where that is what happened."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, OSError) as error:
+        if isinstance(error, DBAPIError) and not error.connection_invalidated and _was_connected(error):
+            raise
+        raise SourceUnavailableError(
+            f"The database {engine.url.render_as_string(hide_password=True)} doesn't answer: {_first_line(error)}"
+        ) from error
+
+
+def _was_connected(error: DBAPIError) -> bool:
+    """Tell whether a statement was under way: an error of connecting carries none."""
+    return error.statement is not None
+
+
+def _first_line(error: BaseException) -> str:
+    cause = getattr(error, "orig", None) or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+
+
+@event.listens_for(Session, "after_flush")
+def _flushed(session: Session, _context: object) -> None:
+    session.info[_WROTE] = True
+
+
+@event.listens_for(Session, "do_orm_execute")
+def _executed(state: ORMExecuteState) -> None:
+    if state.is_insert or state.is_update or state.is_delete:
+        state.session.info[_WROTE] = True
+
+
+@event.listens_for(Session, "after_transaction_end")
+def _ended(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.info.pop(_WROTE, None)

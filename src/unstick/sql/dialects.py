@@ -1,0 +1,304 @@
+"""What differs between the databases, in one place."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, tzinfo
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect as SqlDialect
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import TypeEngine
+
+from unstick.domain.errors import ConfigurationError
+from unstick.sql.times import AwareTime, NaiveTime, TextTime, TimeForm
+
+STATEMENT_TIMEOUT_MS = 30_000
+LOCK_TIMEOUT_MS = 5_000
+
+Restore = Callable[[], Awaitable[object]]
+Seen = Mapping[str, TypeEngine[Any]]
+"""The names and types of the rows a batch hands to the database."""
+
+
+class Dialect(ABC):
+    """One database's way of doing what every source needs."""
+
+    name: ClassVar[str]
+    batch_size: ClassVar[int]
+    """Jobs a statement: large enough that round trips don't count, small enough that the host's writers don't wait."""
+    one_statement: ClassVar[bool] = False
+    """A batch is locked, changed and recorded in one statement."""
+
+    def __init__(self, compiled_for: SqlDialect) -> None:
+        self.sql = compiled_for
+
+    @abstractmethod
+    async def enter(self, connection: AsyncConnection) -> datetime:
+        """Bound what this transaction may cost the host, and return the database's clock."""
+
+    @abstractmethod
+    def time_form(self, column: sa.Column[Any], zone: tzinfo) -> TimeForm | None:
+        """Return how a column stores instants, or None where it doesn't."""
+
+    @abstractmethod
+    def rows(self, seen: Seen) -> sa.TextualSelect:
+        """Return a select that yields the rows bound as JSON to `:seen`, under these names and types."""
+
+    @abstractmethod
+    def json_object(self, values: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[str]:
+        """Return an expression for a JSON object as text."""
+
+    @abstractmethod
+    def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
+        """Return the seconds from one time column to another."""
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Sequence[object]], seen: Seen) -> list[Any]:
+        """Arrange rows as this database reads them from JSON."""
+
+    @abstractmethod
+    def refuses_row(self, error: DBAPIError) -> bool:
+        """Tell whether a single row's content caused an error: a constraint, a trigger, a value too long."""
+
+    async def borrow(self, connection: AsyncConnection) -> Restore:
+        """Set a host's own connection up for our work, and return what puts it back."""
+        del connection
+        return _nothing_to_restore
+
+    async def take_write_lock(self, connection: AsyncConnection) -> None:
+        """Take a database-wide write lock before the first read, where the database has only such a lock."""
+        del connection
+
+    def is_transient(self, error: DBAPIError) -> bool:
+        """Tell whether the same transaction may well succeed if it is tried again."""
+        del error
+        return False
+
+    def type_name(self, type_: TypeEngine[Any]) -> str:
+        """Return a type's name in SQL."""
+        return self.sql.type_compiler_instance.process(type_)
+
+
+class PostgresDialect(Dialect):
+    """PostgreSQL: one statement a batch."""
+
+    name = "postgresql"
+    batch_size = 5_000
+    one_statement = True
+
+    _ROW_CLASSES = ("22", "23", "44", "P0", "45")
+    """SQLSTATE classes a single row can cause: data, constraints, check options, RAISE, and user-defined ones."""
+    _TRANSIENT = ("40001", "40P01")
+
+    async def enter(self, connection: AsyncConnection) -> datetime:
+        """Set both timeouts for this transaction only, and read the clock in the same round trip."""
+        row = (await connection.execute(_POSTGRES_ENTER)).one()
+        return AwareTime().read(row[0]) or _no_clock()
+
+    def time_form(self, column: sa.Column[Any], zone: tzinfo) -> TimeForm | None:
+        """Return the form by the column's own type."""
+        if not isinstance(column.type, sa.DateTime):
+            return None
+        return AwareTime() if column.type.timezone else NaiveTime(zone)
+
+    def rows(self, seen: Seen) -> sa.TextualSelect:
+        """Expand JSON objects by name."""
+        definitions = ", ".join(f'"{name}" {self.type_name(type_)}' for name, type_ in seen.items())
+        # Names and types are ours and the mapping's, never a request's.
+        return _textual(f"SELECT * FROM json_to_recordset(CAST(:seen AS json)) AS s({definitions})", seen)
+
+    def json_object(self, values: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[str]:
+        """Build the object."""
+        return sa.cast(sa.func.json_build_object(*_pairs(values)), sa.Text)
+
+    def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
+        """Subtract."""
+        return sa.cast(sa.extract("epoch", end - start), sa.Double)
+
+    def encode(self, rows: Sequence[Sequence[object]], seen: Seen) -> list[Any]:
+        """Name each value."""
+        names = list(seen)
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def refuses_row(self, error: DBAPIError) -> bool:
+        """Judge by SQLSTATE."""
+        code = _sqlstate(error)
+        return code[:2] in self._ROW_CLASSES or (len(code) == _SQLSTATE_LENGTH and code[0] not in "0123456789FHPX")
+
+    def is_transient(self, error: DBAPIError) -> bool:
+        """Serialization failures and deadlocks."""
+        return _sqlstate(error) in self._TRANSIENT
+
+
+class MysqlDialect(Dialect):
+    """MariaDB 10.6 and later, and what MySQL 8 shares with it."""
+
+    name = "mysql"
+    batch_size = 1_000
+
+    _NOT_A_ROWS_FAULT = frozenset({
+        1040, 1044, 1045, 1053, 1054, 1064, 1102, 1142, 1143, 1146, 1158, 1159, 1160, 1161, 1180, 1192, 1205, 1213,
+        1227, 1267, 1290, 1317, 1412, 1792, 1969, 2006, 2013, 2014, 2055, 3024,
+    })  # fmt: skip
+    """Access, unknown names, syntax, timeouts, deadlocks, lost connections: no single row causes these."""
+
+    async def borrow(self, connection: AsyncConnection) -> Restore:
+        """Read TIMESTAMP columns as UTC while we work."""
+        zone = (await connection.execute(sa.text("SELECT @@session.time_zone"))).scalar_one()
+        await connection.execute(_MYSQL_ZONE, {"zone": "+00:00"})
+
+        async def restore() -> object:
+            return await connection.execute(_MYSQL_ZONE, {"zone": zone})
+
+        return restore
+
+    async def enter(self, connection: AsyncConnection) -> datetime:
+        """Read the clock; the timeouts were set when the connection was."""
+        raw = (await connection.execute(sa.text("SELECT UTC_TIMESTAMP(6)"))).scalar_one()
+        return NaiveTime(UTC).read(raw) or _no_clock()
+
+    def time_form(self, column: sa.Column[Any], zone: tzinfo) -> TimeForm | None:
+        """TIMESTAMP is an instant that our sessions read as UTC; DATETIME means what the mapping says."""
+        if isinstance(column.type, sa.TIMESTAMP):
+            return NaiveTime(UTC)
+        return NaiveTime(zone) if isinstance(column.type, sa.DateTime) else None
+
+    def rows(self, seen: Seen) -> sa.TextualSelect:
+        """Expand JSON arrays by position."""
+        definitions = ", ".join(
+            f"`{name}` {self._row_type(type_)} PATH '$[{i}]'" for i, (name, type_) in enumerate(seen.items())
+        )
+        return _textual(f"SELECT * FROM JSON_TABLE(:seen, '$[*]' COLUMNS ({definitions})) AS s", seen)
+
+    def _row_type(self, type_: TypeEngine[Any]) -> str:
+        if isinstance(type_, sa.DateTime):
+            return "DATETIME(6)"
+        if isinstance(type_, sa.Integer):
+            return "BIGINT"
+        if isinstance(type_, sa.Numeric):
+            return self.type_name(type_)
+        return "TEXT" if isinstance(type_, sa.Text) else "VARCHAR(1024)"
+
+    def json_object(self, values: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[str]:
+        """Build the object."""
+        return sa.func.json_object(*_pairs(values), type_=sa.Text)
+
+    def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
+        """Subtract."""
+        microseconds = sa.func.timestampdiff(sa.text("MICROSECOND"), start, end)
+        return sa.type_coerce(sa.cast(microseconds, sa.Double) / sa.literal(1e6, sa.Double), sa.Double)
+
+    def encode(self, rows: Sequence[Sequence[object]], seen: Seen) -> list[Any]:
+        """Keep the order of the names."""
+        del seen
+        return list(rows)
+
+    def refuses_row(self, error: DBAPIError) -> bool:
+        """Judge by error number: SIGNAL and CHECK arrive as operational errors here."""
+        return isinstance(error, IntegrityError | DataError) or _errno(error) not in self._NOT_A_ROWS_FAULT
+
+    def is_transient(self, error: DBAPIError) -> bool:
+        """Deadlocks, and MariaDB's record-changed-since-last-read."""
+        return _errno(error) in {1020, 1213}
+
+
+class SqliteDialect(Dialect):
+    """SQLite 3.38 and later."""
+
+    name = "sqlite"
+    batch_size = 1_000
+
+    async def take_write_lock(self, connection: AsyncConnection) -> None:
+        """Write nothing, as the first statement: a read first would make the later write fail as too old (K7)."""
+        await connection.execute(sa.text("UPDATE unstick_audit SET repeats = repeats WHERE 1 = 0"))
+
+    async def enter(self, connection: AsyncConnection) -> datetime:
+        """Read the clock, which is the machine's, as the database tells it."""
+        raw = (await connection.execute(sa.text("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')"))).scalar_one()
+        return TextTime(NaiveTime(UTC)).read(raw) or _no_clock()
+
+    def time_form(self, column: sa.Column[Any], zone: tzinfo) -> TimeForm | None:
+        """Any column that isn't declared a number may hold text times."""
+        if isinstance(column.type, sa.Integer | sa.Float | sa.Boolean | sa.LargeBinary):
+            return None
+        return TextTime(NaiveTime(zone))
+
+    def rows(self, seen: Seen) -> sa.TextualSelect:
+        """Expand JSON arrays by position."""
+        fields = ", ".join(f"json_extract(value, '$[{i}]') AS \"{name}\"" for i, name in enumerate(seen))
+        return _textual(f"SELECT {fields} FROM json_each(:seen)", seen)
+
+    def json_object(self, values: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[str]:
+        """Build the object."""
+        return sa.func.json_object(*_pairs(values), type_=sa.Text)
+
+    def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
+        """Subtract."""
+        return (sa.func.julianday(end) - sa.func.julianday(start)) * sa.literal(86_400.0, sa.Double)
+
+    def encode(self, rows: Sequence[Sequence[object]], seen: Seen) -> list[Any]:
+        """Keep the order of the names."""
+        del seen
+        return list(rows)
+
+    def refuses_row(self, error: DBAPIError) -> bool:
+        """Constraints and RAISE(ABORT) are both integrity errors here."""
+        return isinstance(error, IntegrityError)
+
+
+_SQLSTATE_LENGTH = 5
+_DIALECTS: tuple[type[Dialect], ...] = (PostgresDialect, MysqlDialect, SqliteDialect)
+_MYSQL_ZONE = sa.text("SET time_zone = :zone")
+_POSTGRES_ENTER = sa.text(
+    "SELECT statement_timestamp(),"
+    f" set_config('statement_timeout', '{STATEMENT_TIMEOUT_MS}', true),"
+    f" set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true)"
+)
+
+
+def dialect_for(compiled_for: SqlDialect) -> Dialect:
+    """Return our side of a SQLAlchemy dialect.
+
+    Raises:
+        ConfigurationError: the database isn't supported.
+    """
+    for known in _DIALECTS:
+        if known.name == ("mysql" if compiled_for.name == "mariadb" else compiled_for.name):
+            return known(compiled_for)
+    raise ConfigurationError(f"{compiled_for.name} isn't supported; SQLite, PostgreSQL and MariaDB/MySQL are.")
+
+
+def _textual(statement: str, seen: Seen) -> sa.TextualSelect:
+    return sa.text(statement).columns(*(sa.column(name, type_) for name, type_ in seen.items()))
+
+
+def _pairs(values: Mapping[str, sa.ColumnElement[Any]]) -> list[Any]:
+    return [part for name, value in values.items() for part in (sa.literal_column(f"'{_quoted(name)}'"), value)]
+
+
+def _quoted(name: str) -> str:
+    return name.replace("'", "''").replace("\\", "\\\\").replace(":", "\\:").replace("%", "%%")
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    """Return the SQLSTATE, which psycopg has on its errors and asyncpg on the one beneath its adapter's."""
+    for candidate in (error.orig, getattr(error.orig, "__cause__", None)):
+        code = getattr(candidate, "sqlstate", None)
+        if isinstance(code, str):
+            return code
+    return ""
+
+
+def _errno(error: DBAPIError) -> int:
+    arguments = getattr(error.orig, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else 0
+
+
+async def _nothing_to_restore() -> None:
+    """Leave the connection as it is."""
+
+
+def _no_clock() -> datetime:
+    raise ConfigurationError("The database didn't tell its time.")

@@ -1,0 +1,115 @@
+"""Engines from plain URLs, set up so that no update is lost and nobody is blocked for long."""
+
+import asyncio
+from typing import Any
+
+from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from unstick.domain.errors import ConfigurationError
+
+WRITES = "unstick_writes"
+"""The execution option of a connection that is going to write."""
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "mysql": "mysql+asyncmy",
+    "mariadb": "mysql+asyncmy",
+}
+_EXTRAS = {"psycopg": "postgres", "asyncpg": "postgres", "asyncmy": "mysql", "aiomysql": "mysql"}
+_BUSY_TIMEOUT_MS = 5_000
+
+
+def async_url(url: str) -> URL:
+    """Return the URL with the driver Unstick uses where it names none.
+
+    Raises:
+        ConfigurationError: it isn't a database URL.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigurationError(
+            "The database URL can't be read; it looks like postgresql://user:password@host/database."
+        ) from None
+    return parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
+
+
+def open_engine(url: str) -> AsyncEngine:
+    """Open an engine; no connection is made yet.
+
+    Raises:
+        ConfigurationError: the URL can't be read, its database isn't known or its driver isn't installed.
+    """
+    parsed = async_url(url)
+    try:
+        engine = create_async_engine(parsed, pool_pre_ping=True, **_options(parsed))
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise ConfigurationError(_missing_driver(parsed)) from error
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine)
+    elif engine.dialect.name == "mysql":
+        _prepare_mysql(engine)
+    elif engine.dialect.name != "postgresql":
+        raise ConfigurationError(f"{engine.dialect.name} isn't supported; SQLite, PostgreSQL and MariaDB/MySQL are.")
+    return engine
+
+
+def _options(url: URL) -> dict[str, Any]:
+    match url.get_driver_name():
+        case "psycopg":
+            # A transaction-pooling pgbouncer hands each transaction another connection: nothing may be prepared.
+            return {"connect_args": {"prepare_threshold": None, "application_name": "unstick"}}
+        case "asyncpg":
+            return {"connect_args": {"server_settings": {"application_name": "unstick"}}}
+        case _:
+            return {}
+
+
+def _missing_driver(url: URL) -> str:
+    extra = _EXTRAS.get(url.drivername.partition("+")[2])
+    if extra is None:
+        return f"There is no driver for {url.drivername}://; use sqlite://, postgresql:// or mysql://."
+    return f"The driver for {url.drivername}:// isn't installed. Install it with: pip install 'unstick[{extra}]'"
+
+
+def _prepare_sqlite(engine: AsyncEngine) -> None:
+    """Take the write lock when a writing transaction begins, not at its first write.
+
+    The driver's default mode begins transactions late and deferred: two that read and then write lose an
+    update in silence, or fail at once with SQLITE_BUSY_SNAPSHOT, which no busy timeout waits for.
+    """
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _connect(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's adapter is untyped
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get(WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _prepare_mysql(engine: AsyncEngine) -> None:
+    """Read TIMESTAMP columns as UTC, whatever time zone the server speaks by default."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _connect(connection: Any, _record: object) -> None:  # noqa: ANN401
+        cursor = connection.cursor()
+        cursor.execute("SET time_zone = '+00:00'")
+        cursor.close()
+
+
+async def use_write_ahead_log(engine: AsyncEngine) -> None:
+    """Let readers and the writer of a SQLite file work side by side; the file remembers it."""
+    async with engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        if raw.driver_connection is None:
+            raise ConfigurationError("The SQLite connection closed while it was being set up.")
+        await asyncio.shield(raw.driver_connection.execute("PRAGMA journal_mode = WAL"))

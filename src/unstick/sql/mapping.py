@@ -1,0 +1,354 @@
+"""Which column of a jobs table means what, and what its words are.
+
+`JobTable` is what a person declares; `MappedTable` is that declaration held against the real table.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import sqlalchemy as sa
+
+from unstick.config import ColumnKey, SourceSettings, StateValue
+from unstick.domain.errors import ConfigurationError
+from unstick.domain.job import JobState
+from unstick.sql.dialects import Dialect
+from unstick.sql.inspection import table_facts
+from unstick.sql.proposal import Doubt, propose
+from unstick.sql.times import TimeForm
+
+TIME_KEYS: tuple[ColumnKey, ...] = ("enqueued_at", "scheduled_at", "started_at", "heartbeat_at", "completed_at")
+FENCE_KEYS: tuple[ColumnKey, ...] = (
+    "state", "attempt", "token", "worker", "started_at", "heartbeat_at", "scheduled_at", "enqueued_at", "progress",
+)  # fmt: skip
+"""What a write must find as the look saw it, where the table has it."""
+
+_EXACT_TYPES = (sa.Integer, sa.String, sa.Uuid, sa.Numeric, sa.DateTime, sa.Boolean)
+"""Types whose values come back equal after a trip through JSON."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JobTable:
+    """A jobs table as declared: names and words only, nothing read from a database yet.
+
+    Args:
+        name: the table's name.
+        columns: Unstick's column keys and the table's own names; `id`, `state` and one time are required.
+        states: Unstick's states and the table's own words; where one is written, the first.
+        schema: the schema, where it isn't the connection's default.
+        timezone: what naive times in it mean, as an IANA name.
+    """
+
+    name: str
+    columns: Mapping[ColumnKey, str]
+    states: Mapping[JobState, tuple[StateValue, ...]]
+    schema: str | None = None
+    timezone: str = "UTC"
+
+    @classmethod
+    def from_model(
+        cls,
+        model: type[Any],
+        *,
+        columns: Mapping[ColumnKey, str | None] | None = None,
+        states: Mapping[str, StateValue | tuple[StateValue, ...]] | None = None,
+        timezone: str | None = None,
+    ) -> Self:
+        """Declare a SQLAlchemy model's table; what isn't told is guessed from its names.
+
+        Args:
+            model: a mapped class.
+            columns: what the guess can't know or gets wrong; None says that the table has no such column.
+            states: the model's words by Unstick's states, each one or several.
+            timezone: what its naive times mean; UTC where nothing is said.
+
+        Raises:
+            ConfigurationError: the guess is in doubt; the message says what to pass.
+        """
+        told = {JobState(state): _several(words) for state, words in (states or {}).items()}
+        table = sa.inspect(model).local_table
+        proposal = propose(table_facts(table), columns=columns, states=told)
+        doubts = [doubt.message for doubt in proposal.doubts if not _goes_without_saying(doubt)]
+        if doubts:
+            raise ConfigurationError(f"The mapping of {model.__name__} is in doubt. {' '.join(doubts)}")
+        return cls(
+            name=table.name,
+            schema=table.schema,
+            columns=proposal.columns,
+            states=proposal.states,
+            timezone=timezone or "UTC",
+        )
+
+    @classmethod
+    def from_settings(cls, settings: SourceSettings) -> Self:
+        """Declare what a `[sources.…]` section says; Unstick's own jobs table where it names none."""
+        if settings.table is None:
+            return cls(name=_OWN_NAME, columns=_OWN_COLUMNS, states=_OWN_STATES)
+        schema, _, name = settings.table.rpartition(".")
+        return cls(
+            name=name,
+            schema=schema or None,
+            columns=settings.columns,
+            states=settings.states,
+            timezone=settings.timezone,
+        )
+
+    @property
+    def full_name(self) -> str:
+        """The name with its schema."""
+        return f"{self.schema}.{self.name}" if self.schema else self.name
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MappedTable:
+    """A declared table held against the real one: typed columns, and what each can be asked."""
+
+    declared: JobTable
+    table: sa.Table
+    dialect: Dialect
+    times: Mapping[ColumnKey, TimeForm]
+
+    def has(self, key: ColumnKey) -> bool:
+        """Tell whether the table has such a column."""
+        return key in self.declared.columns
+
+    def column(self, key: ColumnKey) -> sa.Column[Any]:
+        """Return the real column of a key that the table has."""
+        return self.table.c[self.declared.columns[key]]
+
+    def columns(self, keys: Iterable[ColumnKey]) -> dict[ColumnKey, sa.Column[Any]]:
+        """Return the real columns of those keys that the table has."""
+        return {key: self.column(key) for key in keys if self.has(key)}
+
+    def words(self, *states: JobState) -> list[StateValue]:
+        """Return the table's own words for these states."""
+        return [word for state in states for word in self.declared.states.get(state, ())]
+
+    def word(self, state: JobState) -> StateValue:
+        """Return the word written for a state; raise ConfigurationError where the mapping has none."""
+        try:
+            return self.declared.states[state][0]
+        except (KeyError, IndexError):
+            raise ConfigurationError(
+                f"The mapping of {self.declared.full_name} has no word for {state.value!r}, so it can't be written; "
+                f"name it under `states`."
+            ) from None
+
+    def nullable(self, key: ColumnKey) -> bool:
+        """Tell whether a column can be emptied."""
+        return bool(self.column(key).nullable)
+
+    def state_of(self, word: object) -> JobState | None:
+        """Return Unstick's state for the table's own word, None where nobody mapped it.
+
+        Blanks at the end and letter case don't count: some databases hold them equal when they compare.
+        """
+        return self._states_by_word.get(str(word).rstrip().casefold())
+
+    @cached_property
+    def _states_by_word(self) -> Mapping[str, JobState]:
+        return {str(word).casefold(): state for state, words in self.declared.states.items() for word in words}
+
+    @cached_property
+    def fence(self) -> Mapping[ColumnKey, sa.Column[Any]]:
+        """The columns a write is conditional on."""
+        found = self.columns(FENCE_KEYS)
+        return {key: column for key, column in found.items() if _is_exact(key, column)}
+
+    @cached_property
+    def judges(self) -> frozenset[JobState]:
+        """The states in which this table's jobs can be judged by age."""
+        queued = {"started_at", "enqueued_at", "scheduled_at"} & set(self.declared.columns)
+        running = {"started_at", "heartbeat_at"} & set(self.declared.columns)
+        judged = {JobState.QUEUED: queued, JobState.RUNNING: running}
+        return frozenset(state for state, by in judged.items() if by and self.words(state))
+
+    @cached_property
+    def error_length(self) -> int | None:
+        """How many characters the error column takes, None where it doesn't say."""
+        type_ = self.column("error").type if self.has("error") else None
+        return type_.length if isinstance(type_, sa.String) else None
+
+    @cached_property
+    def newest_first(self) -> tuple[sa.Column[Any], str]:
+        """The column whose index gives a bounded number of recent jobs, and how to say so."""
+        key = self.column("id")
+        if isinstance(key.type, sa.Integer):
+            return key, f"newest by {key.name}"
+        indexed = {index.columns[0].name for index in self.table.indexes if len(index.columns)}
+        for time_key in ("enqueued_at", "started_at", "completed_at"):
+            if self.has(time_key) and self.column(time_key).name in indexed:
+                return self.column(time_key), f"newest by {self.column(time_key).name}"
+        return key, f"a sample by {key.name}: no index tells which jobs are the newest"
+
+
+_OWN_NAME = "jobs"
+_OWN_COLUMNS: Mapping[ColumnKey, str] = {
+    "id": "id",
+    "state": "status",
+    "kind": "job_type",
+    "queue": "queue",
+    "enqueued_at": "created_at",
+    "scheduled_at": "scheduled_at",
+    "started_at": "started_at",
+    "heartbeat_at": "updated_at",
+    "completed_at": "completed_at",
+    "success": "success",
+    "error": "error_message",
+    "attempt": "attempt",
+    "max_attempts": "max_attempts",
+    "worker": "worker",
+    "token": "token",
+    "progress": "progress",
+    "payload": "payload",
+}
+_OWN_STATES: Mapping[JobState, tuple[StateValue, ...]] = {
+    JobState.QUEUED: ("queued",),
+    JobState.RUNNING: ("running",),
+    JobState.SUCCEEDED: ("completed",),
+    JobState.FAILED: ("failed",),
+    JobState.SCHEDULED: ("scheduled",),
+    JobState.CANCELLED: ("cancelled",),
+}
+
+
+def _several(words: StateValue | tuple[StateValue, ...]) -> tuple[StateValue, ...]:
+    return words if isinstance(words, tuple) else (words,)
+
+
+def _goes_without_saying(doubt: Doubt) -> bool:
+    """Tell whether the documented default settles a doubt: naive times are UTC, `updated_at` is a sign of life."""
+    return doubt.severity == "warning" and doubt.key in _SETTLED
+
+
+_SETTLED = {"timezone", "heartbeat_at", "states", "states.queued", "states.running", "states.succeeded"}
+
+
+def map_table(declared: JobTable, table: sa.Table, dialect: Dialect) -> MappedTable:
+    """Hold a declaration against the real table.
+
+    Raises:
+        ConfigurationError: a column isn't there or can't mean what the mapping says.
+    """
+    _check_columns(declared, table)
+    zone = _zone(declared)
+    times = {key: _time_form(declared, table, dialect, key, zone) for key in TIME_KEYS if key in declared.columns}
+    mapped = MappedTable(declared=_typed_words(declared, table), table=table, dialect=dialect, times=times)
+    _check_key(mapped)
+    _check_words(mapped)
+    _check_success(mapped)
+    _check_judged(mapped)
+    return mapped
+
+
+def _check_columns(declared: JobTable, table: sa.Table) -> None:
+    for key in ("id", "state"):
+        if key not in declared.columns:
+            raise ConfigurationError(f"The mapping of {declared.full_name} names no column for {key!r}.")
+    for key, name in declared.columns.items():
+        if name not in table.c:
+            there = ", ".join(table.c.keys())
+            raise ConfigurationError(
+                f"Table {declared.full_name} has no column {name!r}, which the mapping names for {key!r}. "
+                f"It has: {there}."
+            )
+
+
+def _zone(declared: JobTable) -> ZoneInfo:
+    try:
+        return ZoneInfo(declared.timezone)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise ConfigurationError(
+            f"The mapping of {declared.full_name} says timezone {declared.timezone!r}, which is no IANA name such as "
+            f"'UTC' or 'Europe/Berlin'."
+        ) from None
+
+
+def _time_form(declared: JobTable, table: sa.Table, dialect: Dialect, key: ColumnKey, zone: ZoneInfo) -> TimeForm:
+    column = table.c[declared.columns[key]]
+    form = dialect.time_form(column, zone)
+    if form is None:
+        raise ConfigurationError(
+            f"Column {column.name!r} of {declared.full_name} is {dialect.type_name(column.type)}, not a date and time, "
+            f"so it can't be {key!r}."
+        )
+    return form
+
+
+def _typed_words(declared: JobTable, table: sa.Table) -> JobTable:
+    """Give words from a file or the environment the type of a numeric state column."""
+    if not isinstance(table.c[declared.columns["state"]].type, sa.Integer):
+        return declared
+    try:
+        states = {state: tuple(int(word) for word in words) for state, words in declared.states.items()}
+    except ValueError:
+        raise ConfigurationError(
+            f"The states of {declared.full_name} are numbers, but the mapping names words for them."
+        ) from None
+    return JobTable(
+        name=declared.name,
+        columns=declared.columns,
+        states=states,
+        schema=declared.schema,
+        timezone=declared.timezone,
+    )
+
+
+def _check_key(mapped: MappedTable) -> None:
+    key = mapped.column("id")
+    if not isinstance(key.type, sa.Integer | sa.String | sa.Uuid):
+        raise ConfigurationError(
+            f"Column {key.name!r} of {mapped.declared.full_name} is {mapped.dialect.type_name(key.type)}; "
+            f"an id must be an integer, text or UUID."
+        )
+    unique = [set(index.columns.keys()) for index in mapped.table.indexes if index.unique]
+    unique += [set(c.columns.keys()) for c in mapped.table.constraints if isinstance(c, sa.UniqueConstraint)]
+    primary = set(mapped.table.primary_key.columns.keys())
+    if {key.name} not in [primary, *unique]:
+        raise ConfigurationError(
+            f"Column {key.name!r} of {mapped.declared.full_name} is neither the primary key nor unique by itself, so a "
+            f"write could hit another job; map `id` to one that is."
+        )
+
+
+def _check_words(mapped: MappedTable) -> None:
+    taken: dict[str, JobState] = {}
+    for state, words in mapped.declared.states.items():
+        for word in words:
+            other = taken.setdefault(str(word).casefold(), state)
+            if other is not state:
+                raise ConfigurationError(
+                    f"The mapping of {mapped.declared.full_name} gives {word!r} two meanings: {other} and {state}."
+                )
+    known = getattr(mapped.column("state").type, "enums", None)
+    unknown = [word for words in mapped.declared.states.values() for word in words if known and word not in known]
+    if unknown:
+        raise ConfigurationError(
+            f"Column {mapped.column('state').name!r} of {mapped.declared.full_name} can't hold {unknown[0]!r}; "
+            f"it takes {', '.join(known or ())}."
+        )
+
+
+def _check_success(mapped: MappedTable) -> None:
+    if mapped.has("success") and not isinstance(mapped.column("success").type, sa.Boolean | sa.Integer):
+        column = mapped.column("success")
+        raise ConfigurationError(
+            f"Column {column.name!r} of {mapped.declared.full_name} is {mapped.dialect.type_name(column.type)}; "
+            f"`success` must be a boolean or an integer."
+        )
+
+
+def _check_judged(mapped: MappedTable) -> None:
+    if not mapped.judges:
+        raise ConfigurationError(
+            f"The mapping of {mapped.declared.full_name} lets no job be judged: it needs the words for queued or "
+            f"running jobs under `states`, and `enqueued_at`, `started_at` or `heartbeat_at` under `columns`."
+        )
+
+
+def _is_exact(key: ColumnKey, column: sa.Column[Any]) -> bool:
+    if key in TIME_KEYS:
+        return True
+    return isinstance(column.type, _EXACT_TYPES) and not isinstance(column.type, sa.Float | sa.Double)

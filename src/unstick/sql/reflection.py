@@ -1,0 +1,46 @@
+"""What a database really has: its jobs table's columns, types and keys, read once an engine."""
+
+import difflib
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy.exc import NoSuchTableError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from unstick.domain.errors import ConfigurationError
+from unstick.sql.connections import Connections
+from unstick.sql.mapping import JobTable, MappedTable, map_table
+
+_known: WeakKeyDictionary[sa.Engine, WeakKeyDictionary[JobTable, MappedTable]] = WeakKeyDictionary()
+
+
+async def mapped_table(connections: Connections, connection: AsyncConnection, declared: JobTable) -> MappedTable:
+    """Hold a declaration against the database's real table; what was read once is kept with the engine.
+
+    Raises:
+        ConfigurationError: the table isn't there, or the mapping doesn't fit it.
+    """
+    known = _known.setdefault(connections.engine, WeakKeyDictionary())
+    if declared not in known:
+        table = await connection.run_sync(_reflect, declared)
+        known[declared] = map_table(declared, table, connections.dialect)
+    return known[declared]
+
+
+def _reflect(connection: sa.Connection, declared: JobTable) -> sa.Table:
+    try:
+        return sa.Table(
+            declared.name, sa.MetaData(), schema=declared.schema, autoload_with=connection, resolve_fks=False
+        )
+    except NoSuchTableError:
+        there = sa.inspect(connection).get_table_names(declared.schema)
+        raise ConfigurationError(_no_table(connection.engine, declared, there)) from None
+
+
+def _no_table(engine: sa.Engine, declared: JobTable, there: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(declared.name, there, n=1)
+    hint = (
+        f"did you mean {nearest[0]!r}?" if nearest else f"it has: {', '.join(sorted(there)[:10]) or 'no table at all'}."
+    )
+    return f"There is no table {declared.full_name!r} in {engine.url.render_as_string(hide_password=True)}; {hint}"

@@ -1,0 +1,154 @@
+"""The guarded write: a batch is locked, compared, changed and recorded in one transaction.
+
+A row the database refuses (a constraint, a trigger, a value too long) rolls back to a savepoint; the batch is
+then split until that row stands alone, is recorded as failed with what the database said, and the others go on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from unstick.domain.diagnosis import suspected_reason
+from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Outcome
+from unstick.domain.suspect import Unreadable
+from unstick.sql import statements, tables
+from unstick.sql.mapping import MappedTable
+
+_LOST_RACE = "it changed after it was looked at, or somebody held its row; it was left alone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescue:
+    """One batch on one open transaction."""
+
+    connection: AsyncConnection
+    mapped: MappedTable
+    source: str
+    batch: Batch
+    now: datetime
+
+    async def carry_out(self) -> BatchResult:
+        """Write the whole batch and its records; the caller commits."""
+        decisions = self.batch.decisions
+        applied, refused = await self._attempt(decisions)
+        lost = [d for d in decisions if str(d.suspect.job.id) not in applied and str(d.suspect.job.id) not in refused]
+        await self._record(lost, Outcome.LOST_RACE, {})
+        await self._record([d for d in decisions if str(d.suspect.job.id) in refused], Outcome.FAILED, refused)
+        ids = {str(d.suspect.job.id): d.suspect.job.id for d in decisions}
+        return BatchResult(
+            applied=frozenset(ids[job_id] for job_id in applied),
+            refused={ids[job_id]: problem for job_id, problem in refused.items()},
+        )
+
+    async def _attempt(self, decisions: Sequence[Decision]) -> tuple[set[str], dict[str, str]]:
+        """Return the ids changed, and those refused with what the database said."""
+        try:
+            async with self.connection.begin_nested():
+                return await self._write(decisions), {}
+        except DBAPIError as error:
+            if error.connection_invalidated or not self.mapped.dialect.refuses_row(error):
+                raise
+            if len(decisions) == 1:
+                return set(), {str(decisions[0].suspect.job.id): said_by_database(error)}
+        middle = len(decisions) // 2
+        applied, refused = await self._attempt(decisions[:middle])
+        more_applied, more_refused = await self._attempt(decisions[middle:])
+        return applied | more_applied, refused | more_refused
+
+    async def _write(self, decisions: Sequence[Decision]) -> set[str]:
+        if self.mapped.dialect.one_statement:
+            statement = statements.recover_in_one(self.mapped, self.batch.action)
+            return set((await self.connection.execute(statement, self._values(decisions))).scalars())
+        return await self._write_in_steps(decisions)
+
+    async def _write_in_steps(self, decisions: Sequence[Decision]) -> set[str]:
+        lock = statements.lock_unchanged(self.mapped)
+        locked = set((await self.connection.execute(lock, self._values(decisions))).scalars())
+        if not locked:
+            return locked
+        values = self._values([d for d in decisions if str(d.suspect.job.id) in locked])
+        await self.connection.execute(statements.record_locked(self.mapped, self.batch.action), values)
+        changed = await self.connection.execute(statements.change_locked(self.mapped, self.batch.action), values)
+        if changed.rowcount != len(locked):
+            raise RuntimeError(f"{len(locked)} rows were locked, but {changed.rowcount} changed")
+        return locked
+
+    def _values(self, decisions: Sequence[Decision]) -> statements.Values:
+        rows = [statements.seen_row(self.mapped, d, self._detail(d), self._due(d)) for d in decisions]
+        return (
+            statements.look_values(self.mapped, self.batch.look)
+            | statements.at_values(self.mapped, self.now)
+            | self._record_values()
+            | {"seen": statements.seen_json(self.mapped, rows)}
+        )
+
+    def _record_values(self) -> statements.Values:
+        return {
+            "operation_id": self.batch.operation_id,
+            "source": self.source,
+            "action": self.batch.action.value,
+            "recorded_at": self.now,
+        }
+
+    def _detail(self, decision: Decision) -> str:
+        if self.batch.action is Action.MARK_FAILED:
+            return decision.error_message(self.mapped.error_length)
+        return decision.sentence
+
+    def _due(self, decision: Decision) -> object:
+        if not self.mapped.has("scheduled_at") or self.batch.action is not Action.RETRY:
+            return None
+        return self.mapped.times["scheduled_at"].write(self.now + decision.wait)
+
+    async def _record(self, decisions: Sequence[Decision], outcome: Outcome, said: dict[str, str]) -> None:
+        """Record decisions that changed nothing."""
+        if not decisions:
+            return
+        common: dict[str, Any] = {
+            "operation_id": self.batch.operation_id,
+            "source": self.source,
+            "action": self.batch.action.value,
+            "outcome": outcome.value,
+            "at": self.now,
+        }
+        rows = [
+            common
+            | {
+                "job_id": str(decision.suspect.job.id),
+                "state": decision.suspect.job.state.value,
+                "reason": decision.reason.value,
+                "detail": said.get(str(decision.suspect.job.id), _LOST_RACE),
+            }
+            for decision in decisions
+        ]
+        await self.connection.execute(sa.insert(tables.recoveries), rows)
+
+
+def unreadable_records(
+    rows: Sequence[Unreadable], action: Action, *, source: str, operation_id: int, now: datetime
+) -> list[dict[str, Any]]:
+    """Return the records of rows that nobody could decide on."""
+    return [
+        {
+            "operation_id": operation_id,
+            "source": source,
+            "job_id": str(row.job_id),
+            "state": row.state.value,
+            "action": action.value,
+            "reason": suspected_reason(row.state).value,
+            "outcome": Outcome.FAILED.value,
+            "detail": row.problem,
+            "at": now,
+        }
+        for row in rows
+    ]
+
+
+def said_by_database(error: DBAPIError) -> str:
+    """Return the database's own first line about an error."""
+    return (str(error.orig).strip() or type(error.orig).__name__).splitlines()[0]

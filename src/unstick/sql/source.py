@@ -1,0 +1,248 @@
+"""A jobs table as a source of suspects, and the guarded writes that recover them.
+
+Guarantee: reads are short, bounded and without locks; a write finds the row as the look saw it or leaves it.
+Known weakness: a job's words for its states are compared as the database compares them; two words that differ
+only in letter case are one.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from unstick.domain.errors import InvalidRequestError, SourceUnavailableError
+from unstick.domain.job import JobState
+from unstick.domain.recovery import Action, Batch, BatchResult
+from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable
+from unstick.ports import Capabilities, OpenJobs, Usage
+from unstick.sql import statements, tables
+from unstick.sql.connections import Connections
+from unstick.sql.mapping import JobTable, MappedTable
+from unstick.sql.reading import Row, SuspectReader, by_state, plain_id
+from unstick.sql.reflection import mapped_table
+from unstick.sql.rescue import Rescue, said_by_database, unreadable_records
+
+_TRIES = 3
+
+
+class SqlSource:
+    """Jobs in a SQL table, with the ledger in the same database."""
+
+    def __init__(self, name: str, declared: JobTable, connections: Connections) -> None:
+        self.name = name
+        self._declared = declared
+        self._connections = connections
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the mapping lets this source do."""
+        has = self._declared.columns
+        waits = {"scheduled_at", "started_at", "enqueued_at"} & set(has)
+        return Capabilities(
+            heartbeats="heartbeat_at" in has,
+            attempts="attempt" in has,
+            retry=bool(waits) and JobState.QUEUED in self._declared.states,
+            reads_beside_writes=self._connections.side_by_side,
+        )
+
+    async def clock(self) -> datetime:
+        """Return the database's time; the mapping is held against the table here first."""
+        async with self._reading() as (_, _, now):
+            return now
+
+    async def count_suspects(self, look: Look) -> StuckCounts:
+        """Count by the table's own word, in one statement."""
+        async with self._reading() as (connection, mapped, _):
+            rows = await connection.execute(statements.count_suspects(mapped), statements.look_values(mapped, look))
+            found = by_state(mapped, rows)
+        return StuckCounts(queued=found.get(JobState.QUEUED, 0), running=found.get(JobState.RUNNING, 0))
+
+    async def list_suspects(
+        self, look: Look, state: JobState, *, limit: int, after: Position | None
+    ) -> tuple[Suspect, ...]:
+        """Read a state's suspects, oldest first; a row that can't be read is left to a sweep to report."""
+        async with self._reading() as (connection, mapped, _):
+            if state not in mapped.judges:
+                return ()
+            statement = statements.oldest_suspects(mapped, state, after=after is not None)
+            values = statements.look_values(mapped, look) | {"page_size": limit} | _position(mapped, state, after)
+            rows = (await connection.execute(statement, values)).all()
+        reader = SuspectReader(mapped)
+        return tuple(suspect for row in rows if isinstance(suspect := reader.read(row), Suspect))
+
+    async def suspects(self, look: Look) -> AsyncIterator[Page]:
+        """Yield suspects in keyset pages by id; none is read before it is asked for."""
+        after: object = None
+        size = self._connections.dialect.batch_size
+        while True:
+            page, last = await self._page(look, after, size)
+            if page.suspects or page.unreadable:
+                yield page
+            if last is None:
+                return
+            after = last
+
+    async def recover(self, batch: Batch) -> BatchResult:
+        """Carry out a batch in one transaction; a deadlock or serialization failure is tried again, three times."""
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return await self._recover_once(batch)
+            except DBAPIError as error:
+                if not tries_left or not self._connections.dialect.is_transient(error):
+                    raise SourceUnavailableError(said_by_database(error)) from error
+        raise AssertionError("unreachable")
+
+    async def _recover_once(self, batch: Batch) -> BatchResult:
+        async with self._connections.writing() as (connection, now):
+            mapped = await mapped_table(self._connections, connection, self._declared)
+            rescue = Rescue(connection=connection, mapped=mapped, source=self.name, batch=batch, now=now)
+            return await rescue.carry_out()
+
+    async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None:
+        """Record rows that can't be read as failed, so that somebody looks at them."""
+        async with self._connections.writing() as (connection, now):
+            records = unreadable_records(rows, action, source=self.name, operation_id=operation_id, now=now)
+            await connection.execute(sa.insert(tables.recoveries), records)
+
+    async def open_jobs(self) -> OpenJobs:
+        """Count what is not over; with a partial index on it, the cost follows that number only."""
+        async with self._reading() as (connection, mapped, _):
+            rows = (await connection.execute(statements.open_jobs(mapped))).all()
+        return OpenJobs(
+            by_state=by_state(mapped, rows),
+            queued_since=_oldest(mapped, JobState.QUEUED, rows, place=2),
+            running_since=_oldest(mapped, JobState.RUNNING, rows, place=3),
+        )
+
+    async def usage(self) -> Usage:
+        """Sum up the newest jobs."""
+        async with self._reading() as (connection, mapped, _):
+            rows = (await connection.execute(statements.usage(mapped))).all()
+        return _usage(mapped, rows)
+
+    async def _page(self, look: Look, after: object, size: int) -> tuple[Page, object]:
+        """Return a page and the key to go on after, None at the end.
+
+        One row that the driver can't even fetch (a year 12000, broken text) fails the whole fetch: the page is
+        then read in halves until that row stands alone.
+        """
+        try:
+            return await self._fetch(look, after, size)
+        except (DBAPIError, ValueError, OverflowError) as error:
+            if not _is_rows_fault(self._connections, error):
+                raise
+            if size == 1:
+                return await self._unfetchable(look, after, error)
+        first, last = await self._page(look, after, size // 2)
+        if last is None:
+            return first, None
+        second, last = await self._page(look, last, size - size // 2)
+        return Page(suspects=first.suspects + second.suspects, unreadable=first.unreadable + second.unreadable), last
+
+    async def _fetch(self, look: Look, after: object, size: int) -> tuple[Page, object]:
+        async with self._reading() as (connection, mapped, _):
+            statement = statements.suspects_page(mapped, after=after is not None)
+            values = _page_values(mapped, look, after, size)
+            rows = (await connection.execute(statement, values)).all()
+        reader = SuspectReader(mapped)
+        read = [reader.read(row) for row in rows]
+        page = Page(
+            suspects=tuple(each for each in read if isinstance(each, Suspect)),
+            unreadable=tuple(each for each in read if isinstance(each, Unreadable)),
+        )
+        return page, rows[-1][0] if len(rows) == size else None
+
+    async def _unfetchable(self, look: Look, after: object, error: Exception) -> tuple[Page, object]:
+        async with self._reading() as (connection, mapped, _):
+            statement = statements.suspect_id(mapped, after=after is not None)
+            row = (await connection.execute(statement, _page_values(mapped, look, after, 1))).first()
+        if row is None:
+            return Page(suspects=()), None
+        state = mapped.state_of(row[1]) or JobState.RUNNING
+        broken = Unreadable(
+            job_id=plain_id(row[0]), state=state, problem=f"its row can't be fetched: {_first_line(error)}"
+        )
+        return Page(suspects=(), unreadable=(broken,)), row[0]
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[tuple[AsyncConnection, MappedTable, datetime]]:
+        async with self._connections.reading() as (connection, now):
+            yield connection, await mapped_table(self._connections, connection, self._declared), now
+
+
+def _page_values(mapped: MappedTable, look: Look, after: object, size: int) -> statements.Values:
+    values = statements.look_values(mapped, look) | {"page_size": size}
+    return values if after is None else values | {"after": after}
+
+
+def _position(mapped: MappedTable, state: JobState, after: Position | None) -> statements.Values:
+    try:
+        return statements.position_values(mapped, state, after)
+    except ValueError as error:
+        raise InvalidRequestError("cursor is not one this service gave out; leave it out to start anew.") from error
+
+
+def _is_rows_fault(connections: Connections, error: Exception) -> bool:
+    if not isinstance(error, DBAPIError):
+        return True
+    undecodable = "decode" in str(error.orig).lower()
+    return not error.connection_invalidated and (undecodable or connections.dialect.refuses_row(error))
+
+
+def _first_line(error: Exception) -> str:
+    return said_by_database(error) if isinstance(error, DBAPIError) else str(error)
+
+
+def _oldest(mapped: MappedTable, state: JobState, rows: Sequence[Row], place: int) -> datetime | None:
+    if state not in mapped.judges:
+        return None
+    form = mapped.times[statements.since_key(mapped, state)]
+    found = [form.read(row[place]) for row in rows if mapped.state_of(row[0]) is state]
+    return min((since for since in found if since is not None), default=None)
+
+
+def _usage(mapped: MappedTable, rows: Sequence[Row]) -> Usage:
+    """Merge figures by the table's own word; durations are those of jobs that succeeded."""
+    succeeded = [row for row in rows if mapped.state_of(row[0]) is JobState.SUCCEEDED]
+    average, longest = _durations([(row[2], row[3], row[4]) for row in succeeded])
+    oldest, newest = _span(mapped, rows)
+    tokens = _total([row[5] for row in rows])
+    return Usage(
+        window_jobs=sum(row[1] for row in rows),
+        window_basis=f"at most {statements.USAGE_JOBS} jobs, {mapped.newest_first[1]}",
+        oldest_at=oldest,
+        newest_at=newest,
+        jobs_by_state=by_state(mapped, rows),
+        average_duration=average,
+        longest_duration=longest,
+        tokens=None if tokens is None else round(tokens),
+        cost=_total([row[6] for row in rows]),
+    )
+
+
+def _durations(figures: Sequence[tuple[Any, Any, Any]]) -> tuple[timedelta | None, timedelta | None]:
+    known = [(int(number), float(mean), float(longest)) for number, mean, longest in figures if number]
+    if not known:
+        return None, None
+    total = sum(number for number, _, _ in known)
+    mean = sum(number * each for number, each, _ in known) / total
+    return timedelta(seconds=mean), timedelta(seconds=max(longest for _, _, longest in known))
+
+
+def _total(figures: Sequence[Any]) -> float | None:
+    known = [float(each) for each in figures if each is not None]
+    return sum(known) if known else None
+
+
+def _span(mapped: MappedTable, rows: Sequence[Row]) -> tuple[datetime | None, datetime | None]:
+    key = statements.span_key(mapped)
+    if key is None:
+        return None, None
+    read = mapped.times[key].read
+    oldest = [at for row in rows if (at := read(row[7])) is not None]
+    newest = [at for row in rows if (at := read(row[8])) is not None]
+    return min(oldest, default=None), max(newest, default=None)

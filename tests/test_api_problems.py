@@ -1,0 +1,135 @@
+"""Every error is an RFC 9457 problem that says what happened, and tells nothing of our insides."""
+
+import logging
+
+import pytest
+
+from tests.api_support import (
+    AUTH,
+    CALLS,
+    CLEANUP,
+    SECRET,
+    STUCK,
+    World,
+    assert_problem,
+    client,
+    opened_by_failing,
+    service,
+)
+from unstick.api.auth import jwt_principal
+from unstick.api.factory import create_app
+from unstick.api.problems import problem_of
+from unstick.api.router import admin_router
+from unstick.domain.access import Role
+from unstick.domain.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    LedgerMissingError,
+    PendingChangesError,
+    RecoveryStoppedError,
+    SourceUnavailableError,
+    UnstickError,
+)
+from unstick.domain.job import JobState
+
+KNOWN = [
+    (SourceUnavailableError("The database of source 'main' does not answer."), 503),
+    (ConfigurationError("Column `state` is not in table jobs."), 503),
+    (LedgerMissingError("Run `unstick db upgrade`."), 503),
+    (PendingChangesError("The session holds changes."), 409),
+    (InvalidRequestError("limit must be from 1 to 1000."), 422),
+    (UnstickError("Something of ours."), 500),
+]
+
+
+@pytest.mark.parametrize(("error", "status"), KNOWN, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("call", CALLS)
+async def test_an_error_of_ours_is_told_in_its_own_sentence(call: str, error: Exception, status: int) -> None:
+    world = World()
+    world.source.failure = error
+    async with client(service(world), Role.ADMIN) as caller:
+        problem = assert_problem(await caller.request(*CALLS[call]), status)
+    assert str(error) in problem["detail"]
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_an_unexpected_error_is_logged_whole_and_told_in_general(
+    call: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    world.source.failure = RuntimeError("password=hunter2")
+    async with client(service(world), Role.ADMIN) as caller:
+        answer = await caller.request(*CALLS[call])
+    assert_problem(answer, 500)
+    assert "hunter2" not in answer.text
+    logged = [record for record in caplog.records if record.name == "unstick" and record.levelno == logging.ERROR]
+    assert [str(record.exc_info[1]) for record in logged if record.exc_info] == ["password=hunter2"]
+
+
+@pytest.mark.parametrize(("cause", "status"), [(SourceUnavailableError("gone"), 503), (UnstickError("odd"), 500)])
+async def test_a_stopped_cleanup_tells_how_many_stay_recovered(cause: Exception, status: int) -> None:
+    world = World()
+    world.source.failure, world.source.fail_at = cause, 1
+    async with client(service(world), Role.OPERATOR) as caller:
+        problem = assert_problem(await caller.post(CLEANUP), status)
+    assert problem["recovered"] == 2
+    assert "2 job(s)" in problem["detail"]
+    assert list(world.states().values()).count(JobState.FAILED) == 2
+
+
+async def test_a_cleanup_stopped_by_an_unexpected_error_tells_the_number_and_no_more() -> None:
+    world = World()
+    world.source.failure, world.source.fail_at = RuntimeError("password=hunter2"), 1
+    async with client(service(world), Role.OPERATOR) as caller:
+        answer = await caller.post(CLEANUP)
+    problem = assert_problem(answer, 500)
+    assert problem["recovered"] == 2
+    assert "hunter2" not in answer.text
+
+
+def test_a_stop_without_a_cause_speaks_for_itself() -> None:
+    problem = problem_of(RecoveryStoppedError("Stopped.", recovered=0))
+    assert (problem.status, problem.detail, problem.members) == (500, "Stopped.", {"recovered": 0})
+
+
+async def test_a_422_never_echoes_what_was_sent() -> None:
+    async with client(service(World()), Role.ADMIN) as caller:
+        answer = await caller.get(f"{STUCK}?threshold_minutes=hunter2&limit=hunter2&password=hunter2")
+    problem = assert_problem(answer, 422)
+    assert "hunter2" not in answer.text
+    assert [error["loc"][1] for error in problem["errors"]] == ["threshold_minutes", "limit", "password"]
+
+
+async def test_a_flood_of_unknown_parameters_is_answered_briefly() -> None:
+    async with client(service(World()), Role.ADMIN) as caller:
+        for word in ("p{n}", "same"):
+            answer = await caller.get(STUCK + "?" + "&".join(word.format(n=n) for n in range(5000)))
+            assert_problem(answer, 422)
+            assert len(answer.content) < 5000
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("GET", STUCK + "/", 404), ("DELETE", STUCK, 405), ("GET", CLEANUP, 405)],
+)
+async def test_a_wrong_address_or_method_is_a_problem_too(method: str, path: str, status: int) -> None:
+    async with client(service(World()), Role.ADMIN) as caller:
+        answer = await caller.request(method, path)
+    assert_problem(answer, status)
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+async def test_a_source_that_cant_be_opened_is_503_with_its_sentence_for_those_let_in() -> None:
+    error = SourceUnavailableError("The database of source 'main' does not answer.")
+    app = create_app(watched={"main": opened_by_failing(error)}, principal=jwt_principal(SECRET, AUTH))
+    async with client(app, Role.ADMIN) as caller:
+        for call in CALLS.values():
+            assert str(error) in assert_problem(await caller.request(*call), 503)["detail"]
+    async with client(app) as caller:
+        for call in CALLS.values():
+            assert str(error) not in assert_problem(await caller.request(*call), 503)["detail"]
+
+
+def test_a_service_without_a_source_is_told_before_it_starts() -> None:
+    with pytest.raises(ConfigurationError, match="no source"):
+        admin_router(watched={}, principal=jwt_principal(SECRET, AUTH))
