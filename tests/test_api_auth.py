@@ -141,6 +141,13 @@ async def test_any_other_role_is_a_valid_token_that_opens_nothing(role: object) 
     assert {row.actor for row in world.ledger.rows} == {"ada"}
 
 
+async def test_a_foreign_role_is_recorded_no_longer_than_the_ledger_keeps_it() -> None:
+    world = World()
+    async with client(service(world)) as caller:
+        await caller.get(STATS, headers=bearer(signed(role="r" * 500)))
+    assert world.ledger.rows[0].role == "r" * 32
+
+
 @pytest.mark.parametrize(
     "changed",
     [{}, {"aud": "unstick"}, {"aud": ["x", "unstick"]}, {"iss": "unstick"}, {"iat": datetime(2999, 1, 1, tzinfo=UTC)}],

@@ -1,21 +1,34 @@
 """Settings from `unstick.toml` and `UNSTICK_*`; a wrong one is told in one sentence.
 
 An environment variable overrides the one key it names: `UNSTICK_SOURCES__MAIN__URL` is `url` under
-`[sources.main]`. The file is `unstick.toml` in the working directory, or the one `UNSTICK_CONFIG` names.
+`[sources.main]`. Tables and lists may be given as JSON. The file is `unstick.toml` in the working directory, or
+the one `UNSTICK_CONFIG` names.
 """
 
 import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal, get_args
+from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    Strict,
+    ValidationError,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.job import JobState
@@ -31,21 +44,46 @@ ColumnKey = Literal[
     "success", "error", "attempt", "max_attempts", "worker", "token", "progress", "payload", "tokens", "cost",
 ]  # fmt: skip
 
+_FILE_VARIABLE = "UNSTICK_CONFIG"
+_PREFIX = "UNSTICK_"
+_NESTED = "__"
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_LONGEST = timedelta(days=365)
 
 
 def parse_duration(said: object) -> timedelta:
     """Read `90s`, `5m`, `2h` or `3d`; any other text or number is a ValueError."""
     if isinstance(said, timedelta):
         return said
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", said) if isinstance(said, str) else None
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([smhd])", said) if isinstance(said, str) else None
     if match is None:
-        raise ValueError("a duration is a number and a unit, such as 90s, 5m, 2h or 3d")
+        raise ValueError("must be a number and a unit, such as 90s, 5m, 2h or 3d")
     return timedelta(**{_UNITS[match[2]]: float(match[1])})
 
 
-Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
-StateValue = str | int
+def _duration_in_range(duration: timedelta) -> timedelta:
+    if not timedelta(0) < duration <= _LONGEST:
+        raise ValueError(f"must be more than nothing and at most {_LONGEST.days}d")
+    return duration
+
+
+def _source_name(name: str) -> str:
+    if re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name) is None:
+        raise ValueError("must be a name of at most 63 lower-case letters, digits and _, beginning with a letter")
+    return name
+
+
+def _time_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (LookupError, ValueError, OSError):
+        raise ValueError("must be an IANA time zone, such as UTC or Europe/Berlin") from None
+    return name
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_duration_in_range)]
+Name = Annotated[str, Field(min_length=1)]
+StateValue = Annotated[str, Strict()] | Annotated[int, Strict()]
 
 
 class _Section(BaseModel):
@@ -56,11 +94,11 @@ class SourceSettings(_Section):
     """One jobs table: where it is, and which of its columns and words mean what."""
 
     url: SecretStr = SecretStr(EMBEDDED_URL)
-    table: str | None = None
+    table: Name | None = None
     """The table's name, with its schema where it needs one (`billing.jobs`); None is Unstick's own jobs table."""
-    columns: dict[ColumnKey, str] = Field(default_factory=dict)
+    columns: dict[ColumnKey, Name] = Field(default_factory=dict)
     states: dict[JobState, tuple[StateValue, ...]] = Field(default_factory=dict)
-    timezone: str = "UTC"
+    timezone: Annotated[str, AfterValidator(_time_zone)] = "UTC"
     """What naive times in the table mean, as an IANA name."""
 
     @field_validator("states", mode="before")
@@ -94,20 +132,17 @@ class AuthSettings(_Section):
 
 
 class Settings(BaseSettings):
-    """Everything that can be configured."""
+    """Everything that can be configured; the environment goes before the arguments, which are the file's."""
 
     model_config = SettingsConfigDict(
-        env_prefix="UNSTICK_",
-        env_nested_delimiter="__",
-        extra="forbid",
-        frozen=True,
-        nested_model_default_partial_update=True,
+        env_prefix=_PREFIX, env_nested_delimiter=_NESTED, extra="forbid", frozen=True, hide_input_in_errors=True
     )
-    toml_file: ClassVar[Path | None] = None
 
     secret_key: SecretStr | None = None
     """Signs and checks bearer tokens (HS256); at least 32 bytes."""
-    sources: dict[str, SourceSettings] = Field(default_factory=lambda: {"main": SourceSettings()}, min_length=1)
+    sources: dict[Annotated[str, AfterValidator(_source_name)], SourceSettings] = Field(
+        default_factory=lambda: {"main": SourceSettings()}, min_length=1
+    )
     policy: PolicySettings = PolicySettings()
     auth: AuthSettings = AuthSettings()
 
@@ -120,16 +155,146 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take arguments before the environment, and the environment before the file."""
-        del dotenv_settings, file_secret_settings
-        toml = TomlConfigSettingsSource(settings_cls, toml_file=cls.toml_file)
-        return init_settings, env_settings, toml
+        """Take the environment before the file."""
+        del env_settings, dotenv_settings, file_secret_settings
+        return _Environment(settings_cls), init_settings
+
+
+class _Environment(EnvSettingsSource):
+    """`UNSTICK_*`; what its parent overlooks, a misspelt name or broken JSON, is left for validation to refuse."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        # In this order a table given as JSON never wipes out the single keys given beside it.
+        self.env_vars = dict(sorted(self.env_vars.items()))
+
+    def __call__(self) -> dict[str, Any]:
+        return {**dict.fromkeys(self._overlooked()), **super().__call__()}
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:  # noqa: ANN401
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+    def _overlooked(self) -> Iterator[str]:
+        for variable in self.env_vars:
+            name = variable.upper()
+            if not name.startswith(_PREFIX) or name == _FILE_VARIABLE:
+                continue
+            key = name.removeprefix(_PREFIX).lower()
+            section, nested, _ = key.partition(_NESTED)
+            field = self.settings_cls.model_fields.get(section)
+            if field is None or (nested and not self.field_is_complex(field)):
+                yield key
 
 
 def load_settings(file: Path | None = None) -> Settings:
     """Read the settings.
 
+    Args:
+        file: what to read instead of `UNSTICK_CONFIG` or `unstick.toml`.
+
     Raises:
         ConfigurationError: the file isn't there or isn't TOML, or a setting is unknown or wrong.
     """
-    raise NotImplementedError
+    path = settings_file(file)
+    said = {} if path is None else _read(path)
+    try:
+        return Settings(**said)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    raise ConfigurationError(_sentence(first, path))
+
+
+def settings_file(file: Path | None = None) -> Path | None:
+    """Return the file that settings are read from: the one named, else `unstick.toml` where there is one."""
+    named = file or os.environ.get(_FILE_VARIABLE)
+    if named:
+        return Path(named)
+    default = Path(DEFAULT_FILE)
+    return default if default.exists() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no configuration file {path}.") from None
+    except OSError as error:
+        raise ConfigurationError(f"The configuration file {path} can't be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ConfigurationError(f"The configuration file {path} is no TOML: {error}.") from None
+
+
+# What is said of a wrong setting. Its value is never part of it: it may be a secret.
+
+_SECTIONS: Mapping[str, type[_Section]] = {"sources": SourceSettings, "policy": PolicySettings, "auth": AuthSettings}
+_KEY = "[key]"
+_DEEPEST = 4
+"""`sources`, a source, `columns` or `states`, a key: what pydantic adds below names its own types."""
+
+_VERDICTS = {
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "tuple_type": "must be a word or a list of words",
+}
+
+
+def _sentence(error: ErrorDetails, file: Path | None) -> str:
+    path = tuple(str(step) for step in error["loc"] if step != _KEY)[:_DEEPEST]
+    variable = _variable_saying(path)
+    exact = variable == _variable(path)
+    place = variable if exact else f"{variable or file}: `{_place(path)}`"
+    if error["type"] == "extra_forbidden" or (error["loc"][-1] == _KEY and len(path) == _DEEPEST):
+        return f"{place} is no setting; {_instead(path, exact)}"
+    return f"{place} {_verdict(error)}."
+
+
+def _verdict(error: ErrorDetails) -> str:
+    said = _VERDICTS.get(error["type"], error["msg"]).removeprefix("Value error, ")
+    return re.sub("^(Input|String|Dictionary) should ", "must ", said)
+
+
+def _instead(path: Sequence[str], is_variable: bool) -> str:
+    known = list(_known(path))
+    near = difflib.get_close_matches(path[-1], known, n=1)
+    if not near:
+        return f"there are: {', '.join(known)}."
+    return f"did you mean `{_variable((*path[:-1], near[0])) if is_variable else near[0]}`?"
+
+
+def _known(path: Sequence[str]) -> Iterable[str]:
+    match path:
+        case [_]:
+            return Settings.model_fields
+        case [_, _, "columns", _]:
+            return get_args(ColumnKey)
+        case [_, _, "states", _]:
+            return list(JobState)
+        case _:
+            return _SECTIONS[path[0]].model_fields
+
+
+def _place(path: Sequence[str]) -> str:
+    """Say where a setting stands as the file would: `[sources.main] columns.state`."""
+    tables = (2 if path[0] == "sources" else 1) if path[0] in _SECTIONS else 0
+    heading = f"[{'.'.join(path[:tables])}]" if tables else ""
+    return f"{heading} {'.'.join(path[tables:])}".strip()
+
+
+def _variable(path: Sequence[str]) -> str:
+    return _PREFIX + _NESTED.join(path).upper()
+
+
+def _variable_saying(path: Sequence[str]) -> str | None:
+    """Return the environment variable that says this, or None where the file does."""
+    said: object = _Environment(Settings)()
+    for step in path:
+        if not isinstance(said, Mapping) or step not in said:
+            return None
+        said = said[step]
+    given = {name.upper() for name in os.environ}
+    names = (_variable(path[:length]) for length in range(len(path), 0, -1))
+    return next((name for name in names if name in given), None)

@@ -15,6 +15,7 @@ from unstick.domain.errors import ConfigurationError
 from unstick.pipeline.watched import Watched
 
 _ANONYMOUS = "anonymous"
+_LONGEST_ROLE = 32
 _SCOPE_KEY = "unstick.call"
 
 
@@ -67,7 +68,7 @@ class Call:
         """Keep who asks, so far as it is known."""
         if actor is not None:
             self._actor = said(actor)
-            self._role = None if role is None else said(role)
+            self._role = None if role is None else said(role, _LONGEST_ROLE)
 
     def open(self, source: str | None) -> AbstractAsyncContextManager[Watched]:
         """Open the source the caller named."""

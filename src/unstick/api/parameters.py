@@ -7,12 +7,10 @@ from typing import Annotated
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
 
+from unstick.domain.policy import MAX_THRESHOLD_MINUTES
 from unstick.domain.recovery import Action
 from unstick.pipeline.report import MAX_LIMIT
-
-LONGEST_THRESHOLD_MINUTES = 525_600
 
 _LONGEST_WORD = 2000
 _EMPTY_BODIES = (b"", b"{}", b"null")
@@ -22,21 +20,21 @@ def _whole_number(most: int) -> tuple[BeforeValidator, WithJsonSchema]:
     def parse(sent: object) -> int:
         number = int(sent) if isinstance(sent, str) and re.fullmatch("[0-9]{1,9}", sent) else 0
         if not 1 <= number <= most:
-            raise PydanticCustomError("whole_number", "must be a whole number from 1 to {most}", {"most": most})
+            raise ValueError(f"must be a whole number from 1 to {most}")
         return number
 
     return BeforeValidator(parse), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": most})
 
 
 def _true_or_false(sent: object) -> bool:
-    word = sent.lower() if isinstance(sent, str) else sent
-    if word not in ("true", "false", True, False):
-        raise PydanticCustomError("true_or_false", "must be true or false")
-    return word in ("true", True)
+    word = str(sent).lower()
+    if word not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return word == "true"
 
 
 # None stands for a parameter that was left out; nobody can send it, so OpenAPI doesn't offer it.
-ThresholdMinutes = Annotated[int | None, *_whole_number(LONGEST_THRESHOLD_MINUTES)]
+ThresholdMinutes = Annotated[int | None, *_whole_number(MAX_THRESHOLD_MINUTES)]
 Limit = Annotated[int, *_whole_number(MAX_LIMIT)]
 ActionWord = Annotated[Action | None, WithJsonSchema({"type": "string", "enum": list(Action)})]
 Word = Annotated[

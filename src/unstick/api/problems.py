@@ -120,8 +120,9 @@ def _invalid(errors: Sequence[Mapping[str, object]]) -> Problem:
 def _field_error(found: Mapping[str, Any]) -> dict[str, object]:
     """Keep where and what; the input stays out, for it may be a secret in the wrong place."""
     loc = [part if isinstance(part, int) else said(part) for part in found["loc"]]
-    unknown = found.get("type") == "extra_forbidden"
-    return {"loc": loc, "msg": "is not a parameter of this call" if unknown else str(found["msg"])}
+    if found.get("type") == "extra_forbidden":
+        return {"loc": loc, "msg": "is not a parameter of this call"}
+    return {"loc": loc, "msg": str(found["msg"]).removeprefix("Value error, ")}
 
 
 def _sentence(found: Mapping[str, Any]) -> str:

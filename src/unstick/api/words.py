@@ -6,9 +6,9 @@ _LONGEST = 200
 _MOST = 20
 
 
-def said(word: object) -> str:
+def said(word: object, longest: int = _LONGEST) -> str:
     """Return a caller's word as it may be recorded and shown: bounded, and without what a database refuses."""
-    text = str(word)[:_LONGEST].encode("utf-8", "replace").decode()
+    text = str(word)[:longest].encode("utf-8", "replace").decode()
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 

@@ -51,7 +51,7 @@ class Scene:
 
 
 @contextmanager
-def scene(console: Console, watch: Watch, port_base: int | None) -> Iterator[Scene]:
+def set_up(console: Console, watch: Watch, port_base: int | None) -> Iterator[Scene]:
     """Start both programs and wait until they answer; at the end stop them and remove what they wrote."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="unstick-demo-", ignore_cleanup_errors=True)))

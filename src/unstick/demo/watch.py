@@ -17,7 +17,10 @@ class NotYetError(Exception):
 
 
 class NotSeenError(Exception):
-    """What was to be seen wasn't, and the demo can't go on; the message says which stage and what was seen instead."""
+    """A stage that was to be seen wasn't, and the demo can't go on."""
+
+    def __init__(self, stage: str, instead: str) -> None:
+        super().__init__(f"Not seen: {stage}. Instead: {instead}.")
 
 
 class Watch:
@@ -50,8 +53,15 @@ class Watch:
                 return look()
             except (NotYetError, NoAnswerError) as error:
                 if self.elapsed > self._patience:
-                    seen = f"{error}, {self._patience:g} s after the start"
-                    raise NotSeenError(f"Not seen: {stage}. Instead: {seen}.") from error
+                    raise NotSeenError(stage, f"{error}, {self._patience:g} s after the start") from error
             except AnswerError as error:
-                raise NotSeenError(f"Not seen: {stage}. Instead: {error}.") from error
+                raise NotSeenError(stage, str(error)) from error
             time.sleep(_EVERY)
+
+    def at_once(self, stage: str, act: Callable[[], T]) -> T:
+        """Do what can't be repeated, and return what came of it."""
+        try:
+            return act()
+        except (AnswerError, NoAnswerError) as error:
+            self.check()  # an end of the process explains more
+            raise NotSeenError(stage, str(error)) from error

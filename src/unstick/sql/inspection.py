@@ -10,7 +10,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -283,7 +283,7 @@ def _reflect(connection: sa.Connection, spelling: str) -> tuple[sa.Table, bool]:
     return table, _is_partitioned(connection, table)
 
 
-def _unknown_types_ignored() -> warnings.catch_warnings[None]:
+def _unknown_types_ignored() -> AbstractContextManager[None]:
     return warnings.catch_warnings(action="ignore", category=SAWarning)
 
 

@@ -1,0 +1,273 @@
+"""The behaviour every `JobSource` must show, as tests to subclass.
+
+    class TestMySource(JobSourceConformance):
+        @pytest.fixture
+        async def bench(self) -> AsyncIterator[Bench]:
+            ...
+
+`bench` is a `Bench`: the source under test with the hands of the application that owns its jobs. The tests need
+pytest and pytest-asyncio in auto mode. A source that lacks a capability says so, and what needs it is left out.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from unstick.domain.diagnosis import diagnose
+from unstick.domain.job import JobId, JobState
+from unstick.domain.policy import Policy, decide
+from unstick.domain.recovery import Action, Batch, BatchResult, Outcome
+from unstick.domain.suspect import ACCUSED_STATES, Look, Position, Suspect
+from unstick.ports import JobSource
+from unstick.testing.memory import StoredJob
+
+MINUTE = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ages:
+    """A job's times, each as its age by the source's clock; None where it never happened, negative for the future."""
+
+    enqueued: timedelta | None = None
+    scheduled: timedelta | None = None
+    started: timedelta | None = None
+    heartbeat: timedelta | None = None
+    completed: timedelta | None = None
+
+
+class Bench(Protocol):
+    """A source under test, and the application that owns its jobs."""
+
+    source: JobSource
+
+    def another(self) -> JobSource:
+        """Return a second source over the same jobs, with connections of its own."""
+
+    async def add(self, state: JobState, ages: Ages, *, attempt: int = 1) -> JobId:
+        """Add a job as the application would; ids ascend."""
+
+    async def write(self, job_id: JobId, state: JobState, ages: Ages, *, attempt: int = 1) -> None:
+        """Write over a job as the application would, committed when this returns."""
+
+    async def get(self, job_id: JobId) -> StoredJob:
+        """Read a job back."""
+
+    async def outcomes(self, job_id: JobId) -> list[Outcome]:
+        """Return the recorded outcomes of a job, in the order they came."""
+
+
+class JobSourceConformance:
+    """What holds for every source, on every database."""
+
+    async def test_counts_follow_the_contract(self, bench: Bench) -> None:
+        """A job is counted if it is queued or running, past its threshold, and not completed."""
+        for state, ages, _ in CASES:
+            await bench.add(state, ages)
+        expected = {state: sum(stuck for each, _, stuck in CASES if each is state) for state in ACCUSED_STATES}
+
+        counts = await bench.source.count_suspects(await look_at(bench))
+
+        assert (counts.queued, counts.running) == (expected[JobState.QUEUED], expected[JobState.RUNNING])
+
+    async def test_each_suspect_is_yielded_once_by_ascending_id(self, bench: Bench) -> None:
+        """Pages, lists and counts speak of the same jobs."""
+        ids = [(await bench.add(state, ages), stuck) for state, ages, stuck in CASES]
+
+        found = [suspect.job.id for suspect in await suspects_of(bench, await look_at(bench))]
+
+        assert found == [job_id for job_id, stuck in ids if stuck]
+
+    async def test_a_suspect_says_since_when(self, bench: Bench) -> None:
+        """A running job is judged by the later of start and heartbeat, a queued one by when it could be claimed."""
+        await bench.add(JobState.RUNNING, Ages(started=90 * MINUTE, heartbeat=40 * MINUTE))
+        await bench.add(JobState.QUEUED, Ages(enqueued=90 * MINUTE, scheduled=20 * MINUTE))
+        look = await look_at(bench)
+
+        ages = [round((look.taken_at - suspect.since) / MINUTE) for suspect in await suspects_of(bench, look)]
+
+        assert ages == [40, 20]
+
+    async def test_a_list_is_oldest_first_and_continues_where_it_ended(self, bench: Bench) -> None:
+        """A position continues a list with neither gap nor repetition."""
+        ages = [30, 50, 20, 50, 40]
+        ids = [await bench.add(JobState.QUEUED, Ages(enqueued=age * MINUTE)) for age in ages]
+        look = await look_at(bench)
+
+        listed: list[JobId] = []
+        position: Position | None = None
+        while page := await bench.source.list_suspects(look, JobState.QUEUED, limit=2, after=position):
+            listed += [suspect.job.id for suspect in page]
+            position = Position(since=page[-1].since, job_id=page[-1].job.id)
+
+        by_age = {ids[0]: 30, ids[1]: 50, ids[2]: 20, ids[3]: 50, ids[4]: 40}
+        assert sorted(listed, key=ids.index) == ids
+        assert [by_age[job_id] for job_id in listed] == [50, 50, 40, 30, 20]
+
+    async def test_mark_failed_ends_the_job_as_the_contract_says(self, bench: Bench) -> None:
+        """State, success, completion time and a message that says why."""
+        job_id = await bench.add(JobState.RUNNING, Ages(started=2 * 60 * MINUTE))
+
+        result = await recover_all(bench)
+
+        stored = await bench.get(job_id)
+        assert result.applied == {job_id}
+        assert stored.job.state is JobState.FAILED
+        assert stored.success is False
+        assert abs(completed_at(stored) - await bench.source.clock()) < MINUTE
+        assert (stored.error or "").startswith("Job stuck in running for 2 hours: ")
+        assert (stored.error or "").endswith("Automatically cleaned up.")
+        assert await bench.outcomes(job_id) == [Outcome.APPLIED]
+
+    async def test_retry_queues_a_new_attempt_that_is_not_stuck(self, bench: Bench) -> None:
+        """A retried job waits anew: the next look doesn't find it (R4, R9)."""
+        job_id = await bench.add(JobState.RUNNING, Ages(enqueued=9 * 60 * MINUTE, started=60 * MINUTE), attempt=2)
+
+        result = await recover_all(bench, Action.RETRY)
+
+        stored = await bench.get(job_id)
+        assert result.applied == {job_id}
+        assert (stored.job.state, stored.job.attempt, stored.job.completed_at) == (JobState.QUEUED, 3, None)
+        assert await suspects_of(bench, await look_at(bench)) == []
+
+    async def test_retrying_a_job_that_never_started_costs_no_attempt(self, bench: Bench) -> None:
+        """What never ran didn't fail: the application's own attempts are for its own failures."""
+        job_id = await bench.add(JobState.QUEUED, Ages(enqueued=60 * MINUTE), attempt=0)
+
+        await recover_all(bench, Action.RETRY)
+
+        assert (await bench.get(job_id)).job.attempt == 0
+        assert await suspects_of(bench, await look_at(bench)) == []
+
+    async def test_a_job_that_finishes_between_look_and_write_stays_finished(self, bench: Bench) -> None:
+        """R1: the write repeats the state it saw."""
+        ran = Ages(started=60 * MINUTE)
+        finished = Ages(started=60 * MINUTE, completed=timedelta(0))
+        await self._assert_left_alone(bench, ran, JobState.SUCCEEDED, finished)
+
+    async def test_a_job_that_beats_between_look_and_write_is_left_alone(self, bench: Bench) -> None:
+        """R1: the write repeats the sign of life it saw."""
+        ran = Ages(started=60 * MINUTE, heartbeat=40 * MINUTE)
+        beating = Ages(started=60 * MINUTE, heartbeat=timedelta(0))
+        await self._assert_left_alone(bench, ran, JobState.RUNNING, beating)
+
+    async def test_a_job_retried_and_claimed_again_between_look_and_write_is_left_alone(self, bench: Bench) -> None:
+        """R2: the state is the same again, but the attempt is another."""
+        ran = Ages(started=60 * MINUTE)
+        await self._assert_left_alone(bench, ran, JobState.RUNNING, ran, attempt=2)
+
+    async def test_a_job_claimed_again_with_the_same_attempt_is_left_alone(self, bench: Bench) -> None:
+        """R2: the state and attempt are the same again, but the start is another, even where it is old."""
+        ran, again = Ages(started=60 * MINUTE), Ages(started=50 * MINUTE)
+        await self._assert_left_alone(bench, ran, JobState.RUNNING, again)
+
+    async def test_a_job_claimed_a_moment_ago_is_no_suspect(self, bench: Bench) -> None:
+        """R4: a claim restarts the clock, however long the job waited."""
+        await bench.add(JobState.RUNNING, Ages(enqueued=9 * 60 * MINUTE, started=timedelta(0)))
+
+        assert await suspects_of(bench, await look_at(bench)) == []
+
+    async def test_a_recovered_job_is_not_recovered_again(self, bench: Bench) -> None:
+        """R9: the next sweep finds nothing left to do, and the old decision doesn't apply twice."""
+        job_id = await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE))
+        look = await look_at(bench)
+        batch = batch_of(await suspects_of(bench, look), look)
+
+        first, second = await bench.source.recover(batch), await bench.source.recover(batch)
+
+        assert first.applied == {job_id}
+        assert second.applied == frozenset()
+        assert await suspects_of(bench, await look_at(bench)) == []
+        assert await bench.outcomes(job_id) == [Outcome.APPLIED, Outcome.LOST_RACE]
+
+    async def test_of_two_sweepers_one_recovers_each_job(self, bench: Bench) -> None:
+        """R7: what was written is counted by the one who wrote it, and recorded once."""
+        ids = {await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE)) for _ in range(20)}
+        look = await look_at(bench)
+        batch = batch_of(await suspects_of(bench, look), look)
+
+        one, other = await asyncio.gather(bench.source.recover(batch), bench.another().recover(batch))
+
+        assert one.applied | other.applied == ids
+        assert one.applied & other.applied == frozenset()
+        for job_id in ids:
+            assert (await bench.outcomes(job_id)).count(Outcome.APPLIED) == 1
+
+    async def _assert_left_alone(
+        self, bench: Bench, before: Ages, state: JobState, after: Ages, *, attempt: int = 1
+    ) -> None:
+        job_id = await bench.add(JobState.RUNNING, before)
+        bystander = await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE))
+        look = await look_at(bench)
+        batch = batch_of(await suspects_of(bench, look), look)
+        await bench.write(job_id, state, after, attempt=attempt)
+        changed = await bench.get(job_id)
+
+        result = await bench.source.recover(batch)
+
+        assert await bench.get(job_id) == changed
+        assert result.applied == {bystander}
+        assert result.outcome(job_id) is Outcome.LOST_RACE
+        assert await bench.outcomes(job_id) == [Outcome.LOST_RACE]
+
+
+CASES: Sequence[tuple[JobState, Ages, bool]] = (
+    (JobState.QUEUED, Ages(enqueued=6 * MINUTE), True),
+    (JobState.QUEUED, Ages(enqueued=4 * MINUTE), False),
+    (JobState.QUEUED, Ages(enqueued=60 * MINUTE, started=6 * MINUTE), True),
+    (JobState.QUEUED, Ages(enqueued=60 * MINUTE, started=4 * MINUTE), False),
+    (JobState.QUEUED, Ages(enqueued=60 * MINUTE, scheduled=6 * MINUTE), True),
+    (JobState.QUEUED, Ages(enqueued=60 * MINUTE, scheduled=4 * MINUTE), False),
+    (JobState.QUEUED, Ages(enqueued=60 * MINUTE, scheduled=-60 * MINUTE), False),
+    (JobState.QUEUED, Ages(scheduled=6 * MINUTE), True),
+    (JobState.QUEUED, Ages(), False),
+    (JobState.QUEUED, Ages(enqueued=6 * MINUTE, completed=MINUTE), False),
+    (JobState.RUNNING, Ages(started=31 * MINUTE), True),
+    (JobState.RUNNING, Ages(started=29 * MINUTE), False),
+    (JobState.RUNNING, Ages(started=9 * 60 * MINUTE, heartbeat=31 * MINUTE), True),
+    (JobState.RUNNING, Ages(started=9 * 60 * MINUTE, heartbeat=29 * MINUTE), False),
+    (JobState.RUNNING, Ages(started=29 * MINUTE, heartbeat=9 * 60 * MINUTE), False),
+    (JobState.RUNNING, Ages(heartbeat=31 * MINUTE), True),
+    (JobState.RUNNING, Ages(enqueued=9 * 60 * MINUTE), False),
+    (JobState.RUNNING, Ages(started=31 * MINUTE, completed=MINUTE), False),
+    (JobState.SUCCEEDED, Ages(started=60 * MINUTE, completed=MINUTE), False),
+    (JobState.FAILED, Ages(started=60 * MINUTE, completed=MINUTE), False),
+    (JobState.CANCELLED, Ages(started=60 * MINUTE), False),
+    (JobState.SCHEDULED, Ages(enqueued=60 * MINUTE), False),
+)
+"""Jobs by state and ages, and whether the contract's default thresholds accuse them."""
+
+
+async def look_at(bench: Bench, policy: Policy | None = None) -> Look:
+    """Read the source's clock with the policy's thresholds, the contract's where none is given."""
+    thresholds = policy or Policy()
+    return Look(
+        taken_at=await bench.source.clock(),
+        queued_after=thresholds.queued_after,
+        running_after=thresholds.running_after,
+    )
+
+
+async def suspects_of(bench: Bench, look: Look) -> list[Suspect]:
+    """Read all suspects of a look."""
+    return [suspect async for page in bench.source.suspects(look) for suspect in page.suspects]
+
+
+def batch_of(suspects: Sequence[Suspect], look: Look, action: Action = Action.MARK_FAILED) -> Batch:
+    """Decide the same action on all of them."""
+    policy = Policy()
+    decisions = [decide(suspect, diagnose(suspect, look), look, policy, action, 0) for suspect in suspects]
+    return Batch(action=action, decisions=decisions, look=look, operation_id=1)
+
+
+async def recover_all(bench: Bench, action: Action = Action.MARK_FAILED) -> BatchResult:
+    """Recover all suspects of a look in one batch."""
+    look = await look_at(bench)
+    return await bench.source.recover(batch_of(await suspects_of(bench, look), look, action))
+
+
+def completed_at(stored: StoredJob) -> datetime:
+    """Return when a job ended; it must have."""
+    assert stored.job.completed_at is not None
+    return stored.job.completed_at

@@ -1,0 +1,239 @@
+"""A jobs system that lives in memory, with a clock that moves when it is told to."""
+
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import assert_never
+
+from unstick.domain.audit import AuditEntry
+from unstick.domain.diagnosis import Reason
+from unstick.domain.job import Job, JobId, JobState, queued_since, running_since
+from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Outcome
+from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable, accuse
+from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
+
+PAGE_SIZE = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredJob:
+    """A job with what only its end says."""
+
+    job: Job
+    success: bool | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRecovery:
+    """What came of one decision on a job."""
+
+    operation_id: int
+    job_id: JobId
+    action: Action
+    reason: Reason
+    outcome: Outcome
+    at: datetime
+
+
+@dataclass(kw_only=True)
+class MemoryJobs:
+    """The jobs, the audit log and the recoveries that a `MemorySource` and a `MemoryLedger` share."""
+
+    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    jobs: dict[JobId, StoredJob] = field(default_factory=dict)
+    recoveries: list[RecordedRecovery] = field(default_factory=list)
+    audit: list[tuple[AuditEntry, int]] = field(default_factory=list)
+    """Each entry with how often it was repeated."""
+
+    def put(self, stored: StoredJob) -> None:
+        """Add a job, or write over it as its application would."""
+        self.jobs[stored.job.id] = stored
+
+    def pass_time(self, duration: timedelta) -> None:
+        """Move the clock."""
+        self.now += duration
+
+
+class MemorySource:
+    """A `JobSource` over `MemoryJobs`."""
+
+    capabilities = Capabilities(heartbeats=True, attempts=True, retry=True, reads_beside_writes=True)
+
+    def __init__(self, system: MemoryJobs, name: str = "memory") -> None:
+        self.name = name
+        self._system = system
+
+    async def clock(self) -> datetime:
+        """Return the system's time."""
+        return self._system.now
+
+    async def count_suspects(self, look: Look) -> StuckCounts:
+        """Count the suspects exactly."""
+        states = [suspect.job.state for suspect in self._suspects(look)]
+        return StuckCounts(queued=states.count(JobState.QUEUED), running=states.count(JobState.RUNNING))
+
+    async def list_suspects(
+        self, look: Look, state: JobState, *, limit: int, after: Position | None
+    ) -> tuple[Suspect, ...]:
+        """Return a state's suspects, oldest first."""
+        found = sorted((s for s in self._suspects(look) if s.job.state is state), key=_by_age)
+        if after is not None:
+            found = [suspect for suspect in found if _by_age(suspect) > (after.since, _by_id(after.job_id))]
+        return tuple(found[:limit])
+
+    async def suspects(self, look: Look) -> AsyncIterator[Page]:
+        """Yield suspects in pages by ascending id; each page is looked up when it is asked for."""
+        last: JobId | None = None
+        while page := self._page(look, last):
+            yield Page(suspects=page)
+            last = page[-1].job.id
+
+    async def recover(self, batch: Batch) -> BatchResult:
+        """Write what is unchanged, and record what came of each decision."""
+        unchanged = [decision for decision in batch.decisions if self._unchanged(decision.suspect, batch.look)]
+        for decision in unchanged:
+            self._apply(decision)
+        result = BatchResult(applied=frozenset(d.suspect.job.id for d in unchanged), refused={})
+        self._system.recoveries += [self._record(batch, decision, result) for decision in batch.decisions]
+        return result
+
+    async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None:
+        """Record rows that could not be understood; memory holds none, so none is ever passed."""
+        if rows:
+            raise ValueError(f"{len(rows)} rows can't be unreadable here: {action}, operation {operation_id}")
+
+    async def open_jobs(self) -> OpenJobs:
+        """Count the jobs that are not over."""
+        jobs = [stored.job for stored in self._system.jobs.values() if stored.job.completed_at is None]
+        still_open = [job for job in jobs if job.state in _OPEN]
+        return OpenJobs(
+            by_state=Counter(job.state for job in still_open),
+            queued_since=_oldest(queued_since(job) for job in still_open if job.state is JobState.QUEUED),
+            running_since=_oldest(running_since(job) for job in still_open if job.state is JobState.RUNNING),
+        )
+
+    async def usage(self) -> Usage:
+        """Sum up all jobs, which memory bounds anyway."""
+        jobs = [stored.job for stored in self._system.jobs.values()]
+        ran = [job for job in jobs if job.state is JobState.SUCCEEDED]
+        durations = [job.completed_at - job.started_at for job in ran if job.completed_at and job.started_at]
+        enqueued = [job.enqueued_at for job in jobs if job.enqueued_at is not None]
+        return Usage(
+            window_jobs=len(jobs),
+            window_basis="all jobs in memory",
+            oldest_at=min(enqueued, default=None),
+            newest_at=max(enqueued, default=None),
+            jobs_by_state=Counter(job.state for job in jobs),
+            average_duration=sum(durations, timedelta()) / len(durations) if durations else None,
+            longest_duration=max(durations, default=None),
+            tokens=None,
+            cost=None,
+        )
+
+    def _suspects(self, look: Look) -> Iterator[Suspect]:
+        for stored in self._system.jobs.values():
+            suspect = accuse(stored.job, look)
+            if suspect is not None:
+                yield replace(suspect, seen=(stored,))
+
+    def _page(self, look: Look, last: JobId | None) -> tuple[Suspect, ...]:
+        found = sorted(self._suspects(look), key=lambda suspect: _by_id(suspect.job.id))
+        rest = found if last is None else [s for s in found if _by_id(s.job.id) > _by_id(last)]
+        return tuple(rest[:PAGE_SIZE])
+
+    def _unchanged(self, suspect: Suspect, look: Look) -> bool:
+        stored = self._system.jobs.get(suspect.job.id)
+        return stored is not None and (stored,) == suspect.seen and accuse(stored.job, look) is not None
+
+    def _apply(self, decision: Decision) -> None:
+        job = decision.suspect.job
+        now = self._system.now
+        match decision.action:
+            case Action.MARK_FAILED:
+                ended = replace(job, state=JobState.FAILED, status=JobState.FAILED.value, completed_at=now)
+                self._system.put(StoredJob(job=ended, success=False, error=decision.error_message()))
+            case Action.RETRY:
+                started = job.state is JobState.RUNNING
+                requeued = replace(
+                    job,
+                    state=JobState.QUEUED,
+                    status=JobState.QUEUED.value,
+                    attempt=(job.attempt or 0) + 1 if started else job.attempt,
+                    scheduled_at=now + decision.wait,
+                    started_at=None,
+                    heartbeat_at=None,
+                    worker=None,
+                )
+                self._system.put(StoredJob(job=requeued))
+            case _:
+                assert_never(decision.action)
+
+    def _record(self, batch: Batch, decision: Decision, result: BatchResult) -> RecordedRecovery:
+        return RecordedRecovery(
+            operation_id=batch.operation_id,
+            job_id=decision.suspect.job.id,
+            action=decision.action,
+            reason=decision.reason,
+            outcome=result.outcome(decision.suspect.job.id),
+            at=self._system.now,
+        )
+
+
+class MemoryLedger:
+    """A `Ledger` over `MemoryJobs`."""
+
+    def __init__(self, system: MemoryJobs) -> None:
+        self._system = system
+
+    async def append(self, entry: AuditEntry) -> int:
+        """Keep an entry; its id is its place, from 1."""
+        self._system.audit.append((entry, 1))
+        return len(self._system.audit)
+
+    async def count_read(self, entry: AuditEntry) -> None:
+        """Keep a call that changed nothing, or count it again where it is there already."""
+        for place, (kept, repeats) in enumerate(self._system.audit):
+            if kept == entry:
+                self._system.audit[place] = (kept, repeats + 1)
+                return
+        await self.append(entry)
+
+    async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:
+        """Count the retries applied to each job since then."""
+        del source
+        retried = [r.job_id for r in self._applied(since) if r.action is Action.RETRY]
+        return {job_id: number for job_id, number in Counter(retried).items() if job_id in job_ids}
+
+    async def recoveries(self, source: str, window: timedelta) -> RecoveryCounts:
+        """Count what came of the decisions of the window."""
+        del source
+        since = self._system.now - window
+        applied = self._applied(since)
+        return RecoveryCounts(
+            since=since,
+            by_outcome=Counter(r.outcome for r in self._system.recoveries if r.at >= since),
+            by_action=Counter(r.action for r in applied),
+            by_reason=Counter(r.reason.value for r in applied),
+        )
+
+    def _applied(self, since: datetime) -> list[RecordedRecovery]:
+        return [r for r in self._system.recoveries if r.at >= since and r.outcome is Outcome.APPLIED]
+
+
+_OPEN = (JobState.QUEUED, JobState.RUNNING, JobState.SCHEDULED)
+
+
+def _by_id(job_id: JobId) -> tuple[int, str]:
+    """Order numbers before text, each by its own order."""
+    return (job_id, "") if isinstance(job_id, int) else (sys.maxsize, job_id)
+
+
+def _by_age(suspect: Suspect) -> tuple[datetime, tuple[int, str]]:
+    return suspect.since, _by_id(suspect.job.id)
+
+
+def _oldest(instants: Iterable[datetime | None]) -> datetime | None:
+    return min((instant for instant in instants if instant is not None), default=None)
