@@ -110,7 +110,9 @@ class AdminService:
             dry_run=dry_run,
         )
         await self._need_ledger()
-        return cleanup_shape(await sweep(self._watched, order))
+        report = await sweep(self._watched, order)
+        self._connections.expire(self._table)
+        return cleanup_shape(report)
 
     async def get_platform_stats(self) -> StatsShape:
         """Tell the platform's figures and what is stuck now.

@@ -239,6 +239,11 @@ _VERDICTS = {
     "dict_type": "must be a table",
     "model_type": "must be a table",
     "tuple_type": "must be a word or a list of words",
+    "string_type": "must be text",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "too_short": "must have at least one entry",
 }
 
 
@@ -259,7 +264,7 @@ def _verdict(error: ErrorDetails) -> str:
 
 def _instead(path: Sequence[str], is_variable: bool) -> str:
     known = list(_known(path))
-    near = difflib.get_close_matches(path[-1], known, n=1)
+    near = difflib.get_close_matches(path[-1], [*known, *_nested_names()] if is_variable else known, n=1)
     if not near:
         return f"there are: {', '.join(known)}."
     return f"did you mean `{_variable((*path[:-1], near[0])) if is_variable else near[0]}`?"
@@ -275,6 +280,13 @@ def _known(path: Sequence[str]) -> Iterable[str]:
             return list(JobState)
         case _:
             return _SECTIONS[path[0]].model_fields
+
+
+def _nested_names() -> Iterator[str]:
+    """Name what stands in a section as a variable does, for those who wrote one underscore instead of two."""
+    for section, model in _SECTIONS.items():
+        table = f"{section}{_NESTED}main" if section == "sources" else section
+        yield from (f"{table}{_NESTED}{key}" for key in model.model_fields)
 
 
 def _place(path: Sequence[str]) -> str:
@@ -295,6 +307,7 @@ def _variable_saying(path: Sequence[str]) -> str | None:
         if not isinstance(said, Mapping) or step not in said:
             return None
         said = said[step]
-    given = {name.upper() for name in os.environ}
-    names = (_variable(path[:length]) for length in range(len(path), 0, -1))
-    return next((name for name in names if name in given), None)
+    given = sorted(name.upper() for name in os.environ)
+    whole = [name for length in range(len(path), 0, -1) if (name := _variable(path[:length])) in given]
+    below = [name for name in given if name.startswith(_variable(path) + _NESTED)]
+    return (whole + below)[0]

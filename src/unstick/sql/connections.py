@@ -103,6 +103,15 @@ class SessionConnections:
             await self._session.rollback()
             raise
 
+    def expire(self, table: str) -> None:
+        """Have the caller's loaded rows of a table read anew, where its session does so after a commit at all."""
+        session = self._session.sync_session
+        if not session.expire_on_commit:
+            return
+        for instance in session.identity_map.values():
+            if sa.inspect(instance).mapper.local_table.fullname == table:
+                session.expire(instance)
+
     @asynccontextmanager
     async def _borrowed(self) -> AsyncIterator[AsyncConnection]:
         connection = await self._session.connection()

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import NullType, TypeEngine
 
 from unstick.config import ColumnKey, StateValue
-from unstick.domain.errors import ConfigurationError
+from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobState
 from unstick.sql.connections import reachable
 from unstick.sql.proposal import (
@@ -150,7 +150,7 @@ async def inspect_table(engine: AsyncEngine, table: str | None = None) -> Inspec
 
     Raises:
         ConfigurationError: the table isn't there, or none was named and none looks like a jobs table.
-        SourceUnavailableError: the database doesn't answer.
+        SourceUnavailableError: the database doesn't answer, or stops the inspection.
     """
     async with _reading(engine) as connection:
         if table is not None:
@@ -196,12 +196,25 @@ def to_toml(name: str, url: str, inspection: Inspection) -> str:
 
 @asynccontextmanager
 async def _reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    async with reachable(engine.sync_engine), engine.connect() as connection:
-        if connection.dialect.name != "sqlite":
-            await connection.execute(sa.text("SET TRANSACTION READ ONLY"))
-        if connection.dialect.name == "postgresql":
-            await connection.execute(sa.text(f"SET LOCAL statement_timeout = {_TIMEOUT_MS}"))
-        yield connection
+    try:
+        async with reachable(engine.sync_engine), engine.connect() as connection:
+            await _forbid_writes(connection)
+            yield connection
+    except DBAPIError as error:
+        raise SourceUnavailableError(
+            f"The database stopped the inspection: {_first_line(error)}. Nothing was changed; try again."
+        ) from error
+
+
+async def _forbid_writes(connection: AsyncConnection) -> None:
+    if connection.dialect.name != "sqlite":
+        await connection.execute(sa.text("SET TRANSACTION READ ONLY"))
+    if connection.dialect.name == "postgresql":
+        await connection.execute(sa.text(f"SET LOCAL statement_timeout = {_TIMEOUT_MS}"))
+
+
+def _first_line(error: DBAPIError) -> str:
+    return str(error.orig).partition("\n")[0]
 
 
 async def _rank(connection: AsyncConnection) -> tuple[Candidate, ...]:
@@ -390,7 +403,7 @@ async def _read_sample(connection: AsyncConnection, table: sa.Table, facts: Tabl
             result = await connection.execute(query)
             return _Sample([dict(zip(names, row, strict=True)) for row in result])
     except DBAPIError as error:
-        return _Sample((), failure=str(error.orig).partition("\n")[0])
+        return _Sample((), failure=_first_line(error))
 
 
 def _worth_sampling(facts: TableFacts) -> list[str]:

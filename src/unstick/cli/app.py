@@ -1,0 +1,50 @@
+"""The commands put together."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unstick import __version__
+from unstick.cli.db import app as db
+from unstick.cli.demo import demo
+from unstick.cli.inspect import inspect
+from unstick.cli.output import say
+from unstick.cli.serve import serve
+from unstick.cli.stuck import stuck
+from unstick.cli.sweep import sweep
+from unstick.cli.token import token
+
+app = typer.Typer(
+    help="Finds background jobs that will never finish, says why, and recovers them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (serve, stuck, sweep, token, inspect):
+    app.command()(command)
+app.add_typer(db, name="db")
+app.command()(demo)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        say(f"unstick {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Read this file instead of $UNSTICK_CONFIG or unstick.toml."),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Keep what every command takes."""
+    del version
+    ctx.obj = config

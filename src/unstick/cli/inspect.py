@@ -1,0 +1,79 @@
+"""`unstick inspect`: a database looked at, and the `unstick.toml` it calls for."""
+# ruff: noqa: PLC0415 - a command loads what it needs when it runs, so that `unstick --help` is quick
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unstick.cli.options import AsJson, config_file
+from unstick.cli.output import note, say, say_json
+from unstick.domain.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from unstick.sql.inspection import Inspection
+
+
+def inspect(
+    ctx: typer.Context,
+    url: Annotated[str, typer.Argument(metavar="URL", help="The database, as postgresql://user:password@host/name.")],
+    table: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="The jobs table; without it the likeliest one.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write the proposal to unstick.toml, or to the file --config names.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a database and propose what to configure, with every doubt about it."""
+    import asyncio
+
+    from unstick.config import DEFAULT_FILE
+    from unstick.wiring import inspect_url, proposed_toml
+
+    file = (config_file(ctx) or Path(DEFAULT_FILE)) if write else None
+    _refuse_to_overwrite(file)
+    inspection = asyncio.run(inspect_url(url, table))
+    toml = proposed_toml(url, inspection)
+    if file is not None:
+        _write(file, toml)
+    if as_json:
+        say_json(_shape(inspection, toml, file))
+        return
+    say(f"Wrote {file}." if file else toml.rstrip("\n"))
+    _remark(inspection)
+
+
+def _refuse_to_overwrite(file: Path | None) -> None:
+    if file is not None and file.exists():
+        raise ConfigurationError(f"{file} is already there and is not overwritten: move it away, or name another file.")
+
+
+def _write(file: Path, toml: str) -> None:
+    try:
+        with file.open("x", encoding="utf-8") as new:
+            new.write(toml)
+    except OSError as error:
+        raise ConfigurationError(f"{file} can't be written: {error.strerror}.") from error
+
+
+def _remark(inspection: "Inspection") -> None:
+    for doubt in inspection.doubts:
+        note(f"{doubt.severity}, {doubt.key}: {doubt.message}")
+    if inspection.others:
+        note(f"It could also be: {', '.join(inspection.others)}. Name one with --table.")
+
+
+def _shape(inspection: "Inspection", toml: str, file: Path | None) -> dict[str, object]:
+    proposal = inspection.proposal
+    return {
+        "table": inspection.facts.spelling,
+        "columns": proposal.columns,
+        "states": {state.value: list(words) for state, words in proposal.states.items()},
+        "doubts": [{"severity": d.severity, "key": d.key, "message": d.message} for d in inspection.doubts],
+        "blocked": inspection.blocked,
+        "sampled": inspection.sampled,
+        "others": list(inspection.others),
+        "toml": toml,
+        "written_to": None if file is None else str(file),
+    }

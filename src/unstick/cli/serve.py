@@ -1,0 +1,47 @@
+"""`unstick serve`: the service."""
+# ruff: noqa: PLC0415 - a command loads what it needs when it runs, so that `unstick --help` is quick
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unstick.cli.options import settings_of
+
+if TYPE_CHECKING:
+    from unstick.config import Settings
+
+_ERROR = 2
+
+
+def serve(
+    ctx: typer.Context,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Listen on this address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", help="Listen on this port.", min=0, max=65_535)] = 8000,
+) -> None:
+    """Run the service: the API, until it is stopped."""
+    import asyncio
+
+    import uvicorn
+
+    from unstick.cli.logs import configure_logging
+    from unstick.wiring import create_service
+
+    settings = settings_of(ctx)
+    service = create_service(settings)
+    asyncio.run(_check(settings))
+    configure_logging()
+    server = uvicorn.Server(uvicorn.Config(service, host=host, port=port, log_config=None))
+    try:
+        server.run()
+    except SystemExit as ending:
+        # It has logged why; its own status for a port that is taken is 1, which says that stuck jobs were found.
+        raise typer.Exit(_ERROR) from ending
+
+
+async def _check(settings: "Settings") -> None:
+    """Find out what is wrong while it can still be said in one sentence, and not in a log."""
+    from unstick.wiring import open_watched
+
+    for name in settings.sources:
+        async with open_watched(settings, name) as watched:
+            await watched.source.clock()

@@ -1,0 +1,116 @@
+"""`unstick stuck`: what is stuck now, and why."""
+# ruff: noqa: PLC0415 - a command loads what it needs when it runs, so that `unstick --help` is quick
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, queued_after, settings_of
+from unstick.cli.output import UNLIMITED, plain, say, say_json, stdout_console
+from unstick.domain.wording import say_duration, say_instant
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from unstick.config import Settings
+    from unstick.pipeline.report import Finding, StuckReport
+
+_STUCK_FOUND = 1
+
+
+def stuck(
+    ctx: typer.Context,
+    threshold_minutes: ThresholdMinutes = None,
+    source: SourceName = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="JOBS", help="List at most so many jobs in each state.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the jobs that are stuck, and why; exit with 1 if there are any."""
+    import asyncio
+
+    from unstick.pipeline.shapes import stuck_shape
+
+    report = asyncio.run(_report(settings_of(ctx), source, threshold_minutes, limit))
+    if as_json:
+        say_json(stuck_shape(report))
+    else:
+        say(render(report, stdout_console()))
+    raise typer.Exit(_STUCK_FOUND if report.counts.total else 0)
+
+
+def render(report: "StuckReport", console: "Console") -> str:
+    """Lay a report out: the table as wide as its sentences where there is room, else a narrow one."""
+    findings = [*report.queued, *report.running]
+    if not findings:
+        return _summary(report)
+    table = _wide(findings)
+    if _width(table, console) > console.width:
+        table = _narrow(findings)
+    with console.capture() as captured:
+        console.print(table)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join([*lines, "", _summary(report)])
+
+
+async def _report(
+    settings: "Settings", source: str | None, threshold_minutes: int | None, limit: int | None
+) -> "StuckReport":
+    from unstick.pipeline.report import DEFAULT_LIMIT, report_stuck
+    from unstick.wiring import open_watched
+
+    async with open_watched(settings, source) as watched:
+        return await report_stuck(
+            watched,
+            queued_after=queued_after(threshold_minutes),
+            limit=DEFAULT_LIMIT if limit is None else limit,
+        )
+
+
+def _wide(findings: "list[Finding]") -> "Table":
+    """One line a job."""
+    from rich.table import Table
+
+    table = Table("ID", "STATE", "KIND", "STUCK FOR", "WHY", box=None, pad_edge=False)
+    for finding in findings:
+        job_id, state, kind, age, why = _cells(finding)
+        table.add_row(job_id, state, kind, age, why)
+    return table
+
+
+def _narrow(findings: "list[Finding]") -> "Table":
+    """A few lines a job; text too long for its column goes on below it."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    table.add_column("JOB", overflow="fold")
+    table.add_column("STUCK")
+    table.add_column("WHY", overflow="fold")
+    for finding in findings:
+        job_id, state, kind, age, why = _cells(finding)
+        table.add_row(f"{job_id}\n{kind}", f"{state}\n{age}", why)
+    return table
+
+
+def _width(table: "Table", console: "Console") -> int:
+    """Return how wide a table is where nothing has to be cut."""
+    return console.measure(table, options=console.options.update(max_width=UNLIMITED)).maximum
+
+
+def _cells(finding: "Finding") -> tuple[str, ...]:
+    job = finding.suspect.job
+    said = (job.id, job.status, job.kind or "-", say_duration(finding.age), finding.diagnosis.sentence)
+    return tuple(plain(word) for word in said)
+
+
+def _summary(report: "StuckReport") -> str:
+    from unstick.pipeline.report import MAX_LIMIT
+
+    counts, look = report.counts, report.look
+    limits = f"limits: queued {say_duration(look.queued_after)}, running {say_duration(look.running_after)}"
+    said = f"{counts.total} stuck: {counts.queued} queued, {counts.running} running"
+    listed = len(report.queued) + len(report.running)
+    rest = f" The {listed} oldest are listed; --limit lists up to {MAX_LIMIT}." if report.next_cursor else ""
+    return f"{said} at {say_instant(look.taken_at)} ({limits}).{rest}"

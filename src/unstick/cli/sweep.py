@@ -1,0 +1,84 @@
+"""`unstick sweep`: one pass that recovers what is stuck."""
+# ruff: noqa: PLC0415 - a command loads what it needs when it runs, so that `unstick --help` is quick
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, os_user, queued_after, settings_of
+from unstick.cli.output import say, say_json
+from unstick.domain.recovery import Action
+
+if TYPE_CHECKING:
+    from unstick.config import Settings
+    from unstick.pipeline.shapes import CleanupShape
+    from unstick.pipeline.sweep import SweepOrder, SweepReport
+    from unstick.pipeline.watched import Watched
+
+
+def sweep(
+    ctx: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")] = False,
+    action: Annotated[
+        Action | None, typer.Option(help="What is done to a stuck job; without it what is configured.")
+    ] = None,
+    threshold_minutes: ThresholdMinutes = None,
+    source: SourceName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recover the jobs that are stuck, once."""
+    import asyncio
+
+    from unstick.pipeline.shapes import cleanup_shape
+    from unstick.pipeline.sweep import SweepOrder
+
+    order = SweepOrder(
+        actor=f"cli:{os_user()}", queued_after=queued_after(threshold_minutes), action=action, dry_run=dry_run
+    )
+    watch_it = sys.stderr.isatty() and not as_json
+    shape = cleanup_shape(asyncio.run(_sweep(settings_of(ctx), source, order, watch_it=watch_it)))
+    if as_json:
+        say_json(shape)
+    else:
+        say(_summary(shape))
+
+
+async def _sweep(settings: "Settings", source: str | None, order: "SweepOrder", *, watch_it: bool) -> "SweepReport":
+    from unstick.pipeline.sweep import sweep as carry_out
+    from unstick.wiring import open_watched
+
+    async with open_watched(settings, source) as watched:
+        return await (_watched_sweep(watched, order) if watch_it else carry_out(watched, order))
+
+
+async def _watched_sweep(watched: "Watched", order: "SweepOrder") -> "SweepReport":
+    """Sweep while a bar on stderr shows how far it is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from unstick.pipeline.sweep import sweep as carry_out
+    from unstick.pipeline.sweep import take_look
+
+    counts = await watched.source.count_suspects(await take_look(watched, order.queued_after))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Looking" if order.dry_run else "Recovering", total=counts.total)
+        return await carry_out(watched, order, lambda seen: bar.update(task, completed=seen))
+
+
+def _summary(shape: "CleanupShape") -> str:
+    counts = shape["would_clean"] if shape["dry_run"] else shape["cleaned_jobs"]
+    lines = [
+        shape["message"],
+        f"  by state     queued {counts['queued']}, running {counts['running']}",
+        f"  by action    {_pairs(shape['actions'])}, of them poison {shape['poison']}",
+    ]
+    if not shape["dry_run"]:
+        lines.append(f"  by outcome   {_pairs(shape['outcomes'])}")
+        lines.append(f"  audit log    operation {shape['operation_id']}")
+    return "\n".join(lines)
+
+
+def _pairs(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
