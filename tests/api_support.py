@@ -26,7 +26,7 @@ from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
 
 NOW = datetime(2026, 11, 23, 21, 0, tzinfo=UTC)
-SECRET = SecretStr("a secret of thirty-two bytes or more")
+SECRET = SecretStr("a secret that is long enough for HS512 as well: sixty-four bytes or more")
 AUTH = AuthSettings()
 STUCK = "/api/v1/admin/jobs/stuck"
 CLEANUP = "/api/v1/admin/jobs/cleanup"

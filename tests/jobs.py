@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -12,7 +12,8 @@ from sqlalchemy.dialects import mysql
 from unstick.config import SourceSettings
 from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.policy import Policy
-from unstick.domain.recovery import Outcome
+from unstick.domain.recovery import Action, Outcome
+from unstick.pipeline.sweep import SweepOrder, SweepReport, sweep
 from unstick.pipeline.watched import Watched
 from unstick.sql import schema
 from unstick.sql.connections import EngineConnections
@@ -137,6 +138,21 @@ class SqlBench:
         values = await self._values(state, ages, attempt)
         async with self.engine.begin() as connection:
             await connection.execute(sa.update(self.table).where(self.table.c.id == job_id).values(values))
+
+    async def put(self, *rows: Mapping[str, object], started: timedelta = timedelta(hours=2)) -> None:
+        """Insert rows by column name; what a row doesn't say is that of a job that runs and has been silent."""
+        began = self.store(await self.source.clock() - started)
+        async with self.engine.begin() as connection:
+            for row in rows:
+                values = {"status": "running", "created_at": began, "started_at": began, **row}
+                await connection.execute(sa.insert(self.table).values(values))
+
+    async def sweep(self, action: Action | None = None, *, policy: Policy | None = None) -> SweepReport:
+        return await sweep(self.watched(policy), SweepOrder(actor="test", action=action))
+
+    def batches_of(self, size: int) -> None:
+        """Make this bench's own source work in pages and batches of this size."""
+        vars(self.source._connections.dialect)["batch_size"] = size
 
     async def get(self, job_id: JobId) -> StoredJob:
         row = await self.row(job_id)

@@ -1,5 +1,6 @@
 """The three calls: what they take, what they answer, and that nothing ambiguous changes a job."""
 
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from urllib.parse import quote
 
@@ -145,6 +146,19 @@ async def test_parameters_in_a_body_are_refused_rather_than_overlooked(body: byt
     async with client(service(world), Role.ADMIN) as caller:
         assert_problem(await caller.post(CLEANUP, content=body), 422)
     assert world.states() == before
+
+
+async def test_a_body_without_end_is_refused_at_its_beginning() -> None:
+    taken = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal taken
+        for taken in range(1, 1000):
+            yield b"x" * 100
+
+    async with client(service(World()), Role.ADMIN) as caller:
+        assert_problem(await caller.post(CLEANUP, content=endless()), 422)
+    assert taken < 10
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b" {} \n", b"null"])

@@ -87,7 +87,7 @@ def _claims(token: str, key: bytes, auth: AuthSettings) -> dict[str, Any]:
         )
     except jwt.ExpiredSignatureError as error:
         raise RefusedError(401, "The token has expired.") from error
-    except (jwt.PyJWTError, RecursionError) as error:
+    except jwt.PyJWTError as error:
         raise RefusedError(401, _NOT_VALID) from error
     if not _made_by_and_for_us(claims, auth):
         raise RefusedError(401, "The token was made by or for somebody else.")

@@ -6,10 +6,12 @@ import sys
 import structlog
 from structlog.typing import Processor
 
+from unstick.cli.output import is_watched
+
 
 def configure_logging() -> None:
     """Send every logger's records to stderr in one form, the libraries' too."""
-    interactive = sys.stderr.isatty()
+    interactive = is_watched(sys.stderr)
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_log_level,

@@ -1,10 +1,12 @@
 """How commands speak: results on stdout, sentences about what went wrong on stderr."""
 
 import contextlib
+import io
 import json
 import os
+import shutil
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
@@ -51,16 +53,24 @@ def complain(sentence: str) -> None:
 
 
 def plain(text: object) -> str:
-    """Return text from elsewhere without what could steer a terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
+    """Return text from elsewhere on one line, without what could steer a terminal."""
+    line = " ".join(str(text).split())
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
 
 
-def stdout_console() -> "Console":
+def is_watched(stream: TextIO | None) -> bool:
+    """Tell whether a person looks at a stream, which is None where it was closed from the start."""
+    return stream is not None and stream.isatty()
+
+
+def result_console() -> "Console":
     """Return the console to lay results out for: as wide as the terminal, without limit for a file or a pipe."""
     from rich.console import Console  # noqa: PLC0415 - slow to import, and most commands print no table
 
-    interactive = sys.stdout.isatty()
-    return Console(width=None if interactive else UNLIMITED, markup=False, highlight=False, soft_wrap=not interactive)
+    watched = is_watched(sys.stdout)
+    width = shutil.get_terminal_size().columns if watched else UNLIMITED
+    # It only lays out; what it captured is printed by `say`.
+    return Console(file=io.StringIO(), width=width, force_terminal=watched, markup=False, highlight=False)
 
 
 def _forget_the_rest() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, queued_after, settings_of
-from unstick.cli.output import UNLIMITED, plain, say, say_json, stdout_console
+from unstick.cli.output import UNLIMITED, plain, result_console, say, say_json
 from unstick.domain.wording import say_duration, say_instant
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def stuck(
     if as_json:
         say_json(stuck_shape(report))
     else:
-        say(render(report, stdout_console()))
+        say(render(report, result_console()))
     raise typer.Exit(_STUCK_FOUND if report.counts.total else 0)
 
 
@@ -82,9 +82,10 @@ def _wide(findings: "list[Finding]") -> "Table":
 
 def _narrow(findings: "list[Finding]") -> "Table":
     """A few lines a job; text too long for its column goes on below it."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, leading=1)
     table.add_column("JOB", overflow="fold")
     table.add_column("STUCK")
     table.add_column("WHY", overflow="fold")
@@ -109,8 +110,12 @@ def _summary(report: "StuckReport") -> str:
     from unstick.pipeline.report import MAX_LIMIT
 
     counts, look = report.counts, report.look
-    limits = f"limits: queued {say_duration(look.queued_after)}, running {say_duration(look.running_after)}"
-    said = f"{counts.total} stuck: {counts.queued} queued, {counts.running} running"
+    said = f"{counts.total} stuck at {say_instant(look.taken_at)}: {counts.queued} queued, {counts.running} running."
+    limits = f"Limits: queued {say_duration(look.queued_after)}, running {say_duration(look.running_after)}."
     listed = len(report.queued) + len(report.running)
-    rest = f" The {listed} oldest are listed; --limit lists up to {MAX_LIMIT}." if report.next_cursor else ""
-    return f"{said} at {say_instant(look.taken_at)} ({limits}).{rest}"
+    rest = (
+        f"\nThe {listed} oldest are listed; --limit lists up to {MAX_LIMIT} in each state."
+        if report.next_cursor
+        else ""
+    )
+    return f"{said}\n{limits}{rest}"

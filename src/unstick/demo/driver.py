@@ -275,7 +275,7 @@ def _guide(scene: Scene) -> str:
 def _guide_lines(scene: Scene) -> Iterator[str]:
     service, admin = scene.service.url, f"{scene.service.url}/api/v1/admin"
     yield "\nTwo jobs are stuck; in three seconds Unstick knows. Open:"
-    yield f"  {scene.platform.url}/   the platform's jobs\n  {service}/docs   Unstick's API"
+    yield f"  {scene.platform.url}/   the platform's jobs\n  {service}/openapi.json   Unstick's API"
     yield "\nOr paste (an admin's token):"
     yield f"  TOKEN={scene.service.token}"
     yield f'  curl -H "Authorization: Bearer $TOKEN" "{admin}/jobs/stuck"'

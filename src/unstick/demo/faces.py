@@ -94,12 +94,12 @@ class Service:
 
     def stuck(self) -> StuckJobs:
         """Ask what is stuck, and why."""
-        answer: StuckJobs = self._call("GET", "/stuck")
+        answer: StuckJobs = self._call("GET", "/jobs/stuck")
         return answer
 
     def cleanup(self, action: str) -> Cleaned:
         """Have what is stuck recovered."""
-        answer: Cleaned = self._call("POST", f"/cleanup?{urlencode({'action': action})}")["cleaned_jobs"]
+        answer: Cleaned = self._call("POST", f"/jobs/cleanup?{urlencode({'action': action})}")["cleaned_jobs"]
         return answer
 
     def _call(self, method: str, path: str) -> Any:  # noqa: ANN401 - JSON

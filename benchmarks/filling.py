@@ -1,0 +1,72 @@
+"""What a measured jobs table holds, and the statement that fills it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TABLE = "ai_generation_jobs"
+
+Backend = Literal["postgresql", "sqlite"]
+Placement = Literal["even", "end"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filling:
+    """Finished jobs, stuck ones among or behind them, and last the healthy ones that are running now."""
+
+    finished: int
+    stuck: int
+    healthy: int = 1_000
+    placement: Placement = "even"
+
+    @property
+    def name(self) -> str:
+        return f"jobs_{self.finished}_{self.stuck}_{self.placement}"
+
+    @property
+    def rows(self) -> int:
+        return self.finished + self.stuck + self.healthy
+
+    @property
+    def sentence(self) -> str:
+        where = {"even": "spread evenly among", "end": "all newer than"}[self.placement]
+        return f"{self.stuck:,} stuck jobs {where} {self.finished:,} finished ones, {self.healthy:,} healthy ones running"
+
+
+def insert(backend: Backend, filling: Filling) -> str:
+    """Fill the table server-side, by ascending id and time, ten jobs a second until two hours ago."""
+    body = filling.finished + filling.stuck
+    stuck = {
+        "even": f"(i * {filling.stuck}) / {body} <> ((i - 1) * {filling.stuck}) / {body}",
+        "end": f"i > {filling.finished}",
+    }[filling.placement]
+    age = f"CASE WHEN i > {body} THEN 60 ELSE 7200 + ({body} - i) / 10 END"
+    return f"""
+        {_numbers(backend, filling.rows)},
+        job AS (SELECT i, {age} AS age, i > {body} AS healthy, i <= {body} AND {stuck} AS stuck FROM number)
+        INSERT INTO {TABLE}
+            (id, status, job_type, created_at, started_at, updated_at, completed_at, success, attempt)
+        SELECT i,
+            CASE WHEN healthy OR stuck THEN 'running' ELSE 'completed' END,
+            CASE i % 3 WHEN 0 THEN 'summary' WHEN 1 THEN 'quiz' ELSE 'flashcards' END,
+            {_ago(backend, "age + 35")},
+            {_ago(backend, "age + 30")},
+            {_ago(backend, "age")},
+            CASE WHEN healthy OR stuck THEN NULL ELSE {_ago(backend, "age")} END,
+            CASE WHEN healthy OR stuck THEN NULL ELSE true END,
+            1
+        FROM job ORDER BY i
+    """
+
+
+def _numbers(backend: Backend, rows: int) -> str:
+    if backend == "postgresql":
+        return f"WITH number AS (SELECT i FROM generate_series(1::bigint, {rows}) AS i)"
+    return f"WITH RECURSIVE number (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM number WHERE i < {rows})"
+
+
+def _ago(backend: Backend, seconds: str) -> str:
+    if backend == "postgresql":
+        return f"now() - make_interval(secs => {seconds})"
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', '-' || ({seconds}) || ' seconds')"  # as SQLAlchemy stores it
