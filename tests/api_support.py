@@ -18,10 +18,10 @@ from unstick.api.router import admin_router
 from unstick.config import AuthSettings
 from unstick.domain.access import Role
 from unstick.domain.audit import AuditEntry
-from unstick.domain.job import Job, JobId, JobState
+from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy
 from unstick.domain.recovery import Action, Batch, BatchResult
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable, accuse
+from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable, is_suspect
 from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
 
@@ -59,15 +59,15 @@ class MemorySource:
         return NOW
 
     async def count_suspects(self, look: Look) -> StuckCounts:
-        states = Counter(suspect.job.state for suspect in self._accused(look))
+        states = Counter(suspect.state for suspect in self._accused(look))
         return StuckCounts(queued=states[JobState.QUEUED], running=states[JobState.RUNNING])
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None
-    ) -> tuple[Suspect, ...]:
-        found = sorted((s for s in self._accused(look) if s.job.state is state), key=lambda s: (s.since, str(s.job.id)))
-        rest = (s for s in found if after is None or (s.since, str(s.job.id)) > (after.since, str(after.job_id)))
-        return tuple(rest)[:limit]
+    ) -> tuple[Job, ...]:
+        found = sorted((s for s in self._accused(look) if s.state is state), key=lambda s: (s.since, str(s.job_id)))
+        rest = (s for s in found if after is None or (s.since, str(s.job_id)) > (after.since, str(after.job_id)))
+        return tuple(self.jobs[suspect.job_id] for suspect in rest)[:limit]
 
     async def suspects(self, look: Look) -> AsyncIterator[Page]:
         found = self._accused(look)
@@ -79,7 +79,7 @@ class MemorySource:
             raise self.failure
         self.batches += 1
         state = JobState.FAILED if batch.action is Action.MARK_FAILED else JobState.SCHEDULED
-        ids = [decision.suspect.job.id for decision in batch.decisions]
+        ids = [decision.suspect.job_id for decision in batch.decisions]
         self.jobs.update({job_id: replace(self.jobs[job_id], state=state, completed_at=NOW) for job_id in ids})
         return BatchResult(applied=frozenset(ids), refused={})
 
@@ -103,8 +103,11 @@ class MemorySource:
         )
 
     def _accused(self, look: Look) -> list[Suspect]:
-        found = (accuse(job, look) for job in self.jobs.values())
-        return [suspect for suspect in found if suspect is not None]
+        return [
+            Suspect(job.id, job.state, since)
+            for job in self.jobs.values()
+            if is_suspect(job, look) and (since := sign_of_life(job)) is not None
+        ]
 
 
 @dataclass

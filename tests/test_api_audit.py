@@ -231,3 +231,30 @@ async def test_a_call_that_is_cut_off_is_recorded_where_the_sweep_doesnt(call: s
         with suppress(asyncio.CancelledError):
             await cut_off
     assert [row.outcome for row in world.ledger.rows] == [AuditOutcome.FAILED] * rows
+
+
+async def test_a_call_that_is_cut_off_twice_is_still_recorded() -> None:
+    world = World()
+    arrived, recording = asyncio.Event(), asyncio.Event()
+    count_read = world.ledger.count_read
+
+    async def clock() -> Any:  # noqa: ANN401
+        arrived.set()
+        await asyncio.sleep(60)
+
+    async def slow_count_read(entry: AuditEntry) -> None:
+        recording.set()
+        await asyncio.sleep(0.02)
+        await count_read(entry)
+
+    world.source.clock = clock  # type: ignore[method-assign]
+    world.ledger.count_read = slow_count_read  # type: ignore[method-assign]
+    async with client(service(world), Role.ADMIN) as caller:
+        cut_off = asyncio.create_task(caller.get(STUCK))
+        for reached in (arrived, recording):
+            await reached.wait()
+            cut_off.cancel()
+        with suppress(asyncio.CancelledError):
+            await cut_off
+        await asyncio.sleep(0.1)
+    assert one_row(world).outcome is AuditOutcome.FAILED

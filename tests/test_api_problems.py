@@ -130,6 +130,15 @@ async def test_a_source_that_cant_be_opened_is_503_with_its_sentence_for_those_l
             assert str(error) not in assert_problem(await caller.request(*call), 503)["detail"]
 
 
+async def test_every_answer_of_the_service_forbids_what_a_browser_need_not_do() -> None:
+    async with client(service(World())) as caller:
+        for path in ("/", "/nowhere", STUCK):
+            headers = (await caller.get(path)).headers
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["referrer-policy"] == "no-referrer"
+            assert headers["content-security-policy"].startswith("default-src 'none'")
+
+
 def test_a_service_without_a_source_is_told_before_it_starts() -> None:
     with pytest.raises(ConfigurationError, match="no source"):
         admin_router(watched={}, principal=jwt_principal(SECRET, AUTH))

@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from unstick.domain.audit import AuditEntry
-from unstick.domain.job import JobId, JobState
+from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.recovery import Action, Batch, BatchResult, Outcome
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable
+from unstick.domain.suspect import Look, Page, Position, StuckCounts, Unreadable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +84,8 @@ class JobSource(Protocol):
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None
-    ) -> tuple[Suspect, ...]:
-        """Return at most `limit` suspects in a state, oldest sign of life first, after a position."""
+    ) -> tuple[Job, ...]:
+        """Return at most `limit` jobs that are suspects in a state, oldest sign of life first, after a position."""
 
     def suspects(self, look: Look) -> AsyncIterator[Page]:
         """Yield every suspect once, in bounded pages by ascending id."""

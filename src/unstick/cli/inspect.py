@@ -39,9 +39,13 @@ def inspect(
         _write(file, toml)
     if as_json:
         say_json(_shape(inspection, toml, file))
-        return
-    say(f"Wrote {file}." if file else toml.rstrip("\n"))
-    _remark(inspection)
+    elif file is not None:
+        say(f"Wrote {file}.")
+        _note_doubts(inspection)
+    else:
+        say(toml.rstrip("\n"))
+    if inspection.others and not as_json:
+        note(f"It could also be: {', '.join(inspection.others)}. Name one with --table.")
 
 
 def _refuse_to_overwrite(file: Path | None) -> None:
@@ -57,11 +61,9 @@ def _write(file: Path, toml: str) -> None:
         raise ConfigurationError(f"{file} can't be written: {error.strerror}.") from error
 
 
-def _remark(inspection: "Inspection") -> None:
+def _note_doubts(inspection: "Inspection") -> None:
     for doubt in inspection.doubts:
         note(f"{doubt.severity}, {doubt.key}: {doubt.message}")
-    if inspection.others:
-        note(f"It could also be: {', '.join(inspection.others)}. Name one with --table.")
 
 
 def _shape(inspection: "Inspection", toml: str, file: Path | None) -> dict[str, object]:

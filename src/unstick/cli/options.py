@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unstick.domain.errors import InvalidRequestError
+from unstick.domain.policy import requested_threshold
+
 if TYPE_CHECKING:
     from unstick.config import Settings
 
-LONGEST_THRESHOLD_MINUTES = 525_600
 
-
-def _threshold(said: str) -> int:
-    number = int(said) if re.fullmatch("[0-9]{1,9}", said) else 0
-    if not 1 <= number <= LONGEST_THRESHOLD_MINUTES:
-        raise typer.BadParameter(f"must be a whole number from 1 to {LONGEST_THRESHOLD_MINUTES}.")
-    return number
+def _threshold(said: str) -> timedelta:
+    try:
+        return requested_threshold(int(said) if re.fullmatch("[0-9]{1,9}", said) else said)
+    except InvalidRequestError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -26,7 +27,7 @@ SourceName = Annotated[
     typer.Option("--source", metavar="NAME", help="The source's name; without it `main`, or else the first."),
 ]
 ThresholdMinutes = Annotated[
-    int | None,
+    timedelta | None,
     typer.Option(
         "--threshold-minutes",
         parser=_threshold,
@@ -47,11 +48,6 @@ def settings_of(ctx: typer.Context) -> "Settings":
     from unstick.config import load_settings  # noqa: PLC0415 - only commands that need settings wait for pydantic
 
     return load_settings(config_file(ctx))
-
-
-def queued_after(threshold_minutes: int | None) -> timedelta | None:
-    """Return the threshold as the pipeline takes it."""
-    return None if threshold_minutes is None else timedelta(minutes=threshold_minutes)
 
 
 def os_user() -> str:

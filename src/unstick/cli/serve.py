@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unstick.cli.options import settings_of
+from unstick.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import socket
+
     from unstick.config import Settings
 
 _ERROR = 2
@@ -29,12 +32,13 @@ def serve(
     settings = settings_of(ctx)
     service = create_service(settings)
     asyncio.run(_check(settings))
+    listener = _listen(host, port)
     configure_logging()
     server = uvicorn.Server(uvicorn.Config(service, host=host, port=port, log_config=None))
     try:
-        server.run()
+        server.run(sockets=[listener])
     except SystemExit as ending:
-        # It has logged why; its own status for a port that is taken is 1, which says that stuck jobs were found.
+        # It has logged why; a status of its own could be 1, which says that stuck jobs were found.
         raise typer.Exit(_ERROR) from ending
 
 
@@ -45,3 +49,12 @@ async def _check(settings: "Settings") -> None:
     for name in settings.sources:
         async with open_watched(settings, name) as watched:
             await watched.source.clock()
+
+
+def _listen(host: str, port: int) -> "socket.socket":
+    import socket
+
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ConfigurationError(f"Can't listen on {host} port {port}: {error.strerror}.") from error

@@ -1,11 +1,12 @@
 """`unstick stuck`: what is stuck now, and why."""
 # ruff: noqa: PLC0415 - a command loads what it needs when it runs, so that `unstick --help` is quick
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, queued_after, settings_of
+from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, settings_of
 from unstick.cli.output import UNLIMITED, plain, result_console, say, say_json
 from unstick.domain.wording import say_duration, say_instant
 
@@ -56,7 +57,7 @@ def render(report: "StuckReport", console: "Console") -> str:
 
 
 async def _report(
-    settings: "Settings", source: str | None, threshold_minutes: int | None, limit: int | None
+    settings: "Settings", source: str | None, threshold: timedelta | None, limit: int | None
 ) -> "StuckReport":
     from unstick.pipeline.report import DEFAULT_LIMIT, report_stuck
     from unstick.wiring import open_watched
@@ -64,7 +65,7 @@ async def _report(
     async with open_watched(settings, source) as watched:
         return await report_stuck(
             watched,
-            queued_after=queued_after(threshold_minutes),
+            queued_after=threshold,
             limit=DEFAULT_LIMIT if limit is None else limit,
         )
 
@@ -101,7 +102,7 @@ def _width(table: "Table", console: "Console") -> int:
 
 
 def _cells(finding: "Finding") -> tuple[str, ...]:
-    job = finding.suspect.job
+    job = finding.job
     said = (job.id, job.status, job.kind or "-", say_duration(finding.age), finding.diagnosis.sentence)
     return tuple(plain(word) for word in said)
 

@@ -31,7 +31,7 @@ def token(
         raise ConfigurationError(
             "There is no secret key to sign a token with: set UNSTICK_SECRET_KEY to what `openssl rand -hex 32` prints."
         )
-    valid, name = _lifetime(lifetime), os_user() if subject is None else subject
+    valid, name = _lifetime(lifetime), subject or os_user()
     minted = mint_token(settings.secret_key, role=role, subject=name, lifetime=valid, auth=settings.auth)
     if as_json:
         say_json({"token": minted, "role": role.value, "subject": name, "expires_in": int(valid.total_seconds())})

@@ -39,20 +39,29 @@ class Job:
     worker: str | None = None
 
 
-def queued_since(job: Job) -> datetime | None:
-    """Return since when a queued job could have been claimed, or None where no column tells.
+def sign_of_life(job: Job) -> datetime | None:
+    """Return what a job is judged by: when it could be claimed, or how long ago it was last known to run."""
+    if job.state is JobState.RUNNING:
+        return running_since(job.started_at, job.heartbeat_at)
+    return queued_since(job.enqueued_at, job.scheduled_at, job.started_at)
+
+
+def queued_since(
+    enqueued_at: datetime | None, scheduled_at: datetime | None, started_at: datetime | None
+) -> datetime | None:
+    """Return since when a queued job could have been claimed, or None where nothing tells.
 
     The contract's rule (`started_at`, or the enqueue time where that is null), moved on by a later
     `scheduled_at`: a job that is not due yet does not wait.
     """
-    waiting = job.started_at or job.enqueued_at
-    if waiting is None or job.scheduled_at is None:
-        return waiting or job.scheduled_at
-    return max(waiting, job.scheduled_at)
+    waiting = started_at or enqueued_at
+    if waiting is None or scheduled_at is None:
+        return waiting or scheduled_at
+    return max(waiting, scheduled_at)
 
 
-def running_since(job: Job) -> datetime | None:
+def running_since(started_at: datetime | None, heartbeat_at: datetime | None) -> datetime | None:
     """Return a running job's last sign of life (start or later heartbeat), or None where there is none."""
-    if job.started_at is None or job.heartbeat_at is None:
-        return job.started_at or job.heartbeat_at
-    return max(job.started_at, job.heartbeat_at)
+    if started_at is None or heartbeat_at is None:
+        return started_at or heartbeat_at
+    return max(started_at, heartbeat_at)

@@ -8,7 +8,7 @@ from unstick.domain.diagnosis import Diagnosis, Reason
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import JobId
 from unstick.domain.recovery import Action, Decision
-from unstick.domain.suspect import Look, Suspect
+from unstick.domain.suspect import Suspect
 from unstick.domain.wording import say_duration
 
 MAX_THRESHOLD_MINUTES = 525_600
@@ -48,31 +48,19 @@ def requested_action(action: str) -> Action:
         raise InvalidRequestError(f"There is no action {action!r}; there are: {', '.join(Action)}.") from None
 
 
-def decide(suspect: Suspect, diagnosis: Diagnosis, look: Look, policy: Policy, action: Action, spent: int) -> Decision:
+def decide(suspect: Suspect, diagnosis: Diagnosis, policy: Policy, action: Action, spent: int) -> Decision:
     """Decide what is done to a diagnosed job whose budget has `spent` recoveries on it."""
     if action is not Action.RETRY:
-        return _decision(suspect, diagnosis.reason, diagnosis.sentence, look, action)
+        return Decision(suspect, action, diagnosis.reason, diagnosis.sentence)
     if spent >= policy.max_recoveries:
         window = say_duration(policy.recovery_window)
         sentence = f"{diagnosis.sentence}; it was recovered {spent} times within {window} and got stuck again"
-        return _decision(suspect, Reason.POISON, sentence, look, Action.MARK_FAILED)
-    wait = backoff(suspect.job.id, spent, policy.retry_backoff)
-    return _decision(suspect, diagnosis.reason, diagnosis.sentence, look, action, wait)
+        return Decision(suspect, Action.MARK_FAILED, Reason.POISON, sentence)
+    wait = backoff(suspect.job_id, spent, policy.retry_backoff)
+    return Decision(suspect, action, diagnosis.reason, diagnosis.sentence, wait)
 
 
 def backoff(job_id: JobId, spent: int, first: timedelta) -> timedelta:
     """Return how long a retry waits: doubling, capped, and spread by the job's own id so that herds part."""
     spread = 0.75 + zlib.crc32(f"{job_id}:{spent}".encode()) / 2**33
     return min(first * (1 << min(spent, 16)), _LONGEST_BACKOFF) * spread
-
-
-def _decision(
-    suspect: Suspect,
-    reason: Reason,
-    sentence: str,
-    look: Look,
-    action: Action,
-    wait: timedelta = timedelta(0),
-) -> Decision:
-    age = look.taken_at - suspect.since
-    return Decision(suspect=suspect, action=action, reason=reason, sentence=sentence, age=age, wait=wait)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import JobId, JobState
@@ -30,25 +31,24 @@ class Outcome(StrEnum):
     """The row couldn't be read, or the database refused the write."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """What is to be done to one suspect, and why."""
+class Decision(NamedTuple):
+    """What is to be done to one suspect, and why. A tuple, for a sweep makes hundreds of thousands of them."""
 
     suspect: Suspect
     action: Action
     reason: Reason
     sentence: str
-    age: timedelta
-    wait: timedelta
+    wait: timedelta = timedelta(0)
     """How long after the recovery a retried job is due."""
 
-    def error_message(self, length: int | None = None) -> str:
+    def error_message(self, look: Look, length: int | None = None) -> str:
         """Return what the job's error column is to say, in at most `length` characters.
 
         It starts with `Job stuck` and ends with `Automatically cleaned up.`, as the contract says; what is
         too long is cut in between.
         """
-        said = f"Job stuck in {self.suspect.job.state} for {say_duration(self.age)}: {self.sentence}."
+        age = say_duration(look.taken_at - self.suspect.since)
+        said = f"Job stuck in {self.suspect.state.value} for {age}: {self.sentence}."
         if length is not None and len(said) + len(_CLEANED_UP) > length:
             said = said[: max(0, length - len(_CLEANED_UP) - 1)] + "…"
         return (said + _CLEANED_UP)[:length]

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
-from unstick.domain.job import Job, JobId, JobState, queued_since, running_since
+from unstick.domain.job import Job, JobId, JobState, sign_of_life
 
 ACCUSED_STATES = (JobState.QUEUED, JobState.RUNNING)
 """The states in which a job can be stuck, in the order reports list them."""
@@ -29,11 +30,14 @@ class Look:
         return self.queued_after if state is JobState.QUEUED else self.running_after
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suspect:
-    """A job past its threshold, with what a write must still find unchanged."""
+class Suspect(NamedTuple):
+    """A job past its threshold, with what a write must still find unchanged.
 
-    job: Job
+    A tuple, for a sweep makes hundreds of thousands of them.
+    """
+
+    job_id: JobId
+    state: JobState
     since: datetime
     """The sign of life it is judged by."""
     seen: tuple[object, ...] = ()
@@ -78,11 +82,9 @@ class StuckCounts:
         return self.queued + self.running
 
 
-def accuse(job: Job, look: Look) -> Suspect | None:
-    """Return the suspect this job is at this look, or None where its age doesn't accuse it."""
+def is_suspect(job: Job, look: Look) -> bool:
+    """Tell whether age accuses this job at this look."""
     if job.completed_at is not None or job.state not in ACCUSED_STATES:
-        return None
-    since = queued_since(job) if job.state is JobState.QUEUED else running_since(job)
-    if since is None or since >= look.horizon(job.state):
-        return None
-    return Suspect(job=job, since=since)
+        return False
+    since = sign_of_life(job)
+    return since is not None and since < look.horizon(job.state)

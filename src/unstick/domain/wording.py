@@ -1,6 +1,7 @@
 """How instants and durations are said to a person."""
 
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 _MINUTE = 60
 _HOUR = 60 * _MINUTE
@@ -9,19 +10,25 @@ _DAY = 24 * _HOUR
 
 def say_duration(duration: timedelta) -> str:
     """Say a duration in its two largest units: `3 days 4 hours`, `12 minutes`, `40 seconds`."""
-    seconds = int(duration.total_seconds())
-    if seconds < _MINUTE:
-        return _count(seconds, "second")
-    if seconds < _HOUR:
-        return _two(seconds // _MINUTE, "minute", seconds % _MINUTE if seconds < 10 * _MINUTE else 0, "second")
-    if seconds < _DAY:
-        return _two(seconds // _HOUR, "hour", seconds % _HOUR // _MINUTE, "minute")
-    return _two(seconds // _DAY, "day", seconds % _DAY // _HOUR, "hour")
+    seconds = duration.days * _DAY + duration.seconds
+    # Seconds aren't said of long durations: rounded first, thousands of jobs share one remembered answer.
+    return _say_seconds(seconds if seconds < 10 * _MINUTE else seconds - seconds % _MINUTE)
 
 
 def say_instant(instant: datetime) -> str:
     """Say an aware UTC instant to the second: `2026-11-23 21:24:13 UTC`."""
     return f"{instant.isoformat(' ')[:19]} UTC"
+
+
+@lru_cache(maxsize=4096)
+def _say_seconds(seconds: int) -> str:
+    if seconds < _MINUTE:
+        return _count(seconds, "second")
+    if seconds < _HOUR:
+        return _two(seconds // _MINUTE, "minute", seconds % _MINUTE, "second")
+    if seconds < _DAY:
+        return _two(seconds // _HOUR, "hour", seconds % _HOUR // _MINUTE, "minute")
+    return _two(seconds // _DAY, "day", seconds % _DAY // _HOUR, "hour")
 
 
 def _two(large: int, large_unit: str, small: int, small_unit: str) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from unstick.domain.diagnosis import Diagnosis, diagnose
+from unstick.domain.diagnosis import Diagnosis, diagnose, row_evidence
 from unstick.domain.errors import InvalidRequestError
-from unstick.domain.job import JobState
-from unstick.domain.suspect import ACCUSED_STATES, Look, Position, StuckCounts, Suspect
+from unstick.domain.evidence import Evidence
+from unstick.domain.job import Job, JobState, sign_of_life
+from unstick.domain.suspect import ACCUSED_STATES, Look, Position, StuckCounts
 from unstick.pipeline.sweep import take_look
 from unstick.pipeline.watched import Watched
 from unstick.ports import OpenJobs, RecoveryCounts, Usage
@@ -22,11 +23,14 @@ RECOVERIES_WINDOW = timedelta(hours=24)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A suspect and what is said of it."""
+    """A stuck job and what is said of it."""
 
-    suspect: Suspect
-    diagnosis: Diagnosis
+    job: Job
+    since: datetime
+    """The sign of life it is judged by."""
     age: timedelta
+    diagnosis: Diagnosis
+    evidence: tuple[Evidence, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,7 @@ async def report_stuck(
     positions = decode_cursor(cursor)
     look = await take_look(watched, queued_after)
     counts = await watched.source.count_suspects(look)
-    lists: dict[JobState, tuple[Suspect, ...]] = {}
+    lists: dict[JobState, tuple[Job, ...]] = {}
     for state in ACCUSED_STATES:
         wanted = cursor is None or state in positions
         lists[state] = (
@@ -116,13 +120,23 @@ def _position(since: str, job_id: object) -> Position:
     return Position(since=instant, job_id=job_id)
 
 
-def _next_cursor(lists: dict[JobState, tuple[Suspect, ...]], limit: int) -> str | None:
+def _next_cursor(lists: dict[JobState, tuple[Job, ...]], limit: int) -> str | None:
     ongoing = {state: found[limit - 1] for state, found in lists.items() if len(found) > limit}
     if not ongoing:
         return None
-    positions = {state.value: [last.since.isoformat(), last.job.id] for state, last in ongoing.items()}
+    positions = {state.value: [str(sign_of_life(last)), last.id] for state, last in ongoing.items()}
     return base64.urlsafe_b64encode(json.dumps(positions).encode()).decode()
 
 
-def _findings(suspects: Sequence[Suspect], look: Look) -> tuple[Finding, ...]:
-    return tuple(Finding(suspect=s, diagnosis=diagnose(s, look), age=look.taken_at - s.since) for s in suspects)
+def _findings(jobs: Sequence[Job], look: Look) -> tuple[Finding, ...]:
+    return tuple(_finding(job, since, look) for job in jobs if (since := sign_of_life(job)) is not None)
+
+
+def _finding(job: Job, since: datetime, look: Look) -> Finding:
+    return Finding(
+        job=job,
+        since=since,
+        age=look.taken_at - since,
+        diagnosis=diagnose(job.state, since, look),
+        evidence=row_evidence(job),
+    )

@@ -29,7 +29,9 @@ async def decide_page(watched: Watched, page: Page, look: Look, action: Action) 
     """Diagnose and decide a whole page; a retry costs one statement a page to read the budgets."""
     spent = await _spent(watched, page, look) if action is Action.RETRY else {}
     decisions = tuple(
-        decide(suspect, diagnose(suspect, look), look, watched.policy, action, spent.get(suspect.job.id, 0))
+        decide(
+            suspect, diagnose(suspect.state, suspect.since, look), watched.policy, action, spent.get(suspect.job_id, 0)
+        )
         for suspect in page.suspects
     )
     return Decided(action=action, decisions=decisions, unreadable=page.unreadable)
@@ -46,7 +48,7 @@ async def rescue(source: JobSource, decided: Decided, look: Look, operation_id: 
     for action, decisions in _by_action(decided.decisions).items():
         batch = Batch(action=action, decisions=decisions, look=look, operation_id=operation_id)
         result = await source.recover(batch)
-        census.update(_key(decision, result.outcome(decision.suspect.job.id)) for decision in decisions)
+        census.update(_key(decision, result.outcome(decision.suspect.job_id)) for decision in decisions)
     if decided.unreadable:
         await source.record_unreadable(decided.unreadable, decided.action, operation_id)
         census.update(
@@ -56,7 +58,7 @@ async def rescue(source: JobSource, decided: Decided, look: Look, operation_id: 
 
 
 async def _spent(watched: Watched, page: Page, look: Look) -> Mapping[JobId, int]:
-    job_ids = [suspect.job.id for suspect in page.suspects]
+    job_ids = [suspect.job_id for suspect in page.suspects]
     return await watched.ledger.spent(watched.source.name, job_ids, look.taken_at - watched.policy.recovery_window)
 
 
@@ -68,4 +70,4 @@ def _by_action(decisions: Sequence[Decision]) -> dict[Action, list[Decision]]:
 
 
 def _key(decision: Decision, outcome: Outcome) -> tuple[JobState, Action, Reason, Outcome]:
-    return decision.suspect.job.state, decision.action, decision.reason, outcome
+    return decision.suspect.state, decision.action, decision.reason, outcome

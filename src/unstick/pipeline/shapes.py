@@ -213,7 +213,7 @@ def stats_shape(stats: PlatformStats) -> StatsShape:
 
 def job_shape(finding: Finding) -> JobShape:
     """Render one stuck job."""
-    job = finding.suspect.job
+    job = finding.job
     return JobShape(
         id=job.id,
         state="queued" if job.state is JobState.QUEUED else "running",
@@ -227,11 +227,11 @@ def job_shape(finding: Finding) -> JobShape:
         scheduled_at=_iso(job.scheduled_at),
         started_at=_iso(job.started_at),
         heartbeat_at=_iso(job.heartbeat_at),
-        stuck_since=finding.suspect.since.isoformat(),
+        stuck_since=finding.since.isoformat(),
         age_seconds=round(finding.age.total_seconds(), 3),
         reason=finding.diagnosis.reason.value,
         sentence=finding.diagnosis.sentence,
-        evidence=[_evidence_shape(evidence) for evidence in finding.diagnosis.evidence],
+        evidence=[_evidence_shape(evidence) for evidence in finding.evidence],
     )
 
 

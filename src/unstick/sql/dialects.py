@@ -1,7 +1,7 @@
 """What differs between the databases, in one place."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, tzinfo
 from typing import Any, ClassVar
 
@@ -55,10 +55,6 @@ class Dialect(ABC):
         """Return the seconds from one time column to another."""
 
     @abstractmethod
-    def encode(self, rows: Sequence[Sequence[object]], seen: Seen) -> list[Any]:
-        """Arrange rows as this database reads them from JSON."""
-
-    @abstractmethod
     def refuses_row(self, error: DBAPIError) -> bool:
         """Tell whether a single row's content caused an error: a constraint, a trigger, a value too long."""
 
@@ -66,6 +62,10 @@ class Dialect(ABC):
         """Set a host's own connection up for our work, and return what puts it back."""
         del connection
         return _nothing_to_restore
+
+    async def check_each_row(self, connection: AsyncConnection) -> None:
+        """Have constraints checked row by row, where they could be put off until the commit."""
+        del connection
 
     async def take_write_lock(self, connection: AsyncConnection) -> None:
         """Take a database-wide write lock before the first read, where the database has only such a lock."""
@@ -88,14 +88,19 @@ class PostgresDialect(Dialect):
     batch_size = 5_000
     one_statement = True
 
-    _ROW_CLASSES = ("22", "23", "44", "P0", "45")
-    """SQLSTATE classes a single row can cause: data, constraints, check options, RAISE, and user-defined ones."""
+    _ROW_CLASSES = ("21", "22", "23", "27", "2F", "38", "39", "44", "54", "P0")
+    """SQLSTATE classes a single row can cause: data, constraints, and whatever a trigger of its table runs into."""
+    _SERVERS_FAULT = ("53", "55", "57", "58", "72")
     _TRANSIENT = ("40001", "40P01")
 
     async def enter(self, connection: AsyncConnection) -> datetime:
         """Set both timeouts for this transaction only, and read the clock in the same round trip."""
         row = (await connection.execute(_POSTGRES_ENTER)).one()
         return AwareTime().read(row[0]) or _no_clock()
+
+    async def check_each_row(self, connection: AsyncConnection) -> None:
+        """Check deferred constraints at once, within this transaction."""
+        await connection.execute(sa.text("SET CONSTRAINTS ALL IMMEDIATE"))
 
     def time_form(self, column: sa.Column[Any], zone: tzinfo) -> TimeForm | None:
         """Return the form by the column's own type."""
@@ -104,10 +109,12 @@ class PostgresDialect(Dialect):
         return AwareTime() if column.type.timezone else NaiveTime(zone)
 
     def rows(self, seen: Seen) -> sa.TextualSelect:
-        """Expand JSON objects by name."""
-        definitions = ", ".join(f'"{name}" {self.type_name(type_)}' for name, type_ in seen.items())
-        # Names and types are ours and the mapping's, never a request's.
-        return _textual(f"SELECT * FROM json_to_recordset(CAST(:seen AS json)) AS s({definitions})", seen)
+        """Expand JSON arrays by position."""
+        fields = ", ".join(
+            f'CAST(value ->> {place} AS {self.type_name(type_)}) AS "{name}"'
+            for place, (name, type_) in enumerate(seen.items())
+        )
+        return _textual(f"SELECT {fields} FROM jsonb_array_elements(CAST(:seen AS jsonb)) AS s(value)", seen)
 
     def json_object(self, values: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[str]:
         """Build the object."""
@@ -117,15 +124,11 @@ class PostgresDialect(Dialect):
         """Subtract."""
         return sa.cast(sa.extract("epoch", end - start), sa.Double)
 
-    def encode(self, rows: Sequence[Sequence[object]], seen: Seen) -> list[Any]:
-        """Name each value."""
-        names = list(seen)
-        return [dict(zip(names, row, strict=True)) for row in rows]
-
     def refuses_row(self, error: DBAPIError) -> bool:
         """Judge by SQLSTATE."""
         code = _sqlstate(error)
-        return code[:2] in self._ROW_CLASSES or (len(code) == _SQLSTATE_LENGTH and code[0] not in "0123456789FHPX")
+        user_defined = len(code) == _SQLSTATE_LENGTH and (code[0] in "56789" or code[0] in "IJKLMNOQRSTUVWYZ")
+        return code[:2] in self._ROW_CLASSES or (user_defined and code[:2] not in self._SERVERS_FAULT)
 
     def is_transient(self, error: DBAPIError) -> bool:
         """Serialization failures and deadlocks."""
@@ -145,17 +148,21 @@ class MysqlDialect(Dialect):
     """Access, unknown names, syntax, timeouts, deadlocks, lost connections: no single row causes these."""
 
     async def borrow(self, connection: AsyncConnection) -> Restore:
-        """Read TIMESTAMP columns as UTC while we work."""
-        zone = (await connection.execute(sa.text("SELECT @@session.time_zone"))).scalar_one()
-        await connection.execute(_MYSQL_ZONE, {"zone": "+00:00"})
+        """Read TIMESTAMP columns as UTC, and wait no longer than a guest may, while we work."""
+        version = str((await connection.execute(sa.text("SELECT VERSION()"))).scalar_one())
+        ours = mysql_guest_settings(version)
+        names = ", ".join(f"@@session.{name}" for name in ours)
+        theirs = (await connection.execute(sa.text(f"SELECT {names}"))).one()
+        assign = sa.text("SET " + ", ".join(f"{name} = :{name}" for name in ours))
+        await connection.execute(assign, ours)
 
         async def restore() -> object:
-            return await connection.execute(_MYSQL_ZONE, {"zone": zone})
+            return await connection.execute(assign, dict(zip(ours, theirs, strict=True)))
 
         return restore
 
     async def enter(self, connection: AsyncConnection) -> datetime:
-        """Read the clock; the timeouts were set when the connection was."""
+        """Read the clock; the limits were set with the connection."""
         raw = (await connection.execute(sa.text("SELECT UTC_TIMESTAMP(6)"))).scalar_one()
         return NaiveTime(UTC).read(raw) or _no_clock()
 
@@ -176,7 +183,7 @@ class MysqlDialect(Dialect):
         if isinstance(type_, sa.DateTime):
             return "DATETIME(6)"
         if isinstance(type_, sa.Integer):
-            return "BIGINT"
+            return "BIGINT UNSIGNED" if getattr(type_, "unsigned", False) else "BIGINT"
         if isinstance(type_, sa.Numeric):
             return self.type_name(type_)
         return "TEXT" if isinstance(type_, sa.Text) else "VARCHAR(1024)"
@@ -189,11 +196,6 @@ class MysqlDialect(Dialect):
         """Subtract."""
         microseconds = sa.func.timestampdiff(sa.text("MICROSECOND"), start, end)
         return sa.type_coerce(sa.cast(microseconds, sa.Double) / sa.literal(1e6, sa.Double), sa.Double)
-
-    def encode(self, rows: Sequence[Sequence[object]], seen: Seen) -> list[Any]:
-        """Keep the order of the names."""
-        del seen
-        return list(rows)
 
     def refuses_row(self, error: DBAPIError) -> bool:
         """Judge by error number: SIGNAL and CHECK arrive as operational errors here."""
@@ -238,11 +240,6 @@ class SqliteDialect(Dialect):
         """Subtract."""
         return (sa.func.julianday(end) - sa.func.julianday(start)) * sa.literal(86_400.0, sa.Double)
 
-    def encode(self, rows: Sequence[Sequence[object]], seen: Seen) -> list[Any]:
-        """Keep the order of the names."""
-        del seen
-        return list(rows)
-
     def refuses_row(self, error: DBAPIError) -> bool:
         """Constraints and RAISE(ABORT) are both integrity errors here."""
         return isinstance(error, IntegrityError)
@@ -250,12 +247,24 @@ class SqliteDialect(Dialect):
 
 _SQLSTATE_LENGTH = 5
 _DIALECTS: tuple[type[Dialect], ...] = (PostgresDialect, MysqlDialect, SqliteDialect)
-_MYSQL_ZONE = sa.text("SET time_zone = :zone")
 _POSTGRES_ENTER = sa.text(
     "SELECT statement_timestamp(),"
     f" set_config('statement_timeout', '{STATEMENT_TIMEOUT_MS}', true),"
     f" set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true)"
 )
+
+
+def mysql_guest_settings(version: str) -> dict[str, str | float]:
+    """Return the session settings of a guest; MariaDB and MySQL bound a statement by different ones."""
+    lock_seconds = LOCK_TIMEOUT_MS // 1000
+    settings: dict[str, str | float] = {
+        "time_zone": "+00:00",
+        "innodb_lock_wait_timeout": lock_seconds,
+        "lock_wait_timeout": lock_seconds,
+    }
+    if "MariaDB" in version:
+        return settings | {"max_statement_time": STATEMENT_TIMEOUT_MS / 1000}
+    return settings | {"max_execution_time": STATEMENT_TIMEOUT_MS}
 
 
 def dialect_for(compiled_for: SqlDialect) -> Dialect:
@@ -275,11 +284,12 @@ def _textual(statement: str, seen: Seen) -> sa.TextualSelect:
 
 
 def _pairs(values: Mapping[str, sa.ColumnElement[Any]]) -> list[Any]:
-    return [part for name, value in values.items() for part in (sa.literal_column(f"'{_quoted(name)}'"), value)]
+    return [part for name, value in values.items() for part in (_written_out(name), value)]
 
 
-def _quoted(name: str) -> str:
-    return name.replace("'", "''").replace("\\", "\\\\").replace(":", "\\:").replace("%", "%%")
+def _written_out(name: str) -> sa.ColumnElement[str]:
+    """Return a name as part of the statement's text, in the dialect's own quoting."""
+    return sa.literal(name, sa.String(), literal_execute=True)
 
 
 def _sqlstate(error: DBAPIError) -> str:

@@ -8,6 +8,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from unstick.domain.errors import ConfigurationError
+from unstick.sql.dialects import mysql_guest_settings
 
 WRITES = "unstick_writes"
 """The execution option of a connection that is going to write."""
@@ -97,12 +98,14 @@ def _prepare_sqlite(engine: AsyncEngine) -> None:
 
 
 def _prepare_mysql(engine: AsyncEngine) -> None:
-    """Read TIMESTAMP columns as UTC, whatever time zone the server speaks by default."""
+    """Read TIMESTAMP columns as UTC, whatever the server speaks by default, and wait no longer than a guest may."""
 
     @event.listens_for(engine.sync_engine, "connect")
     def _connect(connection: Any, _record: object) -> None:  # noqa: ANN401
         cursor = connection.cursor()
-        cursor.execute("SET time_zone = '+00:00'")
+        cursor.execute("SELECT VERSION()")
+        settings = mysql_guest_settings(str(cursor.fetchone()[0]))
+        cursor.execute("SET " + ", ".join(f"{name} = %s" for name in settings), tuple(settings.values()))
         cursor.close()
 
 

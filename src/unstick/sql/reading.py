@@ -1,57 +1,111 @@
-"""From rows as stored to suspects; a row that can't be understood becomes an `Unreadable`, never an exception."""
+"""From rows as stored to jobs and suspects; what can't be understood becomes an `Unreadable`, never an exception."""
 
-from collections.abc import Iterable, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from unstick.config import ColumnKey
 from unstick.domain.job import Job, JobId, JobState, queued_since, running_since
-from unstick.domain.suspect import Suspect, Unreadable
+from unstick.domain.suspect import Page, Suspect, Unreadable
 from unstick.sql import statements
 from unstick.sql.mapping import MappedTable
 
 Row = Sequence[Any]
+ReadTime = Callable[[Row], datetime | None]
+
+_UNDERSTOOD = (ValueError, TypeError, OverflowError)
+"""What a value raises that can't be what its column says."""
 
 
 class SuspectReader:
-    """Reads rows of `statements.suspects_page` and `statements.oldest_suspects`."""
+    """Reads rows of `statements.suspects_page`: no more of each than a decision and a write need."""
 
     def __init__(self, mapped: MappedTable) -> None:
-        self._place = {key: place for place, key in enumerate(statements.read_columns(mapped))}
-        self._seen = itemgetter(self._place["id"], *(self._place[key] for key in mapped.fence))
-        self._state_of = mapped.state_of
-        job_keys = [key for key in statements.JOB_KEYS if mapped.has(key)]
-        self._times = [(key, self._place[key], mapped.times[key].read) for key in job_keys if key in mapped.times]
-        self._plain = [(key, self._place[key], _READ[key]) for key in job_keys if key in _READ]
+        place = {key: at for at, key in enumerate(statements.suspect_columns(mapped))}
+        self._id, self._state = place["id"], place["state"]
+        self._mapped = mapped
+        self._state_of: dict[str, JobState] = {}
+        read = _time_readers(mapped, place)
+        self._queued = (read["enqueued_at"], read["scheduled_at"], read["started_at"])
+        self._running = (read["started_at"], read["heartbeat_at"])
+
+    def page(self, rows: Iterable[Row]) -> Page:
+        """Read a page of rows."""
+        read = [self.read(row) for row in rows]
+        return Page(
+            suspects=tuple(each for each in read if type(each) is Suspect),
+            unreadable=tuple(each for each in read if type(each) is Unreadable),
+        )
 
     def read(self, row: Row) -> Suspect | Unreadable:
         """Return the suspect a row is."""
-        job_id = plain_id(row[self._place["id"]])
-        word = str(row[self._place["state"]])
-        state = self._state_of(word) or JobState.RUNNING
+        raw_id, word = row[self._id], row[self._state]
+        job_id = raw_id if type(raw_id) is int else plain_id(raw_id)
+        state = self._state_of.get(word) or self._state_meant(word)
         try:
-            return self._suspect(job_id, word, state, row)
-        except (ValueError, TypeError, OverflowError) as error:
+            if state is JobState.QUEUED:
+                enqueued_at, scheduled_at, started_at = self._queued
+                since = queued_since(enqueued_at(row), scheduled_at(row), started_at(row))
+            else:
+                started_at, heartbeat_at = self._running
+                since = running_since(started_at(row), heartbeat_at(row))
+        except _UNDERSTOOD as error:
             return Unreadable(job_id=job_id, state=state, problem=f"its row can't be read: {error}")
-
-    def _suspect(self, job_id: JobId, word: str, state: JobState, row: Row) -> Suspect:
-        known: dict[str, Any] = {key: read(row[place]) for key, place, read in self._times}
-        for key, place, convert in self._plain:
-            raw = row[place]
-            known[key] = None if raw is None else convert(raw)
-        job = Job(id=job_id, state=state, status=word, **known)
-        since = queued_since(job) if state is JobState.QUEUED else running_since(job)
         if since is None:
-            raise ValueError("no time tells its age")
-        return Suspect(job=job, since=since, seen=self._seen(row))
+            return Unreadable(job_id=job_id, state=state, problem="its row can't be read: no time tells its age")
+        return Suspect(job_id, state, since, tuple(row))
+
+    def _state_meant(self, word: Any) -> JobState:  # noqa: ANN401 - text or a number
+        """Remember what a word means; the statement only lets words of two states through."""
+        return self._state_of.setdefault(word, self._mapped.state_of(word) or JobState.RUNNING)
 
 
-_READ: dict[ColumnKey, type[str] | type[int]] = {
-    "kind": str,
-    "queue": str,
-    "worker": str,
-    "attempt": int,
-    "max_attempts": int,
+class JobReader:
+    """Reads rows of `statements.oldest_suspects`: all that a person wants to know of each."""
+
+    def __init__(self, mapped: MappedTable, state: JobState) -> None:
+        self._place = {key: at for at, key in enumerate(statements.job_columns(mapped))}
+        self._times = _time_readers(mapped, self._place)
+        self._state = state
+
+    def read(self, row: Row) -> Job | None:
+        """Return the job a row is, None where it can't be understood; a sweep reports such rows."""
+        try:
+            known: dict[str, Any] = {key: read(row) for key, read in self._times.items()}
+            known |= {key: convert(row[self._place[key]]) for key, convert in _PLAIN.items() if key in self._place}
+        except _UNDERSTOOD:
+            return None
+        job_id, status = plain_id(row[self._place["id"]]), str(row[self._place["state"]])
+        return Job(id=job_id, state=self._state, status=status, **known)
+
+
+def _time_readers(mapped: MappedTable, place: Mapping[ColumnKey, int]) -> dict[str, ReadTime]:
+    """Return what reads each time of a row; a time the table doesn't have reads as None."""
+
+    def reader(key: ColumnKey) -> ReadTime:
+        if key not in place:
+            return lambda _row: None
+        at, read = place[key], mapped.times[key].read
+        return lambda row: None if (raw := row[at]) is None else read(raw)
+
+    keys: tuple[ColumnKey, ...] = ("enqueued_at", "scheduled_at", "started_at", "heartbeat_at", "completed_at")
+    return {key: reader(key) for key in keys}
+
+
+def _text(raw: object) -> str | None:
+    return None if raw is None else str(raw)
+
+
+def _number(raw: Any) -> int | None:  # noqa: ANN401 - whatever the driver gives for a number
+    return None if raw is None else int(raw)
+
+
+_PLAIN: Mapping[ColumnKey, Callable[[Any], Any]] = {
+    "kind": _text,
+    "queue": _text,
+    "worker": _text,
+    "attempt": _number,
+    "max_attempts": _number,
 }
 
 

@@ -36,13 +36,14 @@ class Rescue:
         """Write the whole batch and its records; the caller commits."""
         decisions = self.batch.decisions
         applied, refused = await self._attempt(decisions)
-        lost = [d for d in decisions if str(d.suspect.job.id) not in applied and str(d.suspect.job.id) not in refused]
+        if len(applied) == len(decisions):
+            return BatchResult(applied=frozenset(d.suspect.job_id for d in decisions), refused={})
+        lost = [d for d in decisions if _key(d) not in applied and _key(d) not in refused]
         await self._record(lost, Outcome.LOST_RACE, {})
-        await self._record([d for d in decisions if str(d.suspect.job.id) in refused], Outcome.FAILED, refused)
-        ids = {str(d.suspect.job.id): d.suspect.job.id for d in decisions}
+        await self._record([d for d in decisions if _key(d) in refused], Outcome.FAILED, refused)
         return BatchResult(
-            applied=frozenset(ids[job_id] for job_id in applied),
-            refused={ids[job_id]: problem for job_id, problem in refused.items()},
+            applied=frozenset(d.suspect.job_id for d in decisions if _key(d) in applied),
+            refused={d.suspect.job_id: refused[_key(d)] for d in decisions if _key(d) in refused},
         )
 
     async def _attempt(self, decisions: Sequence[Decision]) -> tuple[set[str], dict[str, str]]:
@@ -50,11 +51,14 @@ class Rescue:
         try:
             async with self.connection.begin_nested():
                 return await self._write(decisions), {}
+        except _NotAllChangedError:
+            said = "the database took the write and left the row as it was"
         except DBAPIError as error:
             if error.connection_invalidated or not self.mapped.dialect.refuses_row(error):
                 raise
-            if len(decisions) == 1:
-                return set(), {str(decisions[0].suspect.job.id): said_by_database(error)}
+            said = said_by_database(error)
+        if len(decisions) == 1:
+            return set(), {_key(decisions[0]): said}
         middle = len(decisions) // 2
         applied, refused = await self._attempt(decisions[:middle])
         more_applied, more_refused = await self._attempt(decisions[middle:])
@@ -71,11 +75,11 @@ class Rescue:
         locked = set((await self.connection.execute(lock, self._values(decisions))).scalars())
         if not locked:
             return locked
-        values = self._values([d for d in decisions if str(d.suspect.job.id) in locked])
+        values = self._values([d for d in decisions if _key(d) in locked])
         await self.connection.execute(statements.record_locked(self.mapped, self.batch.action), values)
         changed = await self.connection.execute(statements.change_locked(self.mapped, self.batch.action), values)
         if changed.rowcount != len(locked):
-            raise RuntimeError(f"{len(locked)} rows were locked, but {changed.rowcount} changed")
+            raise _NotAllChangedError
         return locked
 
     def _values(self, decisions: Sequence[Decision]) -> statements.Values:
@@ -84,7 +88,7 @@ class Rescue:
             statements.look_values(self.mapped, self.batch.look)
             | statements.at_values(self.mapped, self.now)
             | self._record_values()
-            | {"seen": statements.seen_json(self.mapped, rows)}
+            | {"seen": statements.seen_json(rows)}
         )
 
     def _record_values(self) -> statements.Values:
@@ -97,7 +101,7 @@ class Rescue:
 
     def _detail(self, decision: Decision) -> str:
         if self.batch.action is Action.MARK_FAILED:
-            return decision.error_message(self.mapped.error_length)
+            return decision.error_message(self.batch.look, self.mapped.error_length)
         return decision.sentence
 
     def _due(self, decision: Decision) -> object:
@@ -119,14 +123,22 @@ class Rescue:
         rows = [
             common
             | {
-                "job_id": str(decision.suspect.job.id),
-                "state": decision.suspect.job.state.value,
+                "job_id": _key(decision),
+                "state": decision.suspect.state.value,
                 "reason": decision.reason.value,
-                "detail": said.get(str(decision.suspect.job.id), _LOST_RACE),
+                "detail": said.get(_key(decision), _LOST_RACE),
             }
             for decision in decisions
         ]
         await self.connection.execute(sa.insert(tables.recoveries), rows)
+
+
+class _NotAllChangedError(Exception):
+    """The database took a write and left rows as they were: a trigger or rule did."""
+
+
+def _key(decision: Decision) -> str:
+    return str(decision.suspect.job_id)
 
 
 def unreadable_records(

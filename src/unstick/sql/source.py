@@ -11,18 +11,18 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.domain.errors import InvalidRequestError, SourceUnavailableError
-from unstick.domain.job import JobState
+from unstick.domain.job import Job, JobState
 from unstick.domain.recovery import Action, Batch, BatchResult
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable
+from unstick.domain.suspect import Look, Page, Position, StuckCounts, Unreadable
 from unstick.ports import Capabilities, OpenJobs, Usage
 from unstick.sql import statements, tables
 from unstick.sql.connections import Connections
 from unstick.sql.mapping import JobTable, MappedTable
-from unstick.sql.reading import Row, SuspectReader, by_state, plain_id
+from unstick.sql.reading import JobReader, Row, SuspectReader, by_state, plain_id
 from unstick.sql.reflection import mapped_table
 from unstick.sql.rescue import Rescue, said_by_database, unreadable_records
 
@@ -63,7 +63,7 @@ class SqlSource:
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None
-    ) -> tuple[Suspect, ...]:
+    ) -> tuple[Job, ...]:
         """Read a state's suspects, oldest first; a row that can't be read is left to a sweep to report."""
         async with self._reading() as (connection, mapped, _):
             if state not in mapped.judges:
@@ -71,8 +71,8 @@ class SqlSource:
             statement = statements.oldest_suspects(mapped, state, after=after is not None)
             values = statements.look_values(mapped, look) | {"page_size": limit} | _position(mapped, state, after)
             rows = (await connection.execute(statement, values)).all()
-        reader = SuspectReader(mapped)
-        return tuple(suspect for row in rows if isinstance(suspect := reader.read(row), Suspect))
+        reader = JobReader(mapped, state)
+        return tuple(job for row in rows if (job := reader.read(row)) is not None)
 
     async def suspects(self, look: Look) -> AsyncIterator[Page]:
         """Yield suspects in keyset pages by id; none is read before it is asked for."""
@@ -87,17 +87,26 @@ class SqlSource:
             after = last
 
     async def recover(self, batch: Batch) -> BatchResult:
-        """Carry out a batch in one transaction; a deadlock or serialization failure is tried again, three times."""
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                return await self._recover_once(batch)
-            except DBAPIError as error:
-                if not tries_left or not self._connections.dialect.is_transient(error):
-                    raise SourceUnavailableError(said_by_database(error)) from error
-        raise AssertionError("unreachable")
+        """Carry out a batch in one transaction.
 
-    async def _recover_once(self, batch: Batch) -> BatchResult:
+        A deadlock or serialization failure is tried again, three times in all. A row that is refused only when the
+        transaction commits (a deferred constraint) would take the others with it: then each row is checked at once.
+        """
+        each_row = False
+        for _ in range(_TRIES):
+            try:
+                return await self._recover_once(batch, each_row=each_row)
+            except DBAPIError as error:
+                refused, last = self._connections.dialect.refuses_row(error), error
+                if each_row or not (refused or self._connections.dialect.is_transient(error)):
+                    break
+                each_row = refused
+        raise SourceUnavailableError(said_by_database(last)) from last
+
+    async def _recover_once(self, batch: Batch, *, each_row: bool) -> BatchResult:
         async with self._connections.writing() as (connection, now):
+            if each_row:
+                await self._connections.dialect.check_each_row(connection)
             mapped = await mapped_table(self._connections, connection, self._declared)
             rescue = Rescue(connection=connection, mapped=mapped, source=self.name, batch=batch, now=now)
             return await rescue.carry_out()
@@ -148,13 +157,7 @@ class SqlSource:
             statement = statements.suspects_page(mapped, after=after is not None)
             values = _page_values(mapped, look, after, size)
             rows = (await connection.execute(statement, values)).all()
-        reader = SuspectReader(mapped)
-        read = [reader.read(row) for row in rows]
-        page = Page(
-            suspects=tuple(each for each in read if isinstance(each, Suspect)),
-            unreadable=tuple(each for each in read if isinstance(each, Unreadable)),
-        )
-        return page, rows[-1][0] if len(rows) == size else None
+        return SuspectReader(mapped).page(rows), rows[-1][0] if len(rows) == size else None
 
     async def _unfetchable(self, look: Look, after: object, error: Exception) -> tuple[Page, object]:
         async with self._reading() as (connection, mapped, _):
@@ -189,8 +192,8 @@ def _position(mapped: MappedTable, state: JobState, after: Position | None) -> s
 def _is_rows_fault(connections: Connections, error: Exception) -> bool:
     if not isinstance(error, DBAPIError):
         return True
-    undecodable = "decode" in str(error.orig).lower()
-    return not error.connection_invalidated and (undecodable or connections.dialect.refuses_row(error))
+    unfit = isinstance(error, DataError) or "decode" in str(error.orig).lower()
+    return not error.connection_invalidated and (unfit or connections.dialect.refuses_row(error))
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ pass judges all its jobs by one reading of the database's clock.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,9 +30,15 @@ Predicate = sa.ColumnElement[bool]
 Values = dict[str, Any]
 
 
-def read_columns(mapped: MappedTable) -> dict[ColumnKey, sa.Column[Any]]:
-    """Return what is read of each suspect: the fence, and what a person wants to know of it."""
-    keys: tuple[ColumnKey, ...] = ("id", "state", *mapped.fence, *JOB_KEYS)
+def suspect_columns(mapped: MappedTable) -> dict[ColumnKey, sa.Column[Any]]:
+    """Return what a sweep reads of each suspect: the key and the fence, which holds every time it is judged by."""
+    keys: tuple[ColumnKey, ...] = ("id", *mapped.fence)
+    return mapped.columns(keys)
+
+
+def job_columns(mapped: MappedTable) -> dict[ColumnKey, sa.Column[Any]]:
+    """Return what a person wants to know of a job."""
+    keys: tuple[ColumnKey, ...] = ("id", "state", *JOB_KEYS)
     return mapped.columns(keys)
 
 
@@ -115,7 +121,7 @@ def count_suspects(mapped: MappedTable) -> sa.Select[Any]:
 def suspects_page(mapped: MappedTable, *, after: bool) -> sa.Select[Any]:
     """Read one page of suspects by ascending id, after the last page's last id."""
     key = mapped.column("id")
-    page = sa.select(*_raw(mapped).values()).where(is_suspect(mapped, *ACCUSED_STATES))
+    page = sa.select(*_raw(mapped, suspect_columns(mapped))).where(is_suspect(mapped, *ACCUSED_STATES))
     if after:
         page = page.where(key > sa.bindparam("after", type_=key.type))
     return page.order_by(key).limit(sa.bindparam("page_size", type_=sa.Integer()))
@@ -129,9 +135,12 @@ def suspect_id(mapped: MappedTable, *, after: bool) -> sa.Select[Any]:
 def oldest_suspects(mapped: MappedTable, state: JobState, *, after: bool) -> sa.Select[Any]:
     """Read a state's suspects, oldest sign of life first, after a position."""
     key, since = mapped.column("id"), since_expression(mapped, state)
-    oldest = sa.select(*_raw(mapped).values(), since.label("since")).where(is_suspect(mapped, state))
+    oldest = sa.select(*_raw(mapped, job_columns(mapped))).where(is_suspect(mapped, state))
     if after:
-        last, last_id = sa.bindparam("after_since", type_=since.type), sa.bindparam("after_id", type_=key.type)
+        # The same expression as of the column, or a rounding of it would leave a job out between two pages.
+        form = mapped.times[since_key(mapped, state)]
+        last = form.comparable(sa.bindparam("after_since", type_=_time_type(mapped, since_key(mapped, state))))
+        last_id = sa.bindparam("after_id", type_=key.type)
         oldest = oldest.where(sa.or_(since > last, sa.and_(since == last, key > last_id)))
     return oldest.order_by(since, key).limit(sa.bindparam("page_size", type_=sa.Integer()))
 
@@ -171,14 +180,12 @@ def _instant(mapped: MappedTable, key: ColumnKey) -> sa.ColumnElement[Any]:
     return sa.type_coerce(expression, _time_type(mapped, key))
 
 
-def _raw(mapped: MappedTable) -> dict[ColumnKey, sa.ColumnElement[Any]]:
-    """Return the columns read, as stored: SQLite's times stay the text they are, so that they can be compared again."""
-    return {
-        key: sa.type_coerce(column, _time_type(mapped, key)).label(f"job_{key}")
-        if key in mapped.times
-        else column.label(f"job_{key}")
-        for key, column in read_columns(mapped).items()
-    }
+def _raw(mapped: MappedTable, columns: Mapping[ColumnKey, sa.Column[Any]]) -> list[sa.ColumnElement[Any]]:
+    """Return columns as stored: SQLite's times stay the text they are, so that they can be compared again."""
+    return [
+        (sa.type_coerce(column, _time_type(mapped, key)) if key in mapped.times else column).label(f"job_{key}")
+        for key, column in columns.items()
+    ]
 
 
 # The guarded write.
@@ -198,16 +205,16 @@ def _seen_type(mapped: MappedTable, key: ColumnKey, column: sa.Column[Any]) -> s
     return _time_type(mapped, key) if key in mapped.times else column.type
 
 
-def seen_row(mapped: MappedTable, decision: Decision, detail: str, due: object) -> list[object]:
+def seen_row(mapped: MappedTable, decision: Decision, detail: str, due: object) -> tuple[object, ...]:
     """Return one row for `seen_types`; the fence is what the look read, raw."""
     suspect = decision.suspect
-    recorded = [str(suspect.job.id), suspect.job.state.value, decision.reason.value, detail]
-    return [*suspect.seen, *recorded, *([due] if mapped.has("scheduled_at") else [])]
+    recorded = (str(suspect.job_id), suspect.state.value, decision.reason.value, detail)
+    return (*suspect.seen, *recorded, due) if mapped.has("scheduled_at") else (*suspect.seen, *recorded)
 
 
-def seen_json(mapped: MappedTable, rows: Sequence[Sequence[object]]) -> str:
+def seen_json(rows: Sequence[Sequence[object]]) -> str:
     """Return rows as the one JSON parameter the database expands."""
-    return json.dumps(mapped.dialect.encode(rows, seen_types(mapped)), default=str)
+    return json.dumps(rows, default=str)
 
 
 def is_unchanged(mapped: MappedTable, seen: sa.FromClause) -> Predicate:
@@ -235,7 +242,7 @@ def _failed(mapped: MappedTable, seen: sa.FromClause) -> dict[ColumnKey, Any]:
         "error": seen.c.detail,
     }
     if mapped.has("success"):
-        values["success"] = _literal(mapped, "success", False)
+        values["success"] = _literal(mapped, "success", mapped.column("success").type.python_type(False))
     if mapped.has("completed_at"):
         values["completed_at"] = _at(mapped, "completed_at")
     return values
@@ -436,8 +443,7 @@ def position_values(mapped: MappedTable, state: JobState, after: Position | None
     if after is None:
         return {}
     form = mapped.times[since_key(mapped, state)]
-    since = form.horizon(after.since) if mapped.dialect.name == "sqlite" else form.write(after.since)
-    return {"after_since": since, "after_id": typed_id(mapped, after.job_id)}
+    return {"after_since": form.write(after.since), "after_id": typed_id(mapped, after.job_id)}
 
 
 def typed_id(mapped: MappedTable, job_id: JobId) -> object:

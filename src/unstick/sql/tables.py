@@ -41,6 +41,9 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 Key = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
+JobKey = sa.Text().with_variant(mysql.VARCHAR(1024, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+"""Any job's id as text, compared to the letter."""
+
 audit = sa.Table(
     "unstick_audit",
     metadata,
@@ -68,7 +71,7 @@ recoveries = sa.Table(
     # No foreign key to the audit entry: checking it costs a look-up for every job of a batch.
     sa.Column("operation_id", Key, nullable=False),
     sa.Column("source", sa.String(63), nullable=False),
-    sa.Column("job_id", sa.String(255), nullable=False),
+    sa.Column("job_id", JobKey, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("action", sa.String(16), nullable=False),
     sa.Column("reason", sa.String(32), nullable=False),
@@ -76,7 +79,7 @@ recoveries = sa.Table(
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("pre_image", sa.Text, nullable=True),
     sa.Column("at", UtcDateTime, nullable=False),
-    sa.Index("unstick_recoveries_job", "source", "job_id"),
+    sa.Index("unstick_recoveries_job", "source", "job_id", mysql_length={"job_id": 255}),
     sa.Index("unstick_recoveries_at", "at"),
 )
 """What came of each decision, job by job: the per-job part of the audit log, with the pre-image of what we changed."""

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from unstick.domain.diagnosis import diagnose
-from unstick.domain.job import JobId, JobState
+from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, decide
 from unstick.domain.recovery import Action, Batch, BatchResult, Outcome
 from unstick.domain.suspect import ACCUSED_STATES, Look, Position, Suspect
@@ -75,7 +75,7 @@ class JobSourceConformance:
         """Pages, lists and counts speak of the same jobs."""
         ids = [(await bench.add(state, ages), stuck) for state, ages, stuck in CASES]
 
-        found = [suspect.job.id for suspect in await suspects_of(bench, await look_at(bench))]
+        found = [suspect.job_id for suspect in await suspects_of(bench, await look_at(bench))]
 
         assert found == [job_id for job_id, stuck in ids if stuck]
 
@@ -98,8 +98,8 @@ class JobSourceConformance:
         listed: list[JobId] = []
         position: Position | None = None
         while page := await bench.source.list_suspects(look, JobState.QUEUED, limit=2, after=position):
-            listed += [suspect.job.id for suspect in page]
-            position = Position(since=page[-1].since, job_id=page[-1].job.id)
+            listed += [job.id for job in page]
+            position = Position(since=since_of(page[-1]), job_id=page[-1].id)
 
         by_age = {ids[0]: 30, ids[1]: 50, ids[2]: 20, ids[3]: 50, ids[4]: 40}
         assert sorted(listed, key=ids.index) == ids
@@ -257,7 +257,9 @@ async def suspects_of(bench: Bench, look: Look) -> list[Suspect]:
 def batch_of(suspects: Sequence[Suspect], look: Look, action: Action = Action.MARK_FAILED) -> Batch:
     """Decide the same action on all of them."""
     policy = Policy()
-    decisions = [decide(suspect, diagnose(suspect, look), look, policy, action, 0) for suspect in suspects]
+    decisions = [
+        decide(suspect, diagnose(suspect.state, suspect.since, look), policy, action, 0) for suspect in suspects
+    ]
     return Batch(action=action, decisions=decisions, look=look, operation_id=1)
 
 
@@ -265,6 +267,13 @@ async def recover_all(bench: Bench, action: Action = Action.MARK_FAILED) -> Batc
     """Recover all suspects of a look in one batch."""
     look = await look_at(bench)
     return await bench.source.recover(batch_of(await suspects_of(bench, look), look, action))
+
+
+def since_of(job: Job) -> datetime:
+    """Return the sign of life a suspect is judged by; it must have one."""
+    since = sign_of_life(job)
+    assert since is not None
+    return since
 
 
 def completed_at(stored: StoredJob) -> datetime:

@@ -9,9 +9,9 @@ from typing import assert_never
 
 from unstick.domain.audit import AuditEntry
 from unstick.domain.diagnosis import Reason
-from unstick.domain.job import Job, JobId, JobState, queued_since, running_since
+from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Outcome
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable, accuse
+from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable, is_suspect
 from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
 
 PAGE_SIZE = 100
@@ -72,31 +72,31 @@ class MemorySource:
 
     async def count_suspects(self, look: Look) -> StuckCounts:
         """Count the suspects exactly."""
-        states = [suspect.job.state for suspect in self._suspects(look)]
+        states = [suspect.state for suspect in self._suspects(look)]
         return StuckCounts(queued=states.count(JobState.QUEUED), running=states.count(JobState.RUNNING))
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None
-    ) -> tuple[Suspect, ...]:
+    ) -> tuple[Job, ...]:
         """Return a state's suspects, oldest first."""
-        found = sorted((s for s in self._suspects(look) if s.job.state is state), key=_by_age)
+        found = sorted((s for s in self._suspects(look) if s.state is state), key=_by_age)
         if after is not None:
             found = [suspect for suspect in found if _by_age(suspect) > (after.since, _by_id(after.job_id))]
-        return tuple(found[:limit])
+        return tuple(self._system.jobs[suspect.job_id].job for suspect in found[:limit])
 
     async def suspects(self, look: Look) -> AsyncIterator[Page]:
         """Yield suspects in pages by ascending id; each page is looked up when it is asked for."""
         last: JobId | None = None
         while page := self._page(look, last):
             yield Page(suspects=page)
-            last = page[-1].job.id
+            last = page[-1].job_id
 
     async def recover(self, batch: Batch) -> BatchResult:
         """Write what is unchanged, and record what came of each decision."""
         unchanged = [decision for decision in batch.decisions if self._unchanged(decision.suspect, batch.look)]
         for decision in unchanged:
-            self._apply(decision)
-        result = BatchResult(applied=frozenset(d.suspect.job.id for d in unchanged), refused={})
+            self._apply(decision, batch.look)
+        result = BatchResult(applied=frozenset(d.suspect.job_id for d in unchanged), refused={})
         self._system.recoveries += [self._record(batch, decision, result) for decision in batch.decisions]
         return result
 
@@ -111,8 +111,8 @@ class MemorySource:
         still_open = [job for job in jobs if job.state in _OPEN]
         return OpenJobs(
             by_state=Counter(job.state for job in still_open),
-            queued_since=_oldest(queued_since(job) for job in still_open if job.state is JobState.QUEUED),
-            running_since=_oldest(running_since(job) for job in still_open if job.state is JobState.RUNNING),
+            queued_since=_oldest(sign_of_life(job) for job in still_open if job.state is JobState.QUEUED),
+            running_since=_oldest(sign_of_life(job) for job in still_open if job.state is JobState.RUNNING),
         )
 
     async def usage(self) -> Usage:
@@ -135,26 +135,26 @@ class MemorySource:
 
     def _suspects(self, look: Look) -> Iterator[Suspect]:
         for stored in self._system.jobs.values():
-            suspect = accuse(stored.job, look)
-            if suspect is not None:
-                yield replace(suspect, seen=(stored,))
+            since = sign_of_life(stored.job)
+            if since is not None and is_suspect(stored.job, look):
+                yield Suspect(stored.job.id, stored.job.state, since, (stored,))
 
     def _page(self, look: Look, last: JobId | None) -> tuple[Suspect, ...]:
-        found = sorted(self._suspects(look), key=lambda suspect: _by_id(suspect.job.id))
-        rest = found if last is None else [s for s in found if _by_id(s.job.id) > _by_id(last)]
+        found = sorted(self._suspects(look), key=lambda suspect: _by_id(suspect.job_id))
+        rest = found if last is None else [s for s in found if _by_id(s.job_id) > _by_id(last)]
         return tuple(rest[:PAGE_SIZE])
 
     def _unchanged(self, suspect: Suspect, look: Look) -> bool:
-        stored = self._system.jobs.get(suspect.job.id)
-        return stored is not None and (stored,) == suspect.seen and accuse(stored.job, look) is not None
+        stored = self._system.jobs.get(suspect.job_id)
+        return stored is not None and (stored,) == suspect.seen and is_suspect(stored.job, look)
 
-    def _apply(self, decision: Decision) -> None:
-        job = decision.suspect.job
+    def _apply(self, decision: Decision, look: Look) -> None:
+        job = self._system.jobs[decision.suspect.job_id].job
         now = self._system.now
         match decision.action:
             case Action.MARK_FAILED:
                 ended = replace(job, state=JobState.FAILED, status=JobState.FAILED.value, completed_at=now)
-                self._system.put(StoredJob(job=ended, success=False, error=decision.error_message()))
+                self._system.put(StoredJob(job=ended, success=False, error=decision.error_message(look)))
             case Action.RETRY:
                 started = job.state is JobState.RUNNING
                 requeued = replace(
@@ -174,10 +174,10 @@ class MemorySource:
     def _record(self, batch: Batch, decision: Decision, result: BatchResult) -> RecordedRecovery:
         return RecordedRecovery(
             operation_id=batch.operation_id,
-            job_id=decision.suspect.job.id,
+            job_id=decision.suspect.job_id,
             action=decision.action,
             reason=decision.reason,
-            outcome=result.outcome(decision.suspect.job.id),
+            outcome=result.outcome(decision.suspect.job_id),
             at=self._system.now,
         )
 
@@ -232,7 +232,7 @@ def _by_id(job_id: JobId) -> tuple[int, str]:
 
 
 def _by_age(suspect: Suspect) -> tuple[datetime, tuple[int, str]]:
-    return suspect.since, _by_id(suspect.job.id)
+    return suspect.since, _by_id(suspect.job_id)
 
 
 def _oldest(instants: Iterable[datetime | None]) -> datetime | None:

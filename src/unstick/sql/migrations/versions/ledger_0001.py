@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from unstick.sql.tables import Key, UtcDateTime
+from unstick.sql.tables import JobKey, Key, UtcDateTime
 
 revision = "ledger_0001"
 down_revision = None
@@ -33,7 +33,7 @@ def upgrade() -> None:
         sa.Column("id", Key, primary_key=True),
         sa.Column("operation_id", Key, nullable=False),
         sa.Column("source", sa.String(63), nullable=False),
-        sa.Column("job_id", sa.String(255), nullable=False),
+        sa.Column("job_id", JobKey, nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("action", sa.String(16), nullable=False),
         sa.Column("reason", sa.String(32), nullable=False),
@@ -42,7 +42,7 @@ def upgrade() -> None:
         sa.Column("pre_image", sa.Text, nullable=True),
         sa.Column("at", UtcDateTime, nullable=False),
     )
-    op.create_index("unstick_recoveries_job", "unstick_recoveries", ["source", "job_id"])
+    op.create_index("unstick_recoveries_job", "unstick_recoveries", ["source", "job_id"], mysql_length={"job_id": 255})
     op.create_index("unstick_recoveries_at", "unstick_recoveries", ["at"])
 
 
