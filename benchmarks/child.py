@@ -57,7 +57,7 @@ def orm(url: str, number: str) -> dict[str, Any]:
     from unstick.sql.tables import recoveries
 
     class Base(DeclarativeBase):
-        pass
+        __allow_unmapped__ = True
 
     class Job(Base):
         __table__ = jobs_table(name=TABLE)

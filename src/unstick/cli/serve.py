@@ -57,4 +57,9 @@ def _listen(host: str, port: int) -> "socket.socket":
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise ConfigurationError(f"Can't listen on {host} port {port}: {error.strerror}.") from error
+        raise ConfigurationError(f"Can't listen on {host} port {port}: {_reason(error)}.") from error
+
+
+def _reason(error: OSError) -> str:
+    """Return the system's words without the address that Python adds to them."""
+    return str(error.strerror).partition(" (while")[0]

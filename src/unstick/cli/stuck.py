@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from unstick.pipeline.report import Finding, StuckReport
 
 _STUCK_FOUND = 1
+_UUID = 36
+_AGE = 10
 
 
 def stuck(
@@ -86,10 +88,10 @@ def _narrow(findings: "list[Finding]") -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, leading=1)
-    table.add_column("JOB", overflow="fold")
-    table.add_column("STUCK")
-    table.add_column("WHY", overflow="fold")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, leading=1, expand=True)
+    table.add_column("JOB", overflow="fold", max_width=_UUID)
+    table.add_column("STUCK", max_width=_AGE)
+    table.add_column("WHY", overflow="fold", ratio=1)
     for finding in findings:
         job_id, state, kind, age, why = _cells(finding)
         table.add_row(f"{job_id}\n{kind}", f"{state}\n{age}", why)
