@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -99,8 +100,6 @@ def _machine(directory: Path | None) -> dict[str, str]:
 
 def _file_system(directory: Path | None) -> str:
     """Say what the databases lie on: figures from memory are not those of a disk."""
-    import tempfile
-
     place = str((directory or Path(tempfile.gettempdir())).resolve())
     mounts = Path("/proc/mounts")
     if not mounts.exists():

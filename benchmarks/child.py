@@ -1,4 +1,5 @@
 """What is measured in a process of its own, for its memory or its place beside another; each prints JSON."""
+# ruff: noqa: PLC0415 - a task loads only what it needs: its memory is measured
 
 from __future__ import annotations
 
@@ -22,8 +23,7 @@ WRITES_A_SECOND = 200
 
 def main() -> None:
     task, *arguments = sys.argv[1:]
-    tasks: dict[str, Callable[..., dict[str, Any]]] = {"sweep": sweep, "orm": orm, "writer": writer}
-    print(json.dumps(tasks[task](*arguments)), flush=True)
+    print(json.dumps(TASKS[task](*arguments)), flush=True)
 
 
 def sweep(config: str) -> dict[str, Any]:
@@ -51,9 +51,9 @@ def orm(url: str, number: str) -> dict[str, Any]:
     """Recover jobs as a loop over ORM objects does, with an audit row each and one commit."""
     import sqlalchemy as sa
     from sqlalchemy.orm import DeclarativeBase, Session
+    from tests.jobs import jobs_table
 
     from benchmarks.filling import TABLE
-    from tests.jobs import jobs_table
     from unstick.sql.tables import recoveries
 
     class Base(DeclarativeBase):
@@ -140,6 +140,9 @@ def peak_memory() -> float:
         found = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(found.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {"sweep": sweep, "orm": orm, "writer": writer}
 
 
 if __name__ == "__main__":

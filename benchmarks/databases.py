@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import sqlalchemy as sa
-
-from benchmarks.filling import TABLE, Backend, Filling, insert
 from tests.jobs import COLUMNS, STATES, jobs_table
 from tests.servers import MissingServerError, PackagedPostgres, Postgres
+
+from benchmarks.filling import TABLE, Backend, Filling, insert
 from unstick.config import load_settings
 from unstick.wiring import upgrade_database
 
@@ -86,6 +86,7 @@ class Site(ABC):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._filled: set[str] = set()
+        self._prefix = f"bench_{os.getpid()}"  # a server may be shared
         self._numbers = itertools.count()
 
     @property
@@ -95,11 +96,12 @@ class Site(ABC):
     @contextmanager
     def fresh(self, filling: Filling) -> Iterator[Database]:
         """Lend a copy of a database filled like this."""
-        if filling.name not in self._filled:
-            self._fill(filling)
-            self._filled.add(filling.name)
-        name = f"copy_{next(self._numbers)}"
-        self._copy(filling.name, name)
+        source = self._name(filling)
+        if source not in self._filled:
+            self._fill(source, filling)
+            self._filled.add(source)
+        name = f"{self._prefix}_copy_{next(self._numbers)}"
+        self._copy(source, name)
         database = self._database(name)
         try:
             self._warm(database)
@@ -109,13 +111,21 @@ class Site(ABC):
 
     def forget(self, filling: Filling) -> None:
         """Make room."""
-        if filling.name in self._filled:
-            self._filled.remove(filling.name)
-            self._drop(filling.name)
+        source = self._name(filling)
+        if source in self._filled:
+            self._filled.remove(source)
+            self._drop(source)
 
-    def _fill(self, filling: Filling) -> None:
-        self._create(filling.name)
-        database = self._database(filling.name)
+    def forget_all(self) -> None:
+        while self._filled:
+            self._drop(self._filled.pop())
+
+    def _name(self, filling: Filling) -> str:
+        return f"{self._prefix}_{filling.finished}_{filling.stuck}_{filling.placement}"
+
+    def _fill(self, name: str, filling: Filling) -> None:
+        self._create(name)
+        database = self._database(name)
         engine = sa.create_engine(database.url.replace("+aiosqlite", ""))
         with engine.begin() as connection:
             jobs_table(name=TABLE).metadata.create_all(connection)

@@ -21,17 +21,13 @@ class Filling:
     placement: Placement = "even"
 
     @property
-    def name(self) -> str:
-        return f"jobs_{self.finished}_{self.stuck}_{self.placement}"
-
-    @property
     def rows(self) -> int:
         return self.finished + self.stuck + self.healthy
 
     @property
     def sentence(self) -> str:
         where = {"even": "spread evenly among", "end": "all newer than"}[self.placement]
-        return f"{self.stuck:,} stuck jobs {where} {self.finished:,} finished ones, {self.healthy:,} healthy ones running"
+        return f"{self.stuck:,} stuck jobs {where} {self.finished:,} finished ones, {self.healthy:,} healthy"
 
 
 def insert(backend: Backend, filling: Filling) -> str:

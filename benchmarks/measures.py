@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ _RECOVERY_GOALS: dict[Backend, Goal] = {
     "postgresql": Goal(bound=0.5, at_least=True, later=0.7),
     "sqlite": Goal(bound=0.35, at_least=True),
 }
-_WRITE_GOALS: dict[Backend, Goal] = {"postgresql": Goal(bound=1.5), "sqlite": Goal(bound=100, of=" ms")}
+_WRITE_GOALS: dict[Backend, Goal] = {"postgresql": Goal(bound=1.5), "sqlite": Goal(bound=100, unit=" ms")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,32 +67,27 @@ class Taken:
 def recovery(site: Site, sizes: Sizes) -> list[Figure]:
     """Jobs recovered a second: the bare limit, the audited limit, Unstick, and a loop over ORM objects."""
     filling = Filling(finished=sizes.finished, stuck=sizes.stuck, placement=sizes.placement)
-    runs: dict[str, Callable[[Database], float]] = {
-        "bare UPDATE, nothing recorded": lambda database: _limit(database, contenders.bare, sizes.stuck),
-        "audited limit, one statement": lambda database: _limit(database, contenders.audited, sizes.stuck),
-        "unstick sweep": lambda database: _sweep_rate(database, sizes.stuck),
-        f"ORM loop, {sizes.orm_stuck:,} jobs": lambda database: _orm_rate(database, sizes.orm_stuck),
-    }
-    taken = {name: Taken() for name in runs}
+    runs: tuple[Callable[[Database], float], ...] = (
+        lambda database: _limit(database, contenders.bare, sizes.stuck),
+        lambda database: _limit(database, contenders.audited, sizes.stuck),
+        lambda database: _rate(run_task("sweep", str(database.config)), sizes.stuck),
+        lambda database: _rate(run_task("orm", database.url, str(sizes.orm_stuck)), sizes.orm_stuck),
+    )
+    bare, audited, ours, loop = taken = tuple(Taken() for _ in runs)
     for _ in range(sizes.rounds):
-        for name, run in runs.items():
+        for run, one in zip(runs, taken, strict=True):
             with site.fresh(filling) as database:
-                taken[name].values.append(run(database))
-    bare, audited, ours, loop = taken.values()
-    names = list(runs)
-    rate = {"measure": f"recovery of {sizes.stuck:,}", "database": site.backend, "unit": "jobs/s"}
-    goal = _RECOVERY_GOALS[site.backend]
+                one.values.append(run(database))
+    rate = partial(Figure, measure=f"recovery of {sizes.stuck:,}", database=site.backend, unit="jobs/s")
+    sweep = partial(rate, name="unstick sweep", values=ours.values)
     return [
-        Figure(**rate, name=names[0], values=bare.values),
-        Figure(**rate, name=names[1], values=audited.values, ratios=audited.over(bare), against="bare"),
-        Figure(**rate, name=names[2], values=ours.values, ratios=ours.over(bare), against="bare", goal=goal),
-        Figure(**rate, name=names[2], values=ours.values, ratios=ours.over(audited), against="audited limit"),
-        Figure(**rate, name=names[3], values=loop.values),
-        Figure(
-            **rate, name=names[2], values=ours.values, ratios=ours.over(loop), against="ORM loop",
-            goal=Goal(bound=8, at_least=True),
-        ),
-    ]  # fmt: skip
+        rate(name="bare UPDATE, nothing recorded", values=bare.values),
+        rate(name="UPDATE and audit rows, at once", values=audited.values, ratios=audited.over(bare), against="bare"),
+        rate(name=f"ORM loop over {sizes.orm_stuck:,}", values=loop.values),
+        sweep(ratios=ours.over(bare), against="bare", goal=_RECOVERY_GOALS[site.backend]),
+        sweep(ratios=ours.over(audited), against="audited"),
+        sweep(ratios=ours.over(loop), against="ORM loop", goal=Goal(bound=8, at_least=True)),
+    ]
 
 
 def _limit(database: Database, statements: Callable[[Backend], tuple[str, ...]], stuck: int) -> float:
@@ -101,14 +97,7 @@ def _limit(database: Database, statements: Callable[[Backend], tuple[str, ...]],
     return stuck / seconds
 
 
-def _sweep_rate(database: Database, stuck: int) -> float:
-    said = _child("sweep", str(database.config))
-    assert said["jobs"] == stuck, f"{said['jobs']} jobs recovered instead of {stuck}"
-    return stuck / float(said["end"] - said["begin"])
-
-
-def _orm_rate(database: Database, stuck: int) -> float:
-    said = _child("orm", database.url, str(stuck))
+def _rate(said: dict[str, Any], stuck: int) -> float:
     assert said["jobs"] == stuck, f"{said['jobs']} jobs recovered instead of {stuck}"
     return stuck / float(said["end"] - said["begin"])
 
@@ -124,19 +113,15 @@ def detection(site: Site, sizes: Sizes) -> list[Figure]:
         taken = asyncio.run(_alternate([small, large], sizes.calls))
     figures: list[Figure] = []
     for name, (at_few, at_many) in taken.items():
-        about = {"measure": "detection, p50", "database": site.backend, "unit": "ms"}
-        ratio = _percentile(at_many, 50) / _percentile(at_few, 50)
-        for filling, values in ((few, at_few), (many, at_many)):
-            figures.append(
-                Figure(
-                    **about,
-                    name=f"{name}, {filling.finished:,} finished",
-                    values=[_percentile(values, 50)],
-                    ratios=[ratio] if filling is many else (),
-                    against=f"at {few.finished:,}",
-                    goal=Goal(bound=1.3) if filling is many else None,
-                )
-            )
+        fast, slow = _percentile(at_few, 50), _percentile(at_many, 50)
+        figure = partial(Figure, measure="detection, p50", database=site.backend, unit="ms")
+        figures += [
+            figure(name=f"{name}, {few.finished:,} finished", values=[fast]),
+            figure(
+                name=f"{name}, {many.finished:,} finished", values=[slow],
+                ratios=[slow / fast], against=f"{few.finished:,}", goal=Goal(bound=1.3),
+            ),
+        ]  # fmt: skip
     return figures
 
 
@@ -161,23 +146,21 @@ async def _look(watched: Watched) -> object:
 
 def memory(site: Site, sizes: Sizes) -> list[Figure]:
     """The peak memory of a sweep's whole process, with few stuck jobs and with many."""
-    peaks: dict[int, Taken] = {stuck: Taken() for stuck in sizes.memory_stuck}
-    for stuck, taken in peaks.items():
+    peaks: list[float] = []
+    for stuck in sizes.memory_stuck:
         filling = Filling(finished=sizes.fewer_finished, stuck=stuck)
         with site.fresh(filling) as database:
-            said = _child("sweep", str(database.config))
-        assert said["jobs"] == stuck, f"{said['jobs']} jobs recovered instead of {stuck}"
-        taken.values.append(said["memory"])
+            said = run_task("sweep", str(database.config))
         site.forget(filling)
-    (few, at_few), (many, at_many) = peaks.items()
-    about = {"measure": "memory of a sweep", "database": site.backend, "unit": "MB"}
+        assert said["jobs"] == stuck, f"{said['jobs']} jobs recovered instead of {stuck}"
+        peaks.append(said["memory"])
+    few, many = sizes.memory_stuck
+    figure = partial(Figure, measure="memory of a sweep", database=site.backend, unit="MB")
+    grown = partial(figure, ratios=[peaks[1] / peaks[0]], against=f"{few:,}", goal=Goal(bound=1.2))
     return [
-        Figure(**about, name=f"{few:,} stuck", values=at_few.values),
-        Figure(
-            **about, name=f"{many:,} stuck", values=at_many.values, ratios=at_many.over(at_few), against=f"{few:,}",
-            goal=Goal(bound=1.2),
-        ),
-    ]  # fmt: skip
+        figure(name=f"{few:,} stuck", values=peaks[:1]),
+        grown(name=f"{many:,} stuck", values=peaks[1:]),
+    ]
 
 
 def writes(site: Site, sizes: Sizes) -> list[Figure]:
@@ -187,32 +170,27 @@ def writes(site: Site, sizes: Sizes) -> list[Figure]:
     busy: dict[str, list[float]] = {"swept": [], "other": []}
     for _ in range(sizes.rounds):
         with site.fresh(filling) as database:
-            _collect(quiet, *_written(database, lambda: _idle(sizes.baseline_seconds)))
-            _collect(busy, *_written(database, lambda at=database: _child("sweep", str(at.config))))
+            _collect(quiet, *_written(database, partial(_idle, sizes.baseline_seconds)))
+            _collect(busy, *_written(database, partial(run_task, "sweep", str(database.config))))
     return [
         figure
-        for kind, what in (("swept", "rows being swept"), ("other", "finished rows"))
+        for kind, what in (("swept", "of rows being swept"), ("other", "of finished rows"))
         for figure in _write_figures(site.backend, what, quiet[kind], busy[kind])
     ]
 
 
 def _write_figures(backend: Backend, what: str, quiet: list[float], busy: list[float]) -> list[Figure]:
+    figure = partial(Figure, database=backend, unit="ms")
     figures: list[Figure] = []
-    for percent in (50, 99):
+    for percent, goal in ((50, None), (99, _WRITE_GOALS[backend])):
         without, during = _percentile(quiet, percent), _percentile(busy, percent)
-        about = {"measure": f"host's writes, p{percent}", "database": backend, "unit": "ms"}
-        goal = _WRITE_GOALS[backend] if percent == 99 else None
-        ratios = [during / without] if backend == "postgresql" else ()
-        longest = f"longest {max(busy):.0f} ms of {len(busy)}"
+        point = partial(figure, measure=f"host's writes, p{percent}")
         figures += [
-            Figure(**about, name=f"{what}, no sweep", values=[without]),
-            Figure(**about, name=f"{what}, in a sweep", values=[during], ratios=ratios, against="none", goal=goal),
+            point(name=f"{what}, no sweep", values=[without]),
+            point(name=f"{what}, in one", values=[during], ratios=[during / without], against="no sweep", goal=goal),
         ]
-        if percent == 99:
-            figures.append(
-                Figure(**{**about, "measure": "host's writes, worst"}, name=longest, values=[max(busy)])
-            )
-    return figures
+    longest = figure(measure="host's writes, longest", name=f"{what}, in one, of {len(busy):,}", values=[max(busy)])
+    return [*figures, longest]
 
 
 def _written(database: Database, beside: Callable[[], dict[str, Any]]) -> tuple[list[Any], dict[str, Any]]:
@@ -245,8 +223,8 @@ def _idle(seconds: float) -> dict[str, Any]:
     return {"begin": begin, "end": time.monotonic()}
 
 
-def _child(*task: str) -> dict[str, Any]:
-    """Run a task in a process of its own, without what our own environment says about Unstick."""
+def run_task(*task: str) -> dict[str, Any]:
+    """Run a task of `benchmarks.child` in a process of its own, without what our own environment says about Unstick."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("UNSTICK_")}
     command = [sys.executable, "-m", "benchmarks.child", *task]
     done = subprocess.run(command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, check=True, text=True)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A bound on a ratio or a figure; `later` is the one aimed at in the end."""
+    """A bound on a ratio, or with a unit on the figure itself; `later` is the one aimed at in the end."""
 
     bound: float
     at_least: bool = False
-    of: str = ""
+    unit: str = ""
     later: float | None = None
 
     def met(self, value: float) -> bool:
@@ -26,7 +29,7 @@ class Goal:
     def __str__(self) -> str:
         sign = "≥" if self.at_least else "≤"
         later = "" if self.later is None else f" ({sign} {self.later:g} in the end)"
-        return f"{sign} {self.bound:g}{self.of}{later}"
+        return f"{sign} {self.bound:g}{self.unit}{later}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,6 @@ class Figure:
     against: str = ""
     ratios: Sequence[float] = ()
     goal: Goal | None = None
-    note: str = ""
 
     @property
     def value(self) -> float:
@@ -55,7 +57,7 @@ class Figure:
     def verdict(self) -> str:
         if self.goal is None:
             return ""
-        held = self.ratio if self.ratio is not None else self.value
+        held = self.value if self.goal.unit or self.ratio is None else self.ratio
         return "ok" if self.goal.met(held) else "missed"
 
     def as_json(self) -> dict[str, Any]:
@@ -82,8 +84,8 @@ class Report:
 
 
 def _row(figure: Figure) -> list[str]:
-    ratio = "" if figure.ratio is None else f"{figure.ratio:.2f} {_span(figure.ratios)} × {figure.against}"
-    verdict = {"ok": "[green]ok[/]", "missed": "[red]missed[/]"}.get(figure.verdict, figure.note)
+    ratio = "" if figure.ratio is None else f"{figure.ratio:.2f} {_span(figure.ratios)} of {figure.against}"
+    verdict = {"ok": "[green]ok[/]", "missed": "[red]missed[/]"}.get(figure.verdict, "")
     goal = "" if figure.goal is None else str(figure.goal)
     value = f"{_say(figure.value)} {figure.unit}"
     return [figure.measure, figure.database, figure.name, value, _span(figure.values), ratio, goal, verdict]

@@ -19,7 +19,7 @@ from unstick.config import AuthSettings
 from unstick.domain.access import Role
 from unstick.domain.audit import AuditEntry
 from unstick.domain.job import Job, JobId, JobState, sign_of_life
-from unstick.domain.policy import Policy
+from unstick.domain.policy import Policy, Ruling
 from unstick.domain.recovery import Action, Batch, BatchResult
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable, is_suspect
 from unstick.pipeline.watched import OpenWatched, Watched
@@ -51,7 +51,7 @@ class MemorySource:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(heartbeats=True, attempts=True, retry=True, reads_beside_writes=False)
+        return Capabilities(heartbeats=True, attempts=True, retry=True, rulings=False, reads_beside_writes=False)
 
     async def clock(self) -> datetime:
         if self.failure is not None and self.fail_at is None:
@@ -82,6 +82,10 @@ class MemorySource:
         ids = [decision.suspect.job_id for decision in batch.decisions]
         self.jobs.update({job_id: replace(self.jobs[job_id], state=state, completed_at=NOW) for job_id in ids})
         return BatchResult(applied=frozenset(ids), refused={})
+
+    async def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[int]:
+        raise AssertionError((ruling, look, operation_id))
+        yield 0
 
     async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None: ...
 

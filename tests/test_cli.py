@@ -424,7 +424,7 @@ def test_a_reader_that_goes_away_is_no_error_and_no_finding() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "unstick", "stuck"], stdout=writing, stderr=subprocess.PIPE, check=False
+        [sys.executable, "-m", "unstick", "--version"], stdout=writing, stderr=subprocess.PIPE, check=False
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
@@ -434,7 +434,7 @@ def test_a_reader_that_goes_away_is_no_error_and_no_finding() -> None:
 def test_a_full_disk_is_told() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "unstick", "stuck"], stdout=full, stderr=subprocess.PIPE, check=False
+            [sys.executable, "-m", "unstick", "--version"], stdout=full, stderr=subprocess.PIPE, check=False
         )
     assert done.returncode == 2
     assert done.stderr == b"unstick: The result can't be written: No space left on device.\n"

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from unstick.domain.audit import AuditEntry
 from unstick.domain.job import Job, JobId, JobState
+from unstick.domain.policy import Ruling
 from unstick.domain.recovery import Action, Batch, BatchResult, Outcome
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Unreadable
 
@@ -18,6 +19,8 @@ class Capabilities:
     heartbeats: bool
     attempts: bool
     retry: bool
+    rulings: bool
+    """Suspects that age alone convicts can be recovered without being read one by one."""
     reads_beside_writes: bool
     """The next page may be read while a batch is written."""
 
@@ -95,6 +98,13 @@ class JobSource(Protocol):
 
         All of a batch's writes and records commit together or not at all. A row that the database refuses
         is recorded as failed and doesn't stop the others.
+        """
+
+    def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[int]:
+        """Carry out one decision for all suspects of a state, and yield how many jobs each committed batch recovered.
+
+        The ruling is applied to each row as it stands when it is locked. Rows that somebody holds, and batches that
+        the database refuses, are left for `suspects` and `recover`. Only where `capabilities.rulings`.
         """
 
     async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None:

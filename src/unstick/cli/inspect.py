@@ -21,17 +21,17 @@ def inspect(
         str | None, typer.Option(metavar="TABLE", help="The jobs table; without it the likeliest one.")
     ] = None,
     write: Annotated[
-        bool, typer.Option("--write", help="Write the proposal to unstick.toml, or to the file --config names.")
+        bool, typer.Option("--write", help="Write the proposal to the file that settings are read from.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Look at a database and propose what to configure, with every doubt about it."""
     import asyncio
 
-    from unstick.config import DEFAULT_FILE
+    from unstick.config import DEFAULT_FILE, settings_file
     from unstick.wiring import inspect_url, proposed_toml
 
-    file = (config_file(ctx) or Path(DEFAULT_FILE)) if write else None
+    file = (settings_file(config_file(ctx)) or Path(DEFAULT_FILE)) if write else None
     _refuse_to_overwrite(file)
     inspection = asyncio.run(inspect_url(url, table))
     toml = proposed_toml(url, inspection)

@@ -19,6 +19,8 @@ _BROKEN_PIPE = 141
 """What a shell reports of a command whose reader went away; 1 would say that stuck jobs were found."""
 UNLIMITED = 10_000
 """The width of what no terminal shows: nothing is cut or wrapped."""
+_NARROWEST = 72
+"""A table that is squeezed further can't be read; the terminal may wrap it."""
 
 
 def say(text: str) -> None:
@@ -68,7 +70,7 @@ def result_console() -> "Console":
     from rich.console import Console  # noqa: PLC0415 - slow to import, and most commands print no table
 
     watched = is_watched(sys.stdout)
-    width = shutil.get_terminal_size().columns if watched else UNLIMITED
+    width = max(_NARROWEST, shutil.get_terminal_size().columns) if watched else UNLIMITED
     # It only lays out; what it captured is printed by `say`.
     return Console(file=io.StringIO(), width=width, force_terminal=watched, markup=False, highlight=False)
 

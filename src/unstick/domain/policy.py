@@ -3,13 +3,14 @@
 import zlib
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NamedTuple
 
-from unstick.domain.diagnosis import Diagnosis, Reason
+from unstick.domain.diagnosis import Diagnosis, Reason, diagnose
 from unstick.domain.errors import InvalidRequestError
-from unstick.domain.job import JobId
+from unstick.domain.job import JobId, JobState
 from unstick.domain.recovery import Action, Decision
-from unstick.domain.suspect import Suspect
-from unstick.domain.wording import say_duration
+from unstick.domain.suspect import Look, Suspect
+from unstick.domain.wording import say_duration, say_instant
 
 MAX_THRESHOLD_MINUTES = 525_600
 """A year: the largest threshold a request may ask for."""
@@ -58,6 +59,28 @@ def decide(suspect: Suspect, diagnosis: Diagnosis, policy: Policy, action: Actio
         return Decision(suspect, Action.MARK_FAILED, Reason.POISON, sentence)
     wait = backoff(suspect.job_id, spent, policy.retry_backoff)
     return Decision(suspect, action, diagnosis.reason, diagnosis.sentence, wait)
+
+
+class Ruling(NamedTuple):
+    """One decision for all suspects of a state: where age is the only witness, they differ in their times alone."""
+
+    state: JobState
+    action: Action
+    reason: Reason
+    wording: tuple[str, str, str]
+    """The message before the job's age, between it and the sign of life, and after that."""
+
+
+def rule(state: JobState, look: Look, policy: Policy, action: Action) -> Ruling | None:
+    """Return the ruling for a state, or None where a job's own history has a say, as the budget of a retry has."""
+    if action is not Action.MARK_FAILED:
+        return None
+    # The message for a job that got stuck this very moment shows where the two times stand in it.
+    suspect = Suspect("", state, look.taken_at)
+    decision = decide(suspect, diagnose(state, suspect.since, look), policy, action, 0)
+    before_age, rest = decision.error_message(look).split(say_duration(timedelta(0)), 1)
+    before_since, after_since = rest.split(say_instant(suspect.since).removesuffix(" UTC"), 1)
+    return Ruling(state, action, decision.reason, (before_age, before_since, after_since))
 
 
 def backoff(job_id: JobId, spent: int, first: timedelta) -> timedelta:

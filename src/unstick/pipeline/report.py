@@ -1,7 +1,6 @@
 """The one read service: what is stuck and why, and the platform's figures."""
 
 import base64
-import binascii
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,16 +107,18 @@ def decode_cursor(cursor: str | None) -> dict[JobState, Position]:
         return {}
     try:
         said = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return {JobState(state): _position(*where) for state, where in said.items()}
-    except (binascii.Error, ValueError, TypeError, AttributeError) as error:
+        return {ACCUSED_STATES[ACCUSED_STATES.index(state)]: _position(*where) for state, where in said.items()}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidRequestError("cursor is not one this service gave out; leave it out to start anew.") from error
 
 
 def _position(since: str, job_id: object) -> Position:
-    instant = datetime.fromisoformat(since).astimezone(UTC)
-    if isinstance(job_id, bool) or not isinstance(job_id, int | str):
-        raise TypeError(job_id)
-    return Position(since=instant, job_id=job_id)
+    instant = datetime.fromisoformat(since)
+    if instant.tzinfo is None or isinstance(job_id, bool) or not isinstance(job_id, int | str):
+        raise TypeError(since, job_id)
+    if isinstance(job_id, int) and not -(2**63) <= job_id < 2**64:
+        raise OverflowError(job_id)
+    return Position(since=instant.astimezone(UTC), job_id=job_id)
 
 
 def _next_cursor(lists: dict[JobState, tuple[Job, ...]], limit: int) -> str | None:

@@ -14,8 +14,9 @@ from datetime import timedelta
 
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import RecoveryStoppedError
+from unstick.domain.policy import Ruling, rule
 from unstick.domain.recovery import Action, Outcome, Tally
-from unstick.domain.suspect import Look
+from unstick.domain.suspect import ACCUSED_STATES, Look
 from unstick.pipeline.rescue import Census, Decided, decide_page, foresee, rescue
 from unstick.pipeline.watched import Watched
 from unstick.ports import Ledger
@@ -119,6 +120,9 @@ async def _carry_out(operation: _Operation, operation_id: int, progress: Progres
         return operation.entry(outcome, operation_id, result)
 
     try:
+        async for ruling, recovered in _ruled(watched, look, operation.action, operation_id):
+            census[ruling.state, ruling.action, ruling.reason, Outcome.APPLIED] += recovered
+            _tell(progress, census)
         pages = _decided(watched, look, operation.action)
         async for decided in _ahead(pages) if watched.source.capabilities.reads_beside_writes else pages:
             census += await rescue(watched.source, decided, look, operation_id)
@@ -146,6 +150,17 @@ async def _record_failure(ledger: Ledger, entry: AuditEntry) -> str:
     except Exception as error:  # noqa: BLE001 - the first error matters more and is raised by the caller
         return f" Its end could not be recorded: {error}"
     return ""
+
+
+async def _ruled(watched: Watched, look: Look, action: Action, operation_id: int) -> AsyncIterator[tuple[Ruling, int]]:
+    """Recover what needs no looking at one by one; what is left of it is looked at after."""
+    if not watched.source.capabilities.rulings:
+        return
+    for state in ACCUSED_STATES:
+        ruling = rule(state, look, watched.policy, action)
+        if ruling is not None:
+            async for recovered in watched.source.recover_by_rule(ruling, look, operation_id):
+                yield ruling, recovered
 
 
 async def _decided(watched: Watched, look: Look, action: Action) -> AsyncIterator[Decided]:

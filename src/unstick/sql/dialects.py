@@ -6,6 +6,7 @@ from datetime import UTC, datetime, tzinfo
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect as SqlDialect
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -44,7 +45,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def rows(self, seen: Seen) -> sa.TextualSelect:
-        """Return a select that yields the rows bound as JSON to `:seen`, under these names and types."""
+        """Return a select that yields the rows bound as JSON to `:unstick_seen`, under these names and types."""
 
     @abstractmethod
     def json_object(self, values: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[str]:
@@ -53,6 +54,27 @@ class Dialect(ABC):
     @abstractmethod
     def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
         """Return the seconds from one time column to another."""
+
+    @property
+    @abstractmethod
+    def common_form(self) -> TimeForm:
+        """The form that times of different forms are brought to."""
+
+    @abstractmethod
+    def in_utc(self, expression: sa.ColumnElement[Any], form: TimeForm) -> sa.ColumnElement[Any]:
+        """Bring a time to the common form."""
+
+    @abstractmethod
+    def time_type(self, form: TimeForm) -> TypeEngine[Any]:
+        """Return the type of values in a form."""
+
+    @abstractmethod
+    def seconds_until(self, since: sa.ColumnElement[Any], instant: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+        """Return the whole seconds from a time in UTC to another."""
+
+    @abstractmethod
+    def said(self, since: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+        """Say a time in UTC to the second, as `say_instant` does."""
 
     @abstractmethod
     def refuses_row(self, error: DBAPIError) -> bool:
@@ -114,7 +136,7 @@ class PostgresDialect(Dialect):
             f'CAST(value ->> {place} AS {self.type_name(type_)}) AS "{name}"'
             for place, (name, type_) in enumerate(seen.items())
         )
-        return _textual(f"SELECT {fields} FROM jsonb_array_elements(CAST(:seen AS jsonb)) AS s(value)", seen)
+        return _textual(f"SELECT {fields} FROM jsonb_array_elements(CAST(:unstick_seen AS jsonb)) AS s(value)", seen)
 
     def json_object(self, values: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[str]:
         """Build the object."""
@@ -123,6 +145,31 @@ class PostgresDialect(Dialect):
     def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
         """Subtract."""
         return sa.cast(sa.extract("epoch", end - start), sa.Double)
+
+    @property
+    def common_form(self) -> TimeForm:
+        """Aware."""
+        return AwareTime()
+
+    def in_utc(self, expression: sa.ColumnElement[Any], form: TimeForm) -> sa.ColumnElement[Any]:
+        """Read a naive time in the zone it means."""
+        if isinstance(form, NaiveTime):
+            return sa.func.timezone(sa.literal(str(form.zone), sa.Text), expression, type_=sa.DateTime(timezone=True))
+        return expression
+
+    def time_type(self, form: TimeForm) -> TypeEngine[Any]:
+        """With or without a zone."""
+        return sa.DateTime(timezone=isinstance(form, AwareTime))
+
+    def seconds_until(self, since: sa.ColumnElement[Any], instant: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+        """Subtract."""
+        return sa.cast(sa.func.floor(sa.extract("epoch", instant - since)), sa.BigInteger)
+
+    def said(self, since: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+        """Write it out."""
+        aware = isinstance(since.type, sa.DateTime) and since.type.timezone
+        utc = sa.func.timezone(sa.literal("UTC", sa.Text), since) if aware else since
+        return sa.func.to_char(utc, sa.literal("YYYY-MM-DD HH24:MI:SS", sa.Text), type_=sa.Text)
 
     def refuses_row(self, error: DBAPIError) -> bool:
         """Judge by SQLSTATE."""
@@ -177,7 +224,7 @@ class MysqlDialect(Dialect):
         definitions = ", ".join(
             f"`{name}` {self._row_type(type_)} PATH '$[{i}]'" for i, (name, type_) in enumerate(seen.items())
         )
-        return _textual(f"SELECT * FROM JSON_TABLE(:seen, '$[*]' COLUMNS ({definitions})) AS s", seen)
+        return _textual(f"SELECT * FROM JSON_TABLE(:unstick_seen, '$[*]' COLUMNS ({definitions})) AS s", seen)
 
     def _row_type(self, type_: TypeEngine[Any]) -> str:
         if isinstance(type_, sa.DateTime):
@@ -196,6 +243,31 @@ class MysqlDialect(Dialect):
         """Subtract."""
         microseconds = sa.func.timestampdiff(sa.text("MICROSECOND"), start, end)
         return sa.type_coerce(sa.cast(microseconds, sa.Double) / sa.literal(1e6, sa.Double), sa.Double)
+
+    @property
+    def common_form(self) -> TimeForm:
+        """Naive UTC."""
+        return NaiveTime(UTC)
+
+    def in_utc(self, expression: sa.ColumnElement[Any], form: TimeForm) -> sa.ColumnElement[Any]:
+        """Convert by the server's time zone tables; where they aren't loaded, only the order of a list is off."""
+        if form.is_utc:
+            return expression
+        zone = str(form.zone) if isinstance(form, NaiveTime) else "UTC"
+        return sa.func.coalesce(sa.func.convert_tz(expression, zone, "+00:00"), expression, type_=sa.DateTime())
+
+    def time_type(self, form: TimeForm) -> TypeEngine[Any]:
+        """To the microsecond."""
+        del form
+        return mysql.DATETIME(fsp=6)
+
+    def seconds_until(self, since: sa.ColumnElement[Any], instant: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+        """Subtract."""
+        return sa.func.timestampdiff(sa.text("SECOND"), since, instant, type_=sa.BigInteger)
+
+    def said(self, since: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+        """Write it out."""
+        return sa.func.date_format(since, sa.literal("%Y-%m-%d %H:%i:%S", sa.Text), type_=sa.Text)
 
     def refuses_row(self, error: DBAPIError) -> bool:
         """Judge by error number: SIGNAL and CHECK arrive as operational errors here."""
@@ -230,7 +302,7 @@ class SqliteDialect(Dialect):
     def rows(self, seen: Seen) -> sa.TextualSelect:
         """Expand JSON arrays by position."""
         fields = ", ".join(f"json_extract(value, '$[{i}]') AS \"{name}\"" for i, name in enumerate(seen))
-        return _textual(f"SELECT {fields} FROM json_each(:seen)", seen)
+        return _textual(f"SELECT {fields} FROM json_each(:unstick_seen)", seen)
 
     def json_object(self, values: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[str]:
         """Build the object."""
@@ -240,9 +312,36 @@ class SqliteDialect(Dialect):
         """Subtract."""
         return (sa.func.julianday(end) - sa.func.julianday(start)) * sa.literal(86_400.0, sa.Double)
 
+    @property
+    def common_form(self) -> TimeForm:
+        """Text in UTC."""
+        return TextTime(NaiveTime(UTC))
+
+    def in_utc(self, expression: sa.ColumnElement[Any], form: TimeForm) -> sa.ColumnElement[Any]:
+        """Leave text as it is: one mapping has one zone here."""
+        del form
+        return expression
+
+    def time_type(self, form: TimeForm) -> TypeEngine[Any]:
+        """Text."""
+        del form
+        return sa.String()
+
+    def seconds_until(self, since: sa.ColumnElement[Any], instant: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+        """Subtract whole seconds."""
+        return _epoch(instant) - _epoch(since)
+
+    def said(self, since: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+        """Write it out."""
+        return sa.func.strftime("%Y-%m-%d %H:%M:%S", since, type_=sa.Text)
+
     def refuses_row(self, error: DBAPIError) -> bool:
         """Constraints and RAISE(ABORT) are both integrity errors here."""
         return isinstance(error, IntegrityError)
+
+
+def _epoch(time: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+    return sa.cast(sa.func.strftime("%s", time), sa.BigInteger)
 
 
 _SQLSTATE_LENGTH = 5

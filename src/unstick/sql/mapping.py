@@ -25,6 +25,9 @@ FENCE_KEYS: tuple[ColumnKey, ...] = (
 )  # fmt: skip
 """What a write must find as the look saw it, where the table has it."""
 
+LONGEST_MESSAGE = 255
+"""No message by rule is longer; a narrower error column needs each message cut to fit."""
+
 _EXACT_TYPES = (sa.Integer, sa.String, sa.Uuid, sa.Numeric, sa.DateTime, sa.Boolean)
 """Types whose values come back equal after a trip through JSON."""
 
@@ -164,6 +167,28 @@ class MappedTable:
         running = {"started_at", "heartbeat_at"} & set(self.declared.columns)
         judged = {JobState.QUEUED: queued, JobState.RUNNING: running}
         return frozenset(state for state, by in judged.items() if by and self.words(state))
+
+    @cached_property
+    def mixes_times(self) -> bool:
+        """Tell whether the times a job is judged by are stored in different forms, and don't compare as they are."""
+        return len({form for key, form in self.times.items() if key != "completed_at"}) > 1
+
+    @cached_property
+    def since_form(self) -> TimeForm:
+        """The form of `statements.since_expression`."""
+        judged = [form for key, form in self.times.items() if key != "completed_at"]
+        return self.dialect.common_form if self.mixes_times else judged[0]
+
+    @property
+    def since_type(self) -> sa.types.TypeEngine[Any]:
+        """The type of a value in that form."""
+        return self.dialect.time_type(self.since_form)
+
+    @cached_property
+    def can_rule(self) -> bool:
+        """Tell whether the database can say by itself what is written: UTC times and a wide enough error column."""
+        narrow = self.error_length is not None and self.error_length < LONGEST_MESSAGE
+        return not narrow and not self.mixes_times and self.since_form.is_utc
 
     @cached_property
     def error_length(self) -> int | None:

@@ -14,9 +14,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.domain.diagnosis import suspected_reason
+from unstick.domain.policy import Ruling
 from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Outcome
-from unstick.domain.suspect import Unreadable
-from unstick.sql import statements, tables
+from unstick.domain.suspect import Look, Unreadable
+from unstick.sql import statements, tables, writes
 from unstick.sql.mapping import MappedTable
 
 _LOST_RACE = "it changed after it was looked at, or somebody held its row; it was left alone"
@@ -51,7 +52,7 @@ class Rescue:
         try:
             async with self.connection.begin_nested():
                 return await self._write(decisions), {}
-        except _NotAllChangedError:
+        except NotAllChangedError:
             said = "the database took the write and left the row as it was"
         except DBAPIError as error:
             if error.connection_invalidated or not self.mapped.dialect.refuses_row(error):
@@ -65,39 +66,24 @@ class Rescue:
         return applied | more_applied, refused | more_refused
 
     async def _write(self, decisions: Sequence[Decision]) -> set[str]:
+        found, values = writes.by_decision(self.mapped), self._values(decisions)
         if self.mapped.dialect.one_statement:
-            statement = statements.recover_in_one(self.mapped, self.batch.action)
-            return set((await self.connection.execute(statement, self._values(decisions))).scalars())
-        return await self._write_in_steps(decisions)
-
-    async def _write_in_steps(self, decisions: Sequence[Decision]) -> set[str]:
-        lock = statements.lock_unchanged(self.mapped)
-        locked = set((await self.connection.execute(lock, self._values(decisions))).scalars())
-        if not locked:
-            return locked
-        values = self._values([d for d in decisions if _key(d) in locked])
-        await self.connection.execute(statements.record_locked(self.mapped, self.batch.action), values)
-        changed = await self.connection.execute(statements.change_locked(self.mapped, self.batch.action), values)
-        if changed.rowcount != len(locked):
-            raise _NotAllChangedError
+            statement = writes.recover_in_one(self.mapped, self.batch.action, found)
+            return set((await self.connection.execute(statement, values)).scalars())
+        locked = {key for _, key in await self.connection.execute(writes.lock(self.mapped, found), values)}
+        if locked:
+            values = self._values([d for d in decisions if _key(d) in locked])
+            await write_locked(self.connection, self.mapped, self.batch.action, found, values, len(locked))
         return locked
 
     def _values(self, decisions: Sequence[Decision]) -> statements.Values:
-        rows = [statements.seen_row(self.mapped, d, self._detail(d), self._due(d)) for d in decisions]
-        return (
-            statements.look_values(self.mapped, self.batch.look)
-            | statements.at_values(self.mapped, self.now)
-            | self._record_values()
-            | {"seen": statements.seen_json(rows)}
-        )
+        rows = [writes.seen_row(self.mapped, d, self._detail(d), self._due(d)) for d in decisions]
+        return self._common() | {"unstick_seen": writes.seen_json(rows)}
 
-    def _record_values(self) -> statements.Values:
-        return {
-            "operation_id": self.batch.operation_id,
-            "source": self.source,
-            "action": self.batch.action.value,
-            "recorded_at": self.now,
-        }
+    def _common(self) -> statements.Values:
+        return write_values(self.mapped, self.batch.look, self.now) | record_values(
+            self.source, self.batch.action, self.batch.operation_id, self.now
+        )
 
     def _detail(self, decision: Decision) -> str:
         if self.batch.action is Action.MARK_FAILED:
@@ -133,7 +119,74 @@ class Rescue:
         await self.connection.execute(sa.insert(tables.recoveries), rows)
 
 
-class _NotAllChangedError(Exception):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuledBatch:
+    """One batch of ids to which a ruling is applied, on one open transaction."""
+
+    connection: AsyncConnection
+    mapped: MappedTable
+    source: str
+    ruling: Ruling
+    look: Look
+    operation_id: int
+    now: datetime
+
+    async def carry_out(self, ids: Sequence[object]) -> int:
+        """Write and record what the rule holds for, and return how many that is; the caller commits."""
+        found, action = writes.by_rule(self.mapped, self.ruling.state), self.ruling.action
+        if self.mapped.dialect.one_statement:
+            statement = writes.recover_in_one(self.mapped, action, found)
+            return len((await self.connection.execute(statement, self._values(ids))).all())
+        locked = [key for key, _ in await self.connection.execute(writes.lock(self.mapped, found), self._values(ids))]
+        if locked:
+            values = self._values(locked)
+            await write_locked(self.connection, self.mapped, action, found, values, len(locked))
+        return len(locked)
+
+    def _values(self, ids: Sequence[object]) -> statements.Values:
+        return (
+            write_values(self.mapped, self.look, self.now)
+            | record_values(self.source, self.ruling.action, self.operation_id, self.now)
+            | writes.rule_values(self.mapped, self.ruling, self.look.taken_at)
+            | {"unstick_seen": writes.seen_json([(key,) for key in ids])}
+        )
+
+
+async def write_locked(
+    connection: AsyncConnection,
+    mapped: MappedTable,
+    action: Action,
+    found: writes.Found,
+    values: statements.Values,
+    locked: int,
+) -> None:
+    """Record and change rows that are locked already.
+
+    Raises:
+        NotAllChangedError: the database took the write and left some as they were.
+    """
+    await connection.execute(writes.record_locked(mapped, action, found), values)
+    changed = await connection.execute(writes.change_locked(mapped, action, found), values)
+    if changed.rowcount != locked:
+        raise NotAllChangedError
+
+
+def write_values(mapped: MappedTable, look: Look, now: datetime) -> statements.Values:
+    """Return what every guarded write is bound to: the look's horizons, and the instant it writes."""
+    return statements.look_values(mapped, look) | writes.at_values(mapped, now)
+
+
+def record_values(source: str, action: Action, operation_id: int, now: datetime) -> statements.Values:
+    """Return what every record is bound to."""
+    return {
+        "unstick_operation_id": operation_id,
+        "unstick_source": source,
+        "unstick_action": action.value,
+        "unstick_recorded_at": now,
+    }
+
+
+class NotAllChangedError(Exception):
     """The database took a write and left rows as they were: a trigger or rule did."""
 
 

@@ -16,15 +16,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.domain.errors import InvalidRequestError, SourceUnavailableError
 from unstick.domain.job import Job, JobState
+from unstick.domain.policy import Ruling
 from unstick.domain.recovery import Action, Batch, BatchResult
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Unreadable
+from unstick.domain.suspect import ACCUSED_STATES, Look, Page, Position, StuckCounts, Unreadable
 from unstick.ports import Capabilities, OpenJobs, Usage
 from unstick.sql import statements, tables
 from unstick.sql.connections import Connections
 from unstick.sql.mapping import JobTable, MappedTable
 from unstick.sql.reading import JobReader, Row, SuspectReader, by_state, plain_id
 from unstick.sql.reflection import mapped_table
-from unstick.sql.rescue import Rescue, said_by_database, unreadable_records
+from unstick.sql.rescue import NotAllChangedError, Rescue, RuledBatch, said_by_database, unreadable_records
+from unstick.sql.writes import seen_json
+
+STRIDE = 100_000
+"""Ids read at once: what a sweep holds in memory however many jobs are stuck."""
 
 _TRIES = 3
 
@@ -46,6 +51,7 @@ class SqlSource:
             heartbeats="heartbeat_at" in has,
             attempts="attempt" in has,
             retry=bool(waits) and JobState.QUEUED in self._declared.states,
+            rulings=True,
             reads_beside_writes=self._connections.side_by_side,
         )
 
@@ -69,22 +75,27 @@ class SqlSource:
             if state not in mapped.judges:
                 return ()
             statement = statements.oldest_suspects(mapped, state, after=after is not None)
-            values = statements.look_values(mapped, look) | {"page_size": limit} | _position(mapped, state, after)
+            values = statements.look_values(mapped, look) | {"page_size": limit} | _position(mapped, after)
             rows = (await connection.execute(statement, values)).all()
         reader = JobReader(mapped, state)
         return tuple(job for row in rows if (job := reader.read(row)) is not None)
 
     async def suspects(self, look: Look) -> AsyncIterator[Page]:
-        """Yield suspects in keyset pages by id; none is read before it is asked for."""
-        after: object = None
-        size = self._connections.dialect.batch_size
-        while True:
-            page, last = await self._page(look, after, size)
+        """Yield suspects in pages by ascending id; none is read before it is asked for."""
+        async for ids in self._batches_of_ids(look, *ACCUSED_STATES):
+            page = await self._page(look, ids)
             if page.suspects or page.unreadable:
                 yield page
-            if last is None:
+
+    async def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[int]:
+        """Apply a ruling in batches of ascending ids, one transaction each."""
+        async with self._reading() as (_, mapped, _):
+            if not mapped.can_rule:
                 return
-            after = last
+        async for ids in self._batches_of_ids(look, ruling.state):
+            recovered = await self._rule_on(ids, ruling, look, operation_id)
+            if recovered:
+                yield recovered
 
     async def recover(self, batch: Batch) -> BatchResult:
         """Carry out a batch in one transaction.
@@ -133,43 +144,80 @@ class SqlSource:
             rows = (await connection.execute(statements.usage(mapped))).all()
         return _usage(mapped, rows)
 
-    async def _page(self, look: Look, after: object, size: int) -> tuple[Page, object]:
-        """Return a page and the key to go on after, None at the end.
+    async def _batches_of_ids(self, look: Look, *states: JobState) -> AsyncIterator[list[object]]:
+        """Yield the ids of suspects, read in long strides: finding them costs a sort of all that are left."""
+        size = self._connections.dialect.batch_size
+        last: list[object] = []
+        while True:
+            ids = await self._ids(look, states, last)
+            for start in range(0, len(ids), size):
+                yield ids[start : start + size]
+            if len(ids) < STRIDE:
+                return
+            last = ids[-1:]
+
+    async def _ids(self, look: Look, states: Sequence[JobState], last: Sequence[object]) -> list[object]:
+        async with self._reading() as (connection, mapped, _):
+            if not mapped.judges & set(states):
+                return []
+            statement = statements.suspect_ids(mapped, *states, after=bool(last))
+            values = (
+                statements.look_values(mapped, look) | {"stride": STRIDE} | dict(zip(("after",), last, strict=False))
+            )
+            return list((await connection.execute(statement, values)).scalars())
+
+    async def _page(self, look: Look, ids: Sequence[object]) -> Page:
+        """Read those of the ids that are suspects still.
 
         One row that the driver can't even fetch (a year 12000, broken text) fails the whole fetch: the page is
         then read in halves until that row stands alone.
         """
         try:
-            return await self._fetch(look, after, size)
+            return await self._fetch(look, ids)
         except (DBAPIError, ValueError, OverflowError) as error:
             if not _is_rows_fault(self._connections, error):
                 raise
-            if size == 1:
-                return await self._unfetchable(look, after, error)
-        first, last = await self._page(look, after, size // 2)
-        if last is None:
-            return first, None
-        second, last = await self._page(look, last, size - size // 2)
-        return Page(suspects=first.suspects + second.suspects, unreadable=first.unreadable + second.unreadable), last
+            if len(ids) == 1:
+                return await self._unfetchable(ids[0], error)
+        middle = len(ids) // 2
+        first, second = await self._page(look, ids[:middle]), await self._page(look, ids[middle:])
+        return Page(suspects=first.suspects + second.suspects, unreadable=first.unreadable + second.unreadable)
 
-    async def _fetch(self, look: Look, after: object, size: int) -> tuple[Page, object]:
+    async def _fetch(self, look: Look, ids: Sequence[object]) -> Page:
         async with self._reading() as (connection, mapped, _):
-            statement = statements.suspects_page(mapped, after=after is not None)
-            values = _page_values(mapped, look, after, size)
-            rows = (await connection.execute(statement, values)).all()
-        return SuspectReader(mapped).page(rows), rows[-1][0] if len(rows) == size else None
+            values = statements.look_values(mapped, look) | {"unstick_seen": seen_json([(key,) for key in ids])}
+            rows = (await connection.execute(statements.suspects_among(mapped), values)).all()
+        return SuspectReader(mapped).page(rows)
 
-    async def _unfetchable(self, look: Look, after: object, error: Exception) -> tuple[Page, object]:
+    async def _unfetchable(self, key: object, error: Exception) -> Page:
         async with self._reading() as (connection, mapped, _):
-            statement = statements.suspect_id(mapped, after=after is not None)
-            row = (await connection.execute(statement, _page_values(mapped, look, after, 1))).first()
-        if row is None:
-            return Page(suspects=()), None
-        state = mapped.state_of(row[1]) or JobState.RUNNING
-        broken = Unreadable(
-            job_id=plain_id(row[0]), state=state, problem=f"its row can't be fetched: {_first_line(error)}"
-        )
-        return Page(suspects=(), unreadable=(broken,)), row[0]
+            word = (await connection.execute(statements.state_of_one(mapped), {"id": key})).scalar()
+        problem = f"its row can't be fetched: {_first_line(error)}"
+        state = mapped.state_of(word) or JobState.RUNNING
+        return Page(suspects=(), unreadable=(Unreadable(job_id=plain_id(key), state=state, problem=problem),))
+
+    async def _rule_on(self, ids: Sequence[object], ruling: Ruling, look: Look, operation_id: int) -> int:
+        """Carry out one batch; one that fails for a row's sake, or is in somebody's way, is left to be looked at."""
+        try:
+            async with self._connections.writing() as (connection, now):
+                mapped = await mapped_table(self._connections, connection, self._declared)
+                batch = RuledBatch(
+                    connection=connection,
+                    mapped=mapped,
+                    source=self.name,
+                    ruling=ruling,
+                    look=look,
+                    operation_id=operation_id,
+                    now=now,
+                )
+                return await batch.carry_out(ids)
+        except NotAllChangedError:
+            return 0
+        except DBAPIError as error:
+            dialect = self._connections.dialect
+            if error.connection_invalidated or not (dialect.refuses_row(error) or dialect.is_transient(error)):
+                raise SourceUnavailableError(said_by_database(error)) from error
+            return 0
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[tuple[AsyncConnection, MappedTable, datetime]]:
@@ -177,14 +225,9 @@ class SqlSource:
             yield connection, await mapped_table(self._connections, connection, self._declared), now
 
 
-def _page_values(mapped: MappedTable, look: Look, after: object, size: int) -> statements.Values:
-    values = statements.look_values(mapped, look) | {"page_size": size}
-    return values if after is None else values | {"after": after}
-
-
-def _position(mapped: MappedTable, state: JobState, after: Position | None) -> statements.Values:
+def _position(mapped: MappedTable, after: Position | None) -> statements.Values:
     try:
-        return statements.position_values(mapped, state, after)
+        return statements.position_values(mapped, after)
     except ValueError as error:
         raise InvalidRequestError("cursor is not one this service gave out; leave it out to start anew.") from error
 
@@ -203,7 +246,7 @@ def _first_line(error: Exception) -> str:
 def _oldest(mapped: MappedTable, state: JobState, rows: Sequence[Row], place: int) -> datetime | None:
     if state not in mapped.judges:
         return None
-    form = mapped.times[statements.since_key(mapped, state)]
+    form = mapped.since_form
     found = [form.read(row[place]) for row in rows if mapped.state_of(row[0]) is state]
     return min((since for since in found if since is not None), default=None)
 

@@ -6,16 +6,20 @@ the later of the two, so that a job is never thought older than it is.
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any
 
-from sqlalchemy import ColumnElement, func
+from sqlalchemy import ColumnElement, case, func, or_
 
 Raw = object
 """A value as the driver gives and takes it."""
+Time = ColumnElement[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class AwareTime:
     """`timestamp with time zone` on PostgreSQL."""
+
+    is_utc = True
 
     def read(self, raw: Raw) -> datetime | None:
         """Return what a stored value means."""
@@ -29,9 +33,18 @@ class AwareTime:
         """Return the value below which stored ones are surely before an instant."""
         return instant
 
-    def comparable(self, column: ColumnElement[object]) -> ColumnElement[object]:
+    def comparable(self, column: Time) -> Time:
         """Return the expression that orders this column by time."""
         return column
+
+    def horizon_utc(self, instant: datetime) -> Raw:
+        """Return the horizon for values that say their own offset, of which there are none here."""
+        return self.horizon(instant)
+
+    def before(self, column: Time, horizon: Time, utc: Time) -> ColumnElement[bool]:
+        """Hold where a stored value is surely before the horizon."""
+        del utc
+        return column < horizon
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,11 @@ class NaiveTime:
     """A date-time column without a zone; the mapping says which one is meant."""
 
     zone: tzinfo
+
+    @property
+    def is_utc(self) -> bool:
+        """Tell whether stored values are UTC as they stand."""
+        return str(self.zone) == "UTC"
 
     def read(self, raw: Raw) -> datetime | None:
         """Return what a stored value means."""
@@ -57,9 +75,18 @@ class NaiveTime:
         local = instant.astimezone(self.zone)
         return local.replace(tzinfo=None, fold=0) - self._ambiguity(local)
 
-    def comparable(self, column: ColumnElement[object]) -> ColumnElement[object]:
+    def comparable(self, column: Time) -> Time:
         """Return the expression that orders this column by time."""
         return column
+
+    def horizon_utc(self, instant: datetime) -> Raw:
+        """Return the horizon for values that say their own offset, of which there are none here."""
+        return self.horizon(instant)
+
+    def before(self, column: Time, horizon: Time, utc: Time) -> ColumnElement[bool]:
+        """Hold where a stored value is surely before the horizon."""
+        del utc
+        return column < horizon
 
     def _ambiguity(self, local: datetime) -> timedelta:
         """Return how much a horizon in the first of two equal hours must give way to the second."""
@@ -77,6 +104,11 @@ class TextTime:
 
     naive: NaiveTime
 
+    @property
+    def is_utc(self) -> bool:
+        """Tell whether stored values are UTC, or say their own offset."""
+        return self.naive.is_utc
+
     def read(self, raw: Raw) -> datetime | None:
         """Return what a stored value means; raise ValueError where it isn't a time."""
         if raw is None:
@@ -92,9 +124,20 @@ class TextTime:
         """Return the value below which stored ones are surely before an instant."""
         return self.naive.horizon(instant).isoformat(" ", "milliseconds")
 
-    def comparable(self, column: ColumnElement[object]) -> ColumnElement[object]:
+    def comparable(self, column: Time) -> Time:
         """Return the expression that orders this column by time: `T` and a blank, `Z` and none compare equal."""
         return func.strftime("%Y-%m-%d %H:%M:%f", column)
+
+    def horizon_utc(self, instant: datetime) -> Raw:
+        """Return the horizon for values that say their own offset."""
+        return instant.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "milliseconds")
+
+    def before(self, column: Time, horizon: Time, utc: Time) -> ColumnElement[bool]:
+        """Hold where a stored value is surely before the horizon: its own offset counts where it says one."""
+        if self.is_utc:
+            return self.comparable(column) < horizon
+        says_offset = or_(column.like("%Z"), column.op("GLOB")("*[+-][0-9][0-9]:[0-9][0-9]"))
+        return self.comparable(column) < case((says_offset, utc), else_=horizon)
 
 
 TimeForm = AwareTime | NaiveTime | TextTime

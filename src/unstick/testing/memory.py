@@ -10,6 +10,7 @@ from typing import assert_never
 from unstick.domain.audit import AuditEntry
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import Job, JobId, JobState, sign_of_life
+from unstick.domain.policy import Ruling
 from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Outcome
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable, is_suspect
 from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
@@ -60,7 +61,7 @@ class MemoryJobs:
 class MemorySource:
     """A `JobSource` over `MemoryJobs`."""
 
-    capabilities = Capabilities(heartbeats=True, attempts=True, retry=True, reads_beside_writes=True)
+    capabilities = Capabilities(heartbeats=True, attempts=True, retry=True, rulings=False, reads_beside_writes=True)
 
     def __init__(self, system: MemoryJobs, name: str = "memory") -> None:
         self.name = name
@@ -99,6 +100,11 @@ class MemorySource:
         result = BatchResult(applied=frozenset(d.suspect.job_id for d in unchanged), refused={})
         self._system.recoveries += [self._record(batch, decision, result) for decision in batch.decisions]
         return result
+
+    async def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[int]:
+        """Not here: every decision is made one by one."""
+        raise NotImplementedError(f"{self.name} has no rulings: {ruling}, {look}, operation {operation_id}")
+        yield 0
 
     async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None:
         """Record rows that could not be understood; memory holds none, so none is ever passed."""

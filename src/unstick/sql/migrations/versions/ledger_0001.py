@@ -43,7 +43,7 @@ def upgrade() -> None:
         sa.Column("at", UtcDateTime, nullable=False),
     )
     op.create_index("unstick_recoveries_job", "unstick_recoveries", ["source", "job_id"], mysql_length={"job_id": 255})
-    op.create_index("unstick_recoveries_at", "unstick_recoveries", ["at"])
+    op.create_index("unstick_recoveries_at", "unstick_recoveries", ["at"], postgresql_using="brin")
 
 
 def downgrade() -> None:

@@ -1,0 +1,288 @@
+"""The guarded write: every statement that changes a job, with its guard in the statement itself.
+
+A batch is found in one of two ways. By decision: each job was looked at, and must be as it was seen. By rule: age
+alone convicts, and the rule is applied to the row as it stands when it is locked, so that nothing can lie
+between look and write. What is changed and recorded is the same.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from unstick.config import ColumnKey
+from unstick.domain.job import JobState
+from unstick.domain.policy import Ruling
+from unstick.domain.recovery import Action, Decision, Outcome
+from unstick.domain.suspect import ACCUSED_STATES
+from unstick.sql import tables
+from unstick.sql.mapping import MappedTable
+from unstick.sql.statements import Predicate, Values, is_suspect, since_expression, time_type
+
+_TEXT = sa.Text()
+_RECORDED = ("operation_id", "source", "job_id", "state", "action", "reason", "outcome", "detail", "pre_image", "at")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How the rows of a batch are found, and what is said of each."""
+
+    rows: sa.FromClause
+    """The bound rows."""
+    guard: Predicate
+    said: Mapping[str, sa.ColumnElement[Any]]
+    """`job_id`, `state`, `reason`, `detail`, and `due` where a retried job can wait."""
+
+
+def by_decision(mapped: MappedTable) -> Found:
+    """Find the rows that still are suspects and of whose fence nothing moved since they were seen (R1, R2, R9)."""
+    seen = mapped.dialect.rows(seen_types(mapped)).subquery("seen")
+    same = [column.is_not_distinct_from(seen.c[f"seen_{key}"]) for key, column in _fence(mapped).items()]
+    guard = sa.and_(mapped.column("id") == seen.c.id, is_suspect(mapped, *ACCUSED_STATES), *same)
+    names = ("job_id", "state", "reason", "detail", "due")
+    return Found(seen, guard, {name: seen.c[name] for name in names if name in seen.c})
+
+
+def by_rule(mapped: MappedTable, state: JobState) -> Found:
+    """Find the rows that are suspects in a state as they stand when they are locked."""
+    key = mapped.column("id")
+    given = mapped.dialect.rows({"id": key.type}).subquery("given")
+    said: dict[str, sa.ColumnElement[Any]] = {
+        "job_id": key if isinstance(key.type, sa.String) else sa.cast(key, sa.String(40)),
+        "state": sa.literal(state.value, _TEXT),
+        "reason": sa.bindparam("unstick_reason", type_=_TEXT),
+        "detail": _message(mapped, state),
+    }
+    return Found(given, sa.and_(key == given.c.id, is_suspect(mapped, state)), said)
+
+
+def _message(mapped: MappedTable, state: JobState) -> sa.ColumnElement[str]:
+    """Say in SQL what `Decision.error_message` says in Python; a test holds the two together."""
+    since = since_expression(mapped, state)
+    age = mapped.dialect.seconds_until(since, sa.bindparam("unstick_taken_at", type_=mapped.since_type))
+    before_since = _bound("before_age") + _said_duration(age) + _bound("before_since")
+    return before_since + mapped.dialect.said(since) + _bound("after_since")
+
+
+def _bound(name: str) -> sa.ColumnElement[str]:
+    return sa.bindparam(f"unstick_{name}", type_=_TEXT)
+
+
+def _said_duration(seconds: sa.ColumnElement[int]) -> sa.ColumnElement[str]:
+    """Say in SQL what `say_duration` says in Python."""
+    minute, hour, day = 60, 3_600, 86_400
+    small = sa.case((seconds < 10 * minute, seconds % minute), else_=0)
+    return sa.case(
+        (seconds < minute, _counted(seconds, "second")),
+        (seconds < hour, _two(seconds // minute, "minute", small, "second")),
+        (seconds < day, _two(seconds // hour, "hour", seconds % hour // minute, "minute")),
+        else_=_two(seconds // day, "day", seconds % day // hour, "hour"),
+    )
+
+
+def _two(
+    large: sa.ColumnElement[int], large_unit: str, small: sa.ColumnElement[int], small_unit: str
+) -> sa.ColumnElement[str]:
+    rest = sa.case((small == 0, sa.literal("", _TEXT)), else_=sa.literal(" ", _TEXT) + _counted(small, small_unit))
+    return _counted(large, large_unit) + rest
+
+
+def _counted(number: sa.ColumnElement[int], unit: str) -> sa.ColumnElement[str]:
+    named = sa.case((number == 1, sa.literal(f" {unit}", _TEXT)), else_=sa.literal(f" {unit}s", _TEXT))
+    return sa.type_coerce(sa.cast(number, sa.String(20)), _TEXT) + named
+
+
+def rule_values(mapped: MappedTable, ruling: Ruling, taken_at: datetime) -> Values:
+    """Return what `by_rule` is bound to besides the ids."""
+    before_age, before_since, after_since = ruling.wording
+    return {
+        "unstick_reason": ruling.reason.value,
+        "unstick_taken_at": mapped.since_form.write(taken_at),
+        "unstick_before_age": before_age,
+        "unstick_before_since": before_since,
+        "unstick_after_since": after_since,
+    }
+
+
+def seen_types(mapped: MappedTable) -> dict[str, sa.types.TypeEngine[Any]]:
+    """Return names and types of the rows a batch hands over: the key, the fence, and what is written per job."""
+    fence = {
+        f"seen_{key}": time_type(mapped, key) if key in mapped.times else column.type
+        for key, column in mapped.fence.items()
+    }
+    due = {"due": time_type(mapped, "scheduled_at")} if mapped.has("scheduled_at") else {}
+    recorded = {"job_id": _TEXT, "state": _TEXT, "reason": _TEXT, "detail": _TEXT}
+    return {"id": mapped.column("id").type, **fence, **recorded, **due}
+
+
+def seen_row(mapped: MappedTable, decision: Decision, detail: str, due: object) -> tuple[object, ...]:
+    """Return one row for `seen_types`; the fence is what the look read, raw."""
+    suspect = decision.suspect
+    recorded = (str(suspect.job_id), suspect.state.value, decision.reason.value, detail)
+    return (*suspect.seen, *recorded, due) if mapped.has("scheduled_at") else (*suspect.seen, *recorded)
+
+
+def seen_json(rows: Sequence[Sequence[object]]) -> str:
+    """Return rows as the one JSON parameter the database expands."""
+    return json.dumps(rows, default=str)
+
+
+def _fence(mapped: MappedTable) -> dict[ColumnKey, sa.ColumnElement[Any]]:
+    return {
+        key: sa.type_coerce(column, time_type(mapped, key)) if key in mapped.times else column
+        for key, column in mapped.fence.items()
+    }
+
+
+def changes(mapped: MappedTable, action: Action, said: Mapping[str, sa.ColumnElement[Any]]) -> dict[str, Any]:
+    """Return what an action writes, by the table's own column names."""
+    by_key = _failed(mapped, said) if action is Action.MARK_FAILED else _requeued(mapped, said)
+    return {mapped.column(key).name: value for key, value in by_key.items() if mapped.has(key)}
+
+
+def _failed(mapped: MappedTable, said: Mapping[str, sa.ColumnElement[Any]]) -> dict[ColumnKey, Any]:
+    values: dict[ColumnKey, Any] = {
+        "state": _literal(mapped, "state", mapped.word(JobState.FAILED)),
+        "error": said["detail"],
+    }
+    if mapped.has("success"):
+        values["success"] = _literal(mapped, "success", mapped.column("success").type.python_type(False))
+    if mapped.has("completed_at"):
+        values["completed_at"] = _at(mapped, "completed_at")
+    return values
+
+
+def _requeued(mapped: MappedTable, said: Mapping[str, sa.ColumnElement[Any]]) -> dict[ColumnKey, Any]:
+    values: dict[ColumnKey, Any] = {"state": _literal(mapped, "state", mapped.word(JobState.QUEUED))}
+    values |= _waiting_anew(mapped, said)
+    for key in ("heartbeat_at", "worker"):
+        if mapped.has(key) and mapped.nullable(key):
+            values[key] = sa.null()
+        elif mapped.has(key) and key == "heartbeat_at":
+            values[key] = _at(mapped, key)
+    if mapped.has("token"):
+        values |= _next_token(mapped)
+    if mapped.has("attempt"):
+        values["attempt"] = _next_attempt(mapped, said)
+    return values
+
+
+def _waiting_anew(mapped: MappedTable, said: Mapping[str, sa.ColumnElement[Any]]) -> dict[ColumnKey, Any]:
+    """Restart the clock the queued job is judged by, or the next sweep would find it stuck at once."""
+    if mapped.has("scheduled_at"):
+        values: dict[ColumnKey, Any] = {"scheduled_at": said["due"]}
+        if mapped.has("started_at"):
+            values["started_at"] = sa.null() if mapped.nullable("started_at") else _at(mapped, "started_at")
+        return values
+    key: ColumnKey = "started_at" if mapped.has("started_at") else "enqueued_at"
+    return {key: _at(mapped, key)}
+
+
+def _next_token(mapped: MappedTable) -> dict[ColumnKey, Any]:
+    """Take the fencing token from a worker that may still be running."""
+    token = mapped.column("token")
+    if isinstance(token.type, sa.Integer):
+        return {"token": sa.func.coalesce(token, 0) + 1}
+    return {"token": sa.null()} if mapped.nullable("token") else {}
+
+
+def _next_attempt(mapped: MappedTable, said: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[Any]:
+    """Count an attempt that had begun; one that never began isn't counted, and the app's own limit isn't passed."""
+    attempt = mapped.column("attempt")
+    current = sa.func.coalesce(attempt, 0)
+    following: sa.ColumnElement[Any] = current + 1
+    if mapped.has("max_attempts"):
+        limit = mapped.column("max_attempts")
+        following = sa.case((current >= limit, current), else_=following)
+    return sa.case((said["state"] == JobState.RUNNING.value, following), else_=attempt)
+
+
+def _literal(mapped: MappedTable, key: ColumnKey, value: object) -> sa.ColumnElement[Any]:
+    return sa.literal(value, mapped.column(key).type)
+
+
+def _at(mapped: MappedTable, key: ColumnKey) -> sa.ColumnElement[Any]:
+    return sa.bindparam(f"unstick_at_{key}", type_=time_type(mapped, key))
+
+
+def pre_image(mapped: MappedTable, action: Action, found: Found) -> sa.ColumnElement[str]:
+    """Return what the action overwrites, as a JSON object by the table's own column names."""
+    return mapped.dialect.json_object({name: mapped.table.c[name] for name in changes(mapped, action, found.said)})
+
+
+def recover_in_one(mapped: MappedTable, action: Action, found: Found) -> sa.Select[Any]:
+    """Lock, compare, change and record a batch in one statement, and return the ids that were changed.
+
+    Rows that somebody holds are skipped, not waited for (SKIP LOCKED). The lock re-reads a row that changed
+    after the statement's snapshot and tests the whole guard again on what it finds.
+    """
+    locked = (
+        _found(mapped, action, found)
+        .add_columns(mapped.column("id").label("locked_id"), _row_address(mapped).label("locked_at"))
+        .with_for_update(of=mapped.table, skip_locked=True)
+        .cte("locked")
+    )
+    said = {name: locked.c[name] for name in found.said}
+    changed = (
+        sa.update(mapped.table)
+        # The address saves the second look-up by key; the key stays, for a partition's address isn't unique.
+        .where(mapped.column("id") == locked.c.locked_id, _row_address(mapped) == locked.c.locked_at)
+        .values(changes(mapped, action, said))
+        .returning(*locked.c)
+        .cte("changed")
+    )
+    recorded = _record(changed).returning(tables.recoveries.c.job_id).cte("recorded")
+    return sa.select(changed.c.job_id).add_cte(recorded)
+
+
+def _row_address(mapped: MappedTable) -> sa.ColumnElement[Any]:
+    quoted = mapped.dialect.sql.identifier_preparer.format_table(mapped.table)
+    return sa.literal_column(f"{quoted}.ctid")
+
+
+def lock(mapped: MappedTable, found: Found) -> sa.Select[Any]:
+    """Lock those rows of a batch that the guard holds for, skipping what somebody holds."""
+    ids = sa.select(mapped.column("id"), found.said["job_id"].label("job_id"))
+    joined = ids.select_from(found.rows.join(mapped.table, mapped.column("id") == found.rows.c.id))
+    return joined.where(found.guard).with_for_update(skip_locked=True)
+
+
+def record_locked(mapped: MappedTable, action: Action, found: Found) -> sa.Insert:
+    """Record the rows about to be changed, with their pre-image."""
+    return _record(_found(mapped, action, found).subquery("found"))
+
+
+def change_locked(mapped: MappedTable, action: Action, found: Found) -> sa.Update:
+    """Change the rows of a batch: the whole guard once more, in the write itself."""
+    return sa.update(mapped.table).where(found.guard).values(changes(mapped, action, found.said))
+
+
+def _found(mapped: MappedTable, action: Action, found: Found) -> sa.Select[Any]:
+    said = [column.label(name) for name, column in found.said.items()]
+    columns = sa.select(*said, pre_image(mapped, action, found).label("pre_image"))
+    joined = columns.select_from(found.rows.join(mapped.table, mapped.column("id") == found.rows.c.id))
+    return joined.where(found.guard)
+
+
+def _record(found: sa.FromClause) -> sa.Insert:
+    row = sa.select(
+        sa.bindparam("unstick_operation_id", type_=sa.BigInteger()),
+        sa.bindparam("unstick_source", type_=sa.String()),
+        found.c.job_id,
+        found.c.state,
+        sa.bindparam("unstick_action", type_=sa.String()),
+        found.c.reason,
+        sa.literal(Outcome.APPLIED.value, sa.String()),
+        found.c.detail,
+        found.c.pre_image,
+        sa.bindparam("unstick_recorded_at", type_=tables.UtcDateTime()),
+    )
+    return sa.insert(tables.recoveries).from_select(list(_RECORDED), row)
+
+
+def at_values(mapped: MappedTable, at: datetime) -> Values:
+    """Return the instant of a write in each time column's own form."""
+    return {f"unstick_at_{key}": form.write(at) for key, form in mapped.times.items()}
