@@ -11,12 +11,13 @@ import select
 import sqlite3
 import sys
 import time
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 WRITES_A_SECOND = 200
 
@@ -71,7 +72,8 @@ def orm(url: str, number: str) -> dict[str, Any]:
     class Recovery(Base):
         __table__ = recoveries
 
-    with Session(sa.create_engine(url.replace("+aiosqlite", ""))) as session:
+    engine = sa.create_engine(url.replace("+aiosqlite", ""))
+    with Session(engine) as session:
         session.connection()
         now = datetime.now(UTC)
         begin = time.monotonic()
@@ -90,6 +92,7 @@ def orm(url: str, number: str) -> dict[str, Any]:
             job.status, job.success, job.error_message, job.completed_at = "failed", False, said, now
         session.commit()
         end = time.monotonic()
+    engine.dispose()
     return {"jobs": len(jobs), "begin": begin, "end": end, "memory": peak_memory()}
 
 
@@ -98,12 +101,15 @@ def writer(backend: str, raw: str) -> dict[str, Any]:
 
     Every second one is of a job that a sweep would recover. A write's time is from its call to its commit.
     """
-    write, swept, others = _host(backend, raw)
+    with _host(backend, raw) as (write, swept, others):
+        print("ready", flush=True)
+        sys.stdin.readline()
+        return {"writes": _write_until_told(write, {"swept": swept, "other": others})}
+
+
+def _write_until_told(write: Callable[[int], object], kinds: dict[str, list[int]]) -> list[tuple[float, str, float]]:
     dice = random.Random(1)  # noqa: S311
-    kinds = {"swept": swept, "other": others}
     writes: list[tuple[float, str, float]] = []
-    print("ready", flush=True)
-    sys.stdin.readline()
     due = time.monotonic()
     while not select.select([sys.stdin], [], [], max(0.0, due - time.monotonic()))[0]:
         due = max(due, time.monotonic() - 0.1) + 1 / WRITES_A_SECOND
@@ -112,25 +118,27 @@ def writer(backend: str, raw: str) -> dict[str, Any]:
         begin = time.monotonic()
         write(job_id)
         writes.append((begin, kind, (time.monotonic() - begin) * 1000))
-    return {"writes": writes}
+    return writes
 
 
-def _host(backend: str, raw: str) -> tuple[Callable[[int], object], list[int], list[int]]:
-    """Return a function that commits one write, and the ids of open and of finished jobs."""
+@contextmanager
+def _host(backend: str, raw: str) -> Iterator[tuple[Callable[[int], object], list[int], list[int]]]:
+    """Lend a function that commits one write, and the ids of open and of finished jobs."""
     import psycopg
 
     from benchmarks.filling import TABLE
 
     queries = [f"SELECT id FROM {TABLE} WHERE completed_at IS {word} LIMIT 100000" for word in ("NULL", "NOT NULL")]
     if backend == "postgresql":
-        host = psycopg.connect(raw, autocommit=True)
         update = f"UPDATE {TABLE} SET updated_at = now() WHERE id = %s".encode()
-        swept, others = ([row[0] for row in host.execute(query.encode())] for query in queries)
-        return lambda job_id: host.execute(update, (job_id,)), swept, others
-    file = sqlite3.connect(raw, isolation_level=None, timeout=30)
-    swept, others = ([row[0] for row in file.execute(query)] for query in queries)
+        with psycopg.connect(raw, autocommit=True) as host:
+            swept, others = ([row[0] for row in host.execute(query.encode())] for query in queries)
+            yield lambda job_id: host.execute(update, (job_id,)), swept, others
+        return
     change = f"UPDATE {TABLE} SET updated_at = strftime('%Y-%m-%d %H:%M:%f000', 'now') WHERE id = ?"
-    return lambda job_id: file.execute(change, (job_id,)), swept, others
+    with closing(sqlite3.connect(raw, isolation_level=None, timeout=30)) as file:
+        swept, others = ([row[0] for row in file.execute(query)] for query in queries)
+        yield lambda job_id: file.execute(change, (job_id,)), swept, others
 
 
 def peak_memory() -> float:

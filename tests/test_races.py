@@ -204,7 +204,7 @@ async def test_on_sqlite_a_write_in_flight_is_waited_for_and_then_left(sqlite_da
     begun = asyncio.Event()
     async with host(bench) as app, host(bench) as other, app.connect() as worker, AsyncSession(other) as session:
         ours = other if lent else bench.engine
-        event.listen(ours.sync_engine, "begin", lambda _connection: begun.set(), insert=True)
+        event.listen(ours.sync_engine, "engine_connect", lambda _connection: begun.set())
         source = SqlSource("main", bench.jobs, SessionConnections(session)) if lent else bench.source
         assert await say(worker, FINISH, ids[0]) == 1
         recovering = asyncio.create_task(source.recover(batch))

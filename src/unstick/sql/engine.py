@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import aiosqlite
 from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -66,8 +67,21 @@ def _options(url: URL) -> dict[str, Any]:
             return {"connect_args": {"prepare_threshold": None, "application_name": "unstick"}}
         case "asyncpg":
             return {"connect_args": {"server_settings": {"application_name": "unstick"}}}
+        case "aiosqlite":
+            return {"connect_args": {"async_creator_fn": _connect_sqlite}}
         case _:
             return {}
+
+
+async def _connect_sqlite(*args: Any, **options: Any) -> aiosqlite.Connection:  # noqa: ANN401 - the driver's own
+    """Connect, and where that fails wait for the driver's thread, which would outlive the loop and say so."""
+    connection = aiosqlite.connect(*args, **options)
+    connection._thread.daemon = True  # noqa: SLF001 - as SQLAlchemy does, which this function stands in for
+    try:
+        return await connection
+    except BaseException:
+        await asyncio.to_thread(connection._thread.join)  # noqa: SLF001
+        raise
 
 
 def _missing_driver(url: URL) -> str:

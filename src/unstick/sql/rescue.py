@@ -78,7 +78,7 @@ class Rescue:
 
     def _values(self, decisions: Sequence[Decision]) -> statements.Values:
         rows = [writes.seen_row(self.mapped, d, self._detail(d), self._due(d)) for d in decisions]
-        return self._common() | {"unstick_seen": writes.seen_json(rows)}
+        return self._common() | writes.bound_rows(rows)
 
     def _common(self) -> statements.Values:
         return write_values(self.mapped, self.batch.look, self.now) | record_values(
@@ -148,7 +148,7 @@ class RuledBatch:
             write_values(self.mapped, self.look, self.now)
             | record_values(self.source, self.ruling.action, self.operation_id, self.now)
             | writes.rule_values(self.mapped, self.ruling, self.look.taken_at)
-            | {"unstick_seen": writes.seen_json([(key,) for key in ids])}
+            | writes.bound_rows([(key,) for key in ids])
         )
 
 

@@ -26,7 +26,7 @@ from unstick.sql.mapping import JobTable, MappedTable
 from unstick.sql.reading import JobReader, Row, SuspectReader, by_state, plain_id
 from unstick.sql.reflection import mapped_table
 from unstick.sql.rescue import NotAllChangedError, Rescue, RuledBatch, said_by_database, unreadable_records
-from unstick.sql.writes import seen_json
+from unstick.sql.writes import bound_rows
 
 STRIDE = 100_000
 """Ids read at once: what a sweep holds in memory however many jobs are stuck."""
@@ -185,7 +185,7 @@ class SqlSource:
 
     async def _fetch(self, look: Look, ids: Sequence[object]) -> Page:
         async with self._reading() as (connection, mapped, _):
-            values = statements.look_values(mapped, look) | {"unstick_seen": seen_json([(key,) for key in ids])}
+            values = statements.look_values(mapped, look) | bound_rows([(key,) for key in ids])
             rows = (await connection.execute(statements.suspects_among(mapped), values)).all()
         return SuspectReader(mapped).page(rows)
 

@@ -131,7 +131,24 @@ def suspects_among(mapped: MappedTable) -> sa.Select[Any]:
     key, given = mapped.column("id"), mapped.dialect.rows({"id": mapped.column("id").type}).subquery("given")
     columns = _raw(mapped, suspect_columns(mapped))
     found = sa.select(*columns).select_from(given.join(mapped.table, key == given.c.id))
-    return found.where(is_suspect(mapped, *ACCUSED_STATES)).order_by(key)
+    return rows_first(found.where(is_bound(mapped, given), is_suspect(mapped, *ACCUSED_STATES))).order_by(key)
+
+
+def is_bound(mapped: MappedTable, rows: sa.FromClause) -> Predicate:
+    """Hold for the rows a statement was given.
+
+    MariaDB and MySQL get the keys as literals, too: they guess that JSON holds few rows and would scan the table instead,
+    which is slow, and in a write waits for every row that anybody holds.
+    """
+    key = mapped.column("id")
+    if mapped.dialect.name != "mysql":
+        return key == rows.c.id
+    return sa.and_(key == rows.c.id, key.in_(sa.bindparam("unstick_keys", expanding=True, type_=key.type)))
+
+
+def rows_first(joined: sa.Select[Any]) -> sa.Select[Any]:
+    """Have MariaDB and MySQL look the table up for each bound row, not the other way round."""
+    return joined.prefix_with("STRAIGHT_JOIN", dialect="mysql")
 
 
 def state_of_one(mapped: MappedTable) -> sa.Select[Any]:

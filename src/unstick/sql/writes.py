@@ -20,7 +20,7 @@ from unstick.domain.recovery import Action, Decision, Outcome
 from unstick.domain.suspect import ACCUSED_STATES
 from unstick.sql import tables
 from unstick.sql.mapping import MappedTable
-from unstick.sql.statements import Predicate, Values, is_suspect, since_expression, time_type
+from unstick.sql.statements import Predicate, Values, is_bound, is_suspect, rows_first, since_expression, time_type
 
 _TEXT = sa.Text()
 _RECORDED = ("operation_id", "source", "job_id", "state", "action", "reason", "outcome", "detail", "pre_image", "at")
@@ -41,7 +41,7 @@ def by_decision(mapped: MappedTable) -> Found:
     """Find the rows that still are suspects and of whose fence nothing moved since they were seen (R1, R2, R9)."""
     seen = mapped.dialect.rows(seen_types(mapped)).subquery("seen")
     same = [column.is_not_distinct_from(seen.c[f"seen_{key}"]) for key, column in _fence(mapped).items()]
-    guard = sa.and_(mapped.column("id") == seen.c.id, is_suspect(mapped, *ACCUSED_STATES), *same)
+    guard = sa.and_(is_bound(mapped, seen), is_suspect(mapped, *ACCUSED_STATES), *same)
     names = ("job_id", "state", "reason", "detail", "due")
     return Found(seen, guard, {name: seen.c[name] for name in names if name in seen.c})
 
@@ -56,7 +56,7 @@ def by_rule(mapped: MappedTable, state: JobState) -> Found:
         "reason": sa.bindparam("unstick_reason", type_=_TEXT),
         "detail": _message(mapped, state),
     }
-    return Found(given, sa.and_(key == given.c.id, is_suspect(mapped, state)), said)
+    return Found(given, sa.and_(is_bound(mapped, given), is_suspect(mapped, state)), said)
 
 
 def _message(mapped: MappedTable, state: JobState) -> sa.ColumnElement[str]:
@@ -125,9 +125,9 @@ def seen_row(mapped: MappedTable, decision: Decision, detail: str, due: object) 
     return (*suspect.seen, *recorded, due) if mapped.has("scheduled_at") else (*suspect.seen, *recorded)
 
 
-def seen_json(rows: Sequence[Sequence[object]]) -> str:
-    """Return rows as the one JSON parameter the database expands."""
-    return json.dumps(rows, default=str)
+def bound_rows(rows: Sequence[Sequence[object]]) -> Values:
+    """Return rows, each with its key first, as the one JSON parameter the database expands."""
+    return {"unstick_seen": json.dumps(rows, default=str), "unstick_keys": [row[0] for row in rows]}
 
 
 def _fence(mapped: MappedTable) -> dict[ColumnKey, sa.ColumnElement[Any]]:
@@ -247,7 +247,7 @@ def lock(mapped: MappedTable, found: Found) -> sa.Select[Any]:
     """Lock those rows of a batch that the guard holds for, skipping what somebody holds."""
     ids = sa.select(mapped.column("id"), found.said["job_id"].label("job_id"))
     joined = ids.select_from(found.rows.join(mapped.table, mapped.column("id") == found.rows.c.id))
-    return joined.where(found.guard).with_for_update(skip_locked=True)
+    return rows_first(joined.where(found.guard)).with_for_update(skip_locked=True)
 
 
 def record_locked(mapped: MappedTable, action: Action, found: Found) -> sa.Insert:
@@ -264,7 +264,7 @@ def _found(mapped: MappedTable, action: Action, found: Found) -> sa.Select[Any]:
     said = [column.label(name) for name, column in found.said.items()]
     columns = sa.select(*said, pre_image(mapped, action, found).label("pre_image"))
     joined = columns.select_from(found.rows.join(mapped.table, mapped.column("id") == found.rows.c.id))
-    return joined.where(found.guard)
+    return rows_first(joined.where(found.guard))
 
 
 def _record(found: sa.FromClause) -> sa.Insert:
