@@ -233,7 +233,7 @@ async def open_bench(
 ) -> SqlBench:
     """Make the table and the ledger in an empty database."""
     table = table if table is not None else jobs_table()
-    engine = open_engine(database.url)
+    engine = open_engine(database.url, create=True)
     async with engine.begin() as connection:
         await connection.run_sync(table.metadata.create_all)
     await schema.upgrade(engine, schema.branches(own_jobs=False))

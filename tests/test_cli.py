@@ -354,7 +354,7 @@ def on_terminal(*arguments: str) -> str:
         (
             "sqlite:///nowhere/app.db",
             "sqlite:///app.db",
-            "The database sqlite+aiosqlite:///nowhere/app.db doesn't answer",
+            "There is no SQLite file at nowhere/app.db",
         ),
         ("sqlserver:///app.db", "sqlite:///app.db", "There is no driver for sqlserver://"),
         ("[sources.main", "[sources.main]", "The configuration file unstick.toml is no TOML"),

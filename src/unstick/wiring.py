@@ -122,7 +122,7 @@ def proposed_toml(url: str, inspection: Inspection) -> str:
 
 @asynccontextmanager
 async def _open(chosen: SourceSettings) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(chosen.url.get_secret_value())
+    engine = open_engine(chosen.url.get_secret_value(), create=chosen.table is None)
     try:
         yield engine
     finally:

@@ -27,7 +27,7 @@ class Dialect(ABC):
     """One database's way of doing what every source needs."""
 
     name: ClassVar[str]
-    batch_size: ClassVar[int]
+    batch_size: int
     """Jobs a statement: large enough that round trips don't count, small enough that the host's writers don't wait."""
     one_statement: ClassVar[bool] = False
     """A batch is locked, changed and recorded in one statement."""

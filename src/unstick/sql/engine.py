@@ -1,6 +1,7 @@
 """Engines from plain URLs, set up so that no update is lost and nobody is blocked for long."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import aiosqlite
@@ -40,13 +41,20 @@ def async_url(url: str) -> URL:
     return parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
 
 
-def open_engine(url: str) -> AsyncEngine:
+def open_engine(url: str, *, create: bool = False) -> AsyncEngine:
     """Open an engine; no connection is made yet.
 
+    Args:
+        url: the database.
+        create: a SQLite file that isn't there may be made.
+
     Raises:
-        ConfigurationError: the URL can't be read, its database isn't known or its driver isn't installed.
+        ConfigurationError: the URL can't be read, its database isn't known, its driver isn't installed, or the
+            SQLite file isn't there.
     """
     parsed = async_url(url)
+    if not create:
+        _need_file(parsed)
     try:
         engine = create_async_engine(parsed, pool_pre_ping=True, **_options(parsed))
     except (NoSuchModuleError, ModuleNotFoundError) as error:
@@ -58,6 +66,14 @@ def open_engine(url: str) -> AsyncEngine:
     elif engine.dialect.name != "postgresql":
         raise ConfigurationError(f"{engine.dialect.name} isn't supported; SQLite, PostgreSQL and MariaDB/MySQL are.")
     return engine
+
+
+def _need_file(url: URL) -> None:
+    """Refuse a mistyped path, which SQLite would answer with an empty file of that name."""
+    name = url.database or ""
+    in_a_file = url.get_backend_name() == "sqlite" and name not in {"", ":memory:"} and not name.startswith("file:")
+    if in_a_file and not Path(name).exists():
+        raise ConfigurationError(f"There is no SQLite file at {name}.")
 
 
 def _options(url: URL) -> dict[str, Any]:

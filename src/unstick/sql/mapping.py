@@ -5,6 +5,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from functools import cached_property
 from typing import Any, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -281,7 +282,9 @@ def _check_columns(declared: JobTable, table: sa.Table) -> None:
             )
 
 
-def _zone(declared: JobTable) -> ZoneInfo:
+def _zone(declared: JobTable) -> tzinfo:
+    if declared.timezone == "UTC":  # which needs no time zone database
+        return UTC
     try:
         return ZoneInfo(declared.timezone)
     except (ZoneInfoNotFoundError, ValueError):
@@ -291,7 +294,7 @@ def _zone(declared: JobTable) -> ZoneInfo:
         ) from None
 
 
-def _time_form(declared: JobTable, table: sa.Table, dialect: Dialect, key: ColumnKey, zone: ZoneInfo) -> TimeForm:
+def _time_form(declared: JobTable, table: sa.Table, dialect: Dialect, key: ColumnKey, zone: tzinfo) -> TimeForm:
     column = table.c[declared.columns[key]]
     form = dialect.time_form(column, zone)
     if form is None:

@@ -137,8 +137,8 @@ def suspects_among(mapped: MappedTable) -> sa.Select[Any]:
 def is_bound(mapped: MappedTable, rows: sa.FromClause) -> Predicate:
     """Hold for the rows a statement was given.
 
-    MariaDB and MySQL get the keys as literals, too: they guess that JSON holds few rows and would scan the table instead,
-    which is slow, and in a write waits for every row that anybody holds.
+    MariaDB and MySQL get the keys as literals, too: they guess that JSON holds few rows and would scan the table
+    instead, which is slow, and in a write waits for every row that anybody holds.
     """
     key = mapped.column("id")
     if mapped.dialect.name != "mysql":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, func, or_
+from sqlalchemy import ColumnElement, String, case, func, or_, type_coerce
 
 Raw = object
 """A value as the driver gives and takes it."""
@@ -136,7 +136,8 @@ class TextTime:
         """Hold where a stored value is surely before the horizon: its own offset counts where it says one."""
         if self.is_utc:
             return self.comparable(column) < horizon
-        says_offset = or_(column.like("%Z"), column.op("GLOB")("*[+-][0-9][0-9]:[0-9][0-9]"))
+        text = type_coerce(column, String())
+        says_offset = or_(text.like("%Z"), text.op("GLOB")("*[+-][0-9][0-9]:[0-9][0-9]"))
         return self.comparable(column) < case((says_offset, utc), else_=horizon)
 
 

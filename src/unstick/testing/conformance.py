@@ -40,7 +40,9 @@ class Ages:
 class Bench(Protocol):
     """A source under test, and the application that owns its jobs."""
 
-    source: JobSource
+    @property
+    def source(self) -> JobSource:
+        """The source under test."""
 
     def another(self) -> JobSource:
         """Return a second source over the same jobs, with connections of its own."""

@@ -1,0 +1,116 @@
+"""What the database says and does by a ruling is what Python would have said and done, job by job."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+from tests.jobs import NAIVE, SqlBench, declared, jobs_table, open_bench
+from unstick.domain.diagnosis import diagnose
+from unstick.domain.job import JobState
+from unstick.domain.policy import Policy, decide, rule
+from unstick.domain.recovery import Action, Outcome
+from unstick.pipeline.sweep import SweepOrder, sweep, take_look
+from unstick.testing.conformance import MINUTE, Ages, suspects_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.servers import Database
+    from unstick.domain.suspect import Look, Suspect
+
+ALL = Policy(queued_after=timedelta(seconds=1), running_after=timedelta(seconds=1))
+AGES = [
+    *(timedelta(seconds=seconds) for seconds in (3, 59, 61, 119, 121, 599, 601, 3599, 3601, 7199, 7261, 86399)),
+    *(timedelta(days=1), timedelta(days=1, seconds=3600), timedelta(days=2, seconds=3599), timedelta(days=400)),
+]
+
+
+def message(suspect: Suspect, look: Look) -> str:
+    diagnosis = diagnose(suspect.state, suspect.since, look)
+    return decide(suspect, diagnosis, ALL, Action.MARK_FAILED, 0).error_message(look)
+
+
+@pytest.fixture
+async def bench(database: Database) -> AsyncIterator[SqlBench]:
+    bench = await open_bench(database)
+    yield bench
+    await bench.close()
+
+
+async def test_the_message_is_the_one_python_would_have_written(bench: SqlBench) -> None:
+    """Durations in all their units, and the sign of life to the second."""
+    for age in AGES:
+        await bench.add(JobState.QUEUED, Ages(enqueued=age))
+        await bench.add(JobState.RUNNING, Ages(started=timedelta(days=500), heartbeat=age))
+    watched = bench.watched(ALL)
+    look = await take_look(watched)
+    expected = {
+        each.job_id: decide(each, diagnose(each.state, each.since, look), ALL, Action.MARK_FAILED, 0).error_message(
+            look
+        )
+        for each in await suspects_of(bench, look)
+    }
+    for state in (JobState.QUEUED, JobState.RUNNING):
+        ruling = rule(state, look, ALL, Action.MARK_FAILED)
+        assert ruling is not None
+        assert [number async for number in bench.source.recover_by_rule(ruling, look, 1)] == [len(AGES)]
+
+    written = {row["id"]: row["error_message"] for row in await bench.rows()}
+
+    assert written == expected
+    assert {record.detail for record in await bench.recoveries()} == set(expected.values())
+
+
+async def test_a_ruling_leaves_what_is_no_suspect_when_its_row_is_locked(bench: SqlBench) -> None:
+    """R1: the rule is applied to the row as it stands, not as it was when its id was read."""
+    stays = await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE))
+    beats = await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE))
+    watched = bench.watched()
+    look = await take_look(watched)
+    ruling = rule(JobState.RUNNING, look, Policy(), Action.MARK_FAILED)
+    assert ruling is not None
+    bench.source._connections.dialect.batch_size = 1
+    recovering = bench.source.recover_by_rule(ruling, look, 1)
+
+    assert await anext(recovering) == 1
+    await bench.write(beats, JobState.RUNNING, Ages(started=60 * MINUTE, heartbeat=timedelta(0)))
+    assert [number async for number in recovering] == []
+
+    assert (await bench.get(stays)).job.state is JobState.FAILED
+    assert (await bench.get(beats)).job.state is JobState.RUNNING
+    assert await bench.outcomes(beats) == []
+
+
+@pytest.mark.parametrize("odd", ["source", "action", "reason", "operation_id", "detail", "pre_image", "state", "seen"])
+async def test_a_hosts_column_named_like_one_of_ours_is_not_written(database: Database, odd: str) -> None:
+    """A bound value of ours must never be taken for a value of the host's column of that name."""
+    table = jobs_table(sa.Column(odd, sa.String(50), server_default="theirs"))
+    bench = await open_bench(database, table)
+    one = await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE))
+    await sweep(bench.watched(), SweepOrder(actor="test"))
+    other = await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE))
+    await sweep(bench.watched(), SweepOrder(actor="test", action=Action.RETRY))
+
+    assert [(await bench.row(job))[odd] for job in (one, other)] == ["theirs", "theirs"]
+    assert (await bench.get(one)).job.state is JobState.FAILED
+    assert (await bench.get(other)).job.state is JobState.QUEUED
+    await bench.close()
+
+
+async def test_where_the_database_cannot_say_it_each_job_is_looked_at(database: Database) -> None:
+    """Naive times of another zone, which not every database can convert, Python says instead."""
+    table = jobs_table(time=NAIVE)
+    jobs = declared(table, timezone="Asia/Tokyo")
+    tokyo = timedelta(hours=9)
+    bench = await open_bench(database, table, jobs, lambda instant: (instant + tokyo).replace(tzinfo=None))
+    job_id = await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE))
+
+    report = await sweep(bench.watched(), SweepOrder(actor="test"))
+
+    assert report.tally.of(outcome=Outcome.APPLIED) == 1
+    assert ((await bench.row(job_id))["error_message"] or "").startswith("Job stuck in running for 1 hour: ")
+    await bench.close()
