@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
 
-from tests.jobs import COLUMNS, NAIVE, STATES, declared, jobs_table, open_bench
+from tests.jobs import COLUMNS, NAIVE, declared, jobs_table, open_bench
 from unstick.domain.job import JobState
 from unstick.domain.policy import Policy
 from unstick.domain.recovery import Action, Outcome
@@ -258,7 +259,7 @@ async def assert_told_apart(
     assert outcomes(report) == (len(ended), 0, len(reported))
     assert outcomes(again) == (0, 0, len(reported))
     said = {int(job_id): [outcome for outcome, _ in each] for job_id, each in (await records(bench)).items()}
-    assert said == dict.fromkeys(ended, ["applied"]) | dict.fromkeys(reported, ["failed", "failed"])
+    assert said == {job_id: ["applied"] if job_id in ended else ["failed", "failed"] for job_id in ended | reported}
     assert not untouched & said.keys()
 
 
@@ -580,8 +581,6 @@ async def test_names_that_need_quoting_and_words_with_quotes_are_read_written_an
 
 
 def _json(text: str) -> dict[str, object]:
-    import json
-
     loaded: dict[str, object] = json.loads(text)
     return loaded
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -14,19 +14,19 @@ import time_machine
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from tests.jobs import COLUMNS, NAIVE, declared, jobs_table, open_bench
+from tests.jobs import NAIVE, declared, jobs_table, open_bench
 from tests.servers import Database
-from unstick.domain.diagnosis import diagnose
 from unstick.domain.job import JobState
-from unstick.domain.policy import Policy, decide
-from unstick.domain.recovery import Action, Batch, Outcome
+from unstick.domain.policy import Policy
+from unstick.domain.recovery import Action, Outcome
 from unstick.domain.suspect import Look, Position
 from unstick.pipeline.sweep import SweepOrder, sweep
+from unstick.pipeline.watched import Watched
 from unstick.sql.connections import SessionConnections
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.source import SqlSource
 from unstick.sql.times import NaiveTime
-from unstick.pipeline.watched import Watched
+from unstick.testing.conformance import batch_of, since_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -39,8 +39,6 @@ TOKYO = "Asia/Tokyo"
 SECOND_PASS_ENDS = datetime(2026, 11, 1, 7, tzinfo=UTC)
 """New York's clocks go back at 06:00 UTC, from 02:00 to 01:00; the repeated hour is 05:00 to 07:00 UTC."""
 
-Store = "Callable[[datetime], object]"
-
 
 def in_zone(zone: str) -> Callable[[datetime], datetime]:
     """How an app that writes naive local times stores an instant."""
@@ -49,16 +47,20 @@ def in_zone(zone: str) -> Callable[[datetime], datetime]:
 
 @asynccontextmanager
 async def opened(
-    database: Database, table: sa.Table, *, timezone: str = "UTC", store: Any = None, **mapping: Any
-) -> AsyncIterator[SqlBench]:  # noqa: ANN401
-    bench = await open_bench(database, table, declared(table, timezone=timezone, **mapping), store)
+    database: Database,
+    table: sa.Table,
+    *,
+    timezone: str = "UTC",
+    store: Callable[[datetime], object] | None = None,
+) -> AsyncIterator[SqlBench]:
+    bench = await open_bench(database, table, declared(table, timezone=timezone), store)
     try:
         yield bench
     finally:
         await bench.close()
 
 
-async def fill(bench: SqlBench, *, column: str | None = None) -> None:
+async def fill(bench: SqlBench) -> None:
     """Two jobs of each state on either side of its threshold: ids 1 and 3 are stuck, 2 and 4 aren't."""
     now = await bench.source.clock()
     for status, times, age in (
@@ -94,7 +96,7 @@ async def assert_judged_right(bench: SqlBench) -> None:
     assert len(ends) == 2
     now = await bench.source.clock()
     earliest, latest = bench.store(now - MINUTE), bench.store(now + MINUTE)
-    assert all(earliest <= end <= latest for end in ends)  # type: ignore[operator]
+    assert all(earliest <= end <= latest for end in ends)
     assert all(abs(record.at - now) < MINUTE for record in await bench.recoveries())
 
 
@@ -238,12 +240,6 @@ async def listed(bench: SqlBench, look: Look, state: JobState) -> list[object]:
         found.append(page[0].id)
         position = Position(since=since_of(page[0]), job_id=page[0].id)
     raise AssertionError(f"the list doesn't end: {found}")
-
-
-def since_of(job: Job) -> datetime:
-    since = job_since(job)
-    assert since is not None
-    return since
 
 
 def minutes_ago(at: datetime | None, now: datetime) -> int:

@@ -55,6 +55,11 @@ class Dialect(ABC):
     def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
         """Return the seconds from one time column to another."""
 
+    def is_time(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """Hold where a time column holds a time or nothing; only SQLite's can hold anything else."""
+        del column
+        return sa.true()
+
     @property
     @abstractmethod
     def common_form(self) -> TimeForm:
@@ -110,7 +115,7 @@ class PostgresDialect(Dialect):
     batch_size = 5_000
     one_statement = True
 
-    _ROW_CLASSES = ("21", "22", "23", "27", "2F", "38", "39", "44", "54", "P0")
+    _ROW_CLASSES = ("0A", "21", "22", "23", "27", "2F", "38", "39", "44", "54", "P0")
     """SQLSTATE classes a single row can cause: data, constraints, and whatever a trigger of its table runs into."""
     _SERVERS_FAULT = ("53", "55", "57", "58", "72")
     _TRANSIENT = ("40001", "40P01")
@@ -233,6 +238,9 @@ class MysqlDialect(Dialect):
             return "BIGINT UNSIGNED" if getattr(type_, "unsigned", False) else "BIGINT"
         if isinstance(type_, sa.Numeric):
             return self.type_name(type_)
+        collation = getattr(type_, "collation", None)
+        if collation is not None:  # what is compared must be of one collation
+            return f"VARCHAR(1024) CHARACTER SET {collation.partition('_')[0]} COLLATE {collation}"
         return "TEXT" if isinstance(type_, sa.Text) else "VARCHAR(1024)"
 
     def json_object(self, values: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[str]:
@@ -311,6 +319,12 @@ class SqliteDialect(Dialect):
     def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
         """Subtract."""
         return (sa.func.julianday(end) - sa.func.julianday(start)) * sa.literal(86_400.0, sa.Double)
+
+    def is_time(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """Take only text that begins like a date: SQLite itself reads numbers and times of day as instants, too."""
+        raw = sa.type_coerce(column, sa.String)
+        dated = raw.op("GLOB")("[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*")
+        return sa.or_(raw.is_(None), sa.and_(sa.func.typeof(raw) == "text", dated))
 
     @property
     def common_form(self) -> TimeForm:

@@ -117,6 +117,8 @@ def _prepare_sqlite(engine: AsyncEngine) -> None:
     @event.listens_for(engine.sync_engine, "connect")
     def _connect(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's adapter is untyped
         connection.isolation_level = None
+        # One row whose text isn't UTF-8 must not keep all the others from being read.
+        connection.driver_connection.text_factory = _decode
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
         cursor.close()
@@ -125,6 +127,10 @@ def _prepare_sqlite(engine: AsyncEngine) -> None:
     def _begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get(WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _decode(raw: bytes) -> str:
+    return raw.decode(errors="replace")
 
 
 def _prepare_mysql(engine: AsyncEngine) -> None:

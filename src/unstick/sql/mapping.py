@@ -275,7 +275,7 @@ def _check_columns(declared: JobTable, table: sa.Table) -> None:
             raise ConfigurationError(f"The mapping of {declared.full_name} names no column for {key!r}.")
     for key, name in declared.columns.items():
         if name not in table.c:
-            there = ", ".join(table.c.keys())
+            there = ", ".join(column.name for column in table.c if not column.system)
             raise ConfigurationError(
                 f"Table {declared.full_name} has no column {name!r}, which the mapping names for {key!r}. "
                 f"It has: {there}."

@@ -30,12 +30,31 @@ async def mapped_table(connections: Connections, connection: AsyncConnection, de
 
 def _reflect(connection: sa.Connection, declared: JobTable) -> sa.Table:
     try:
-        return sa.Table(
+        table = sa.Table(
             declared.name, sa.MetaData(), schema=declared.schema, autoload_with=connection, resolve_fks=False
         )
     except NoSuchTableError:
         there = sa.inspect(connection).get_table_names(declared.schema)
         raise ConfigurationError(_no_table(connection.engine, declared, there)) from None
+    if connection.dialect.name in {"mysql", "mariadb"}:
+        _tell_collations(connection, table)
+    if connection.dialect.name == "postgresql":
+        table.append_column(sa.Column("ctid", sa.types.NullType(), system=True))  # a row's address
+    return table
+
+
+_COLLATIONS = sa.text(
+    "SELECT column_name, collation_name FROM information_schema.columns"
+    " WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :name AND collation_name IS NOT NULL"
+)
+
+
+def _tell_collations(connection: sa.Connection, table: sa.Table) -> None:
+    """Note each text column's collation, which reflection leaves out where it is a default."""
+    for name, collation in connection.execute(_COLLATIONS, {"schema": table.schema, "name": table.name}):
+        type_ = table.c[name].type
+        if isinstance(type_, sa.String):
+            type_.collation = collation
 
 
 def _no_table(engine: sa.Engine, declared: JobTable, there: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from unstick.domain.policy import Ruling
 from unstick.domain.recovery import Action, Decision, Outcome
 from unstick.domain.suspect import ACCUSED_STATES
 from unstick.sql import tables
-from unstick.sql.mapping import MappedTable
+from unstick.sql.mapping import TIME_KEYS, MappedTable
 from unstick.sql.statements import Predicate, Values, is_bound, is_suspect, rows_first, since_expression, time_type
 
 _TEXT = sa.Text()
@@ -56,7 +56,8 @@ def by_rule(mapped: MappedTable, state: JobState) -> Found:
         "reason": sa.bindparam("unstick_reason", type_=_TEXT),
         "detail": _message(mapped, state),
     }
-    return Found(given, sa.and_(is_bound(mapped, given), is_suspect(mapped, state)), said)
+    readable = [mapped.dialect.is_time(column) for column in mapped.columns(TIME_KEYS).values()]
+    return Found(given, sa.and_(is_bound(mapped, given), is_suspect(mapped, state), *readable), said)
 
 
 def _message(mapped: MappedTable, state: JobState) -> sa.ColumnElement[str]:
@@ -221,7 +222,7 @@ def recover_in_one(mapped: MappedTable, action: Action, found: Found) -> sa.Sele
     """
     locked = (
         _found(mapped, action, found)
-        .add_columns(mapped.column("id").label("locked_id"), _row_address(mapped).label("locked_at"))
+        .add_columns(mapped.column("id").label("locked_id"), mapped.table.c.ctid.label("locked_at"))
         .with_for_update(of=mapped.table, skip_locked=True)
         .cte("locked")
     )
@@ -229,18 +230,13 @@ def recover_in_one(mapped: MappedTable, action: Action, found: Found) -> sa.Sele
     changed = (
         sa.update(mapped.table)
         # The address saves the second look-up by key; the key stays, for a partition's address isn't unique.
-        .where(mapped.column("id") == locked.c.locked_id, _row_address(mapped) == locked.c.locked_at)
+        .where(mapped.column("id") == locked.c.locked_id, locked.c.locked_at == mapped.table.c.ctid)
         .values(changes(mapped, action, said))
         .returning(*locked.c)
         .cte("changed")
     )
     recorded = _record(changed).returning(tables.recoveries.c.job_id).cte("recorded")
     return sa.select(changed.c.job_id).add_cte(recorded)
-
-
-def _row_address(mapped: MappedTable) -> sa.ColumnElement[Any]:
-    quoted = mapped.dialect.sql.identifier_preparer.format_table(mapped.table)
-    return sa.literal_column(f"{quoted}.ctid")
 
 
 def lock(mapped: MappedTable, found: Found) -> sa.Select[Any]:
