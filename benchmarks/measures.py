@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from unstick.pipeline.watched import Watched
 
 _ROOT = Path(__file__).parents[1]
+_LONGEST_TASK = 600  # seconds; what takes longer doesn't end
 _RECOVERY_GOALS: dict[Backend, Goal] = {
     "postgresql": Goal(bound=0.5, at_least=True, later=0.7),
     "sqlite": Goal(bound=0.35, at_least=True),
@@ -227,7 +228,9 @@ def run_task(*task: str) -> dict[str, Any]:
     """Run a task of `benchmarks.child` in a process of its own, without what our own environment says about Unstick."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("UNSTICK_")}
     command = [sys.executable, "-m", "benchmarks.child", *task]
-    done = subprocess.run(command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    done = subprocess.run(
+        command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, check=True, text=True, timeout=_LONGEST_TASK
+    )
     said: dict[str, Any] = json.loads(done.stdout)
     return said
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -122,7 +122,7 @@ async def scans(bench: SqlBench, backend: str, said: Said) -> list[str]:
     async with bench.engine.connect() as connection:
         if backend == "sqlite":
             rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {said.text}", said.parameters)
-            found = [row[3] for row in rows]
+            found = [str(row.detail) for row in rows]
             whole = [line for line in found if line.startswith(("SCAN ai_gen", "SCAN unstick"))]
             return [line for line in whole if f"{JOBS}_open" not in line and not newest_only]
         if backend == "mysql":
@@ -133,13 +133,16 @@ async def scans(bench: SqlBench, backend: str, said: Said) -> list[str]:
                 if row.table in (JOBS, OURS) and row.type in ("ALL", "index") and not newest_only
                 if not (said.text.startswith("INSERT") and row.table == OURS)
             ]
-        if bench.engine.dialect.driver == "asyncpg":  # which prepares: after five runs the plan is for any values
-            rows = await connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {said.text}")
-        else:
+        if bench.engine.dialect.driver != "asyncpg":
             rows = await connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {said.text}", said.parameters)
-        plan = rows.scalar_one()
-        [top] = json.loads(plan) if isinstance(plan, str) else plan
-        return list(_whole_scans(top["Plan"], newest_only=newest_only))
+            return list(_whole_scans(rows.scalar_one()[0]["Plan"], newest_only=newest_only))
+    # asyncpg prepares: after five runs the plan is one for any values, and this is how to see it.
+    conninfo = f"host={bench.engine.url.query['host']} user=postgres dbname={bench.engine.url.database}"
+    async with await psycopg.AsyncConnection.connect(conninfo) as simple:
+        cursor = await simple.execute(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {said.text}".encode())
+        row = await cursor.fetchone()
+        assert row is not None
+        return list(_whole_scans(row[0][0]["Plan"], newest_only=newest_only))
 
 
 def _whole_scans(plan: dict[str, Any], *, newest_only: bool) -> Iterator[str]:

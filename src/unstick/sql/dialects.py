@@ -258,11 +258,9 @@ class MysqlDialect(Dialect):
         return NaiveTime(UTC)
 
     def in_utc(self, expression: sa.ColumnElement[Any], form: TimeForm) -> sa.ColumnElement[Any]:
-        """Convert by the server's time zone tables; where they aren't loaded, only the order of a list is off."""
-        if form.is_utc:
-            return expression
-        zone = str(form.zone) if isinstance(form, NaiveTime) else "UTC"
-        return sa.func.coalesce(sa.func.convert_tz(expression, zone, "+00:00"), expression, type_=sa.DateTime())
+        """Leave it as it is: a mapping that would need it is refused."""
+        del form
+        return expression
 
     def time_type(self, form: TimeForm) -> TypeEngine[Any]:
         """To the microsecond."""

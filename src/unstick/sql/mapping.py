@@ -266,6 +266,7 @@ def map_table(declared: JobTable, table: sa.Table, dialect: Dialect) -> MappedTa
     _check_words(mapped)
     _check_success(mapped)
     _check_judged(mapped)
+    _check_times(mapped)
     return mapped
 
 
@@ -373,6 +374,14 @@ def _check_judged(mapped: MappedTable) -> None:
         raise ConfigurationError(
             f"The mapping of {mapped.declared.full_name} lets no job be judged: it needs the words for queued or "
             f"running jobs under `states`, and `enqueued_at`, `started_at` or `heartbeat_at` under `columns`."
+        )
+
+
+def _check_times(mapped: MappedTable) -> None:
+    if mapped.mixes_times and mapped.dialect.name == "mysql":
+        raise ConfigurationError(
+            f"{mapped.declared.full_name} mixes TIMESTAMP columns, which are UTC, with DATETIME columns in "
+            f"{mapped.declared.timezone}; MariaDB and MySQL can't be relied on to compare the two. Map only one kind."
         )
 
 

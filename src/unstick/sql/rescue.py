@@ -148,7 +148,7 @@ class RuledBatch:
             write_values(self.mapped, self.look, self.now)
             | record_values(self.source, self.ruling.action, self.operation_id, self.now)
             | writes.rule_values(self.mapped, self.ruling, self.look.taken_at)
-            | writes.bound_rows([(key,) for key in ids])
+            | writes.bound_rows([(key, str(key)) for key in ids])
         )
 
 

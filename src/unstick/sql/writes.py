@@ -48,10 +48,9 @@ def by_decision(mapped: MappedTable) -> Found:
 
 def by_rule(mapped: MappedTable, state: JobState) -> Found:
     """Find the rows that are suspects in a state as they stand when they are locked."""
-    key = mapped.column("id")
-    given = mapped.dialect.rows({"id": key.type}).subquery("given")
+    given = mapped.dialect.rows({"id": mapped.column("id").type, "job_id": _TEXT}).subquery("given")
     said: dict[str, sa.ColumnElement[Any]] = {
-        "job_id": key if isinstance(key.type, sa.String) else sa.cast(key, sa.String(40)),
+        "job_id": given.c.job_id,
         "state": sa.literal(state.value, _TEXT),
         "reason": sa.bindparam("unstick_reason", type_=_TEXT),
         "detail": _message(mapped, state),
