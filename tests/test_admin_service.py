@@ -17,7 +17,7 @@ from unstick.sql import schema
 from unstick.sql.tables import audit, recoveries
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -68,7 +68,7 @@ class Host:
             name = connection.dialect.name
             clock = {"sqlite": "strftime('%Y-%m-%d %H:%M:%f', 'now')", "postgresql": "now()"}
             read = await connection.scalar(sa.text(f"SELECT {clock.get(name, 'UTC_TIMESTAMP(6)')}"))
-        return datetime.fromisoformat(read) if isinstance(read, str) else read  # type: ignore[return-value]
+        return datetime.fromisoformat(read) if isinstance(read, str) else read
 
     async def job(self, job_id: int) -> AIGenerationJob:
         async with self.sessions(expire_on_commit=False) as session:
@@ -259,7 +259,7 @@ async def _delete_user(db: AsyncSession) -> None:
 
 @pytest.mark.parametrize("change", [_add_user, _flush_user, _execute_insert, _modify_user, _delete_user])
 async def test_a_session_that_holds_the_callers_changes_is_refused_and_nothing_is_committed(
-    host: Host, change: Any
+    host: Host, change: Callable[[AsyncSession], Awaitable[None]]
 ) -> None:
     job_id = await host.add("running", age=HOUR)
     async with host.sessions() as session, session.begin():

@@ -135,8 +135,8 @@ class RuledBatch:
         """Write and record what the rule holds for, and return how many that is; the caller commits."""
         found, action = writes.by_rule(self.mapped, self.ruling.state), self.ruling.action
         if self.mapped.dialect.one_statement:
-            statement = writes.recover_in_one(self.mapped, action, found)
-            return len((await self.connection.execute(statement, self._values(ids))).all())
+            statement = writes.recover_in_one(self.mapped, action, found, counted=True)
+            return int((await self.connection.execute(statement, self._values(ids))).scalar_one())
         locked = [key for key, _ in await self.connection.execute(writes.lock(self.mapped, found), self._values(ids))]
         if locked:
             values = self._values(locked)

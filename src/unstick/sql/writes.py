@@ -213,8 +213,8 @@ def pre_image(mapped: MappedTable, action: Action, found: Found) -> sa.ColumnEle
     return mapped.dialect.json_object({name: mapped.table.c[name] for name in changes(mapped, action, found.said)})
 
 
-def recover_in_one(mapped: MappedTable, action: Action, found: Found) -> sa.Select[Any]:
-    """Lock, compare, change and record a batch in one statement, and return the ids that were changed.
+def recover_in_one(mapped: MappedTable, action: Action, found: Found, *, counted: bool = False) -> sa.Select[Any]:
+    """Lock, compare, change and record a batch in one statement, and return the ids that were changed, or their number.
 
     Rows that somebody holds are skipped, not waited for (SKIP LOCKED). The lock re-reads a row that changed
     after the statement's snapshot and tests the whole guard again on what it finds.
@@ -235,7 +235,8 @@ def recover_in_one(mapped: MappedTable, action: Action, found: Found) -> sa.Sele
         .cte("changed")
     )
     recorded = _record(changed).returning(tables.recoveries.c.job_id).cte("recorded")
-    return sa.select(changed.c.job_id).add_cte(recorded)
+    answer = sa.select(sa.func.count()).select_from(changed) if counted else sa.select(changed.c.job_id)
+    return answer.add_cte(recorded)
 
 
 def lock(mapped: MappedTable, found: Found) -> sa.Select[Any]:
