@@ -78,8 +78,8 @@ class Host:
         async with self.engine.connect() as connection:
             return await connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
 
-    def service(self, session: AsyncSession, **options: Any) -> AdminService:
-        return AdminService(session, jobs=self.jobs, **options)
+    def service(self, session: AsyncSession, *, policy: Policy | None = None, actor: str = "test") -> AdminService:
+        return AdminService(session, jobs=self.jobs, policy=policy, actor=actor)
 
 
 @pytest.fixture
@@ -159,7 +159,10 @@ async def test_the_threshold_moves_queued_jobs_only(host: Host) -> None:
 
 @pytest.mark.parametrize("minutes", [0, -1, 525_601, 5.0, True, "5", None])
 @ON_SQLITE
-async def test_a_threshold_that_means_nothing_changes_nothing(host: Host, minutes: Any) -> None:
+async def test_a_threshold_that_means_nothing_changes_nothing(
+    host: Host,
+    minutes: Any,  # noqa: ANN401 - what a caller without types may pass
+) -> None:
     job_id = await host.add("queued", age=HOUR)
 
     async with host.sessions() as db:
