@@ -10,6 +10,8 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect as SqlDialect
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.elements import UnaryExpression
+from sqlalchemy.sql.operators import custom_op
 from sqlalchemy.types import TypeEngine
 
 from unstick.domain.errors import ConfigurationError
@@ -54,6 +56,10 @@ class Dialect(ABC):
     @abstractmethod
     def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
         """Return the seconds from one time column to another."""
+
+    def unindexed(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """Return a column for a condition that no index is to serve; only SQLite needs to be told."""
+        return column
 
     def is_time(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Hold where a time column holds a time or nothing; only SQLite's can hold anything else."""
@@ -317,6 +323,10 @@ class SqliteDialect(Dialect):
     def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
         """Subtract."""
         return (sa.func.julianday(end) - sa.func.julianday(start)) * sa.literal(86_400.0, sa.Double)
+
+    def unindexed(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """Write `+column`, which SQLite serves from no index."""
+        return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
     def is_time(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Take only text that begins like a date: SQLite itself reads numbers and times of day as instants, too."""

@@ -39,33 +39,44 @@ def job_columns(mapped: MappedTable) -> dict[ColumnKey, sa.Column[Any]]:
     return mapped.columns(keys)
 
 
-def is_suspect(mapped: MappedTable, *states: JobState) -> Predicate:
+def is_suspect(mapped: MappedTable, *states: JobState, bound: bool = False) -> Predicate:
     """Hold for jobs in one of these states that age accuses: the contract's rule, word for word.
 
-    `completed_at IS NULL` stands apart and literally, or a partial index on it would not be used.
+    `completed_at IS NULL` stands apart and literally, or a partial index on it would not be used. Where the rows are
+    `bound` by key, no other index may be: SQLite would rather search all open jobs for each of them.
     """
     rules = {JobState.QUEUED: _is_unclaimed, JobState.RUNNING: _is_silent}
-    accused = [rules[state](mapped) for state in states if state in mapped.judges]
-    return sa.and_(is_open(mapped), sa.or_(sa.false(), *accused))
+    accused = [
+        sa.and_(_in_state(mapped, state, bound=bound), rules[state](mapped))
+        for state in states
+        if state in mapped.judges
+    ]
+    return sa.and_(is_open(mapped, bound=bound), sa.or_(sa.false(), *accused))
 
 
-def is_open(mapped: MappedTable) -> Predicate:
+def is_open(mapped: MappedTable, *, bound: bool = False) -> Predicate:
     """Hold for jobs that are not over, as far as the table says so by a completion time."""
-    return mapped.column("completed_at").is_(None) if mapped.has("completed_at") else sa.true()
+    if not mapped.has("completed_at"):
+        return sa.true()
+    completed_at: sa.ColumnElement[Any] = mapped.column("completed_at")
+    return (mapped.dialect.unindexed(completed_at) if bound else completed_at).is_(None)
+
+
+def _in_state(mapped: MappedTable, state: JobState, *, bound: bool) -> Predicate:
+    column: sa.ColumnElement[Any] = mapped.column("state")
+    return (mapped.dialect.unindexed(column) if bound else column).in_(mapped.words(state))
 
 
 def _is_unclaimed(mapped: MappedTable) -> Predicate:
     waiting = _first_of(mapped, JobState.QUEUED, ("started_at", "enqueued_at", "scheduled_at"))
-    in_state = mapped.column("state").in_(mapped.words(JobState.QUEUED))
     if not mapped.has("scheduled_at"):
-        return sa.and_(in_state, waiting)
-    return sa.and_(in_state, waiting, _null_or_before(mapped, JobState.QUEUED, "scheduled_at"))
+        return waiting
+    return sa.and_(waiting, _null_or_before(mapped, JobState.QUEUED, "scheduled_at"))
 
 
 def _is_silent(mapped: MappedTable) -> Predicate:
     signs = list(mapped.columns(("started_at", "heartbeat_at")))
     return sa.and_(
-        mapped.column("state").in_(mapped.words(JobState.RUNNING)),
         sa.or_(*(mapped.column(key).is_not(None) for key in signs)),
         *(_null_or_before(mapped, JobState.RUNNING, key) for key in signs),
     )
@@ -131,7 +142,9 @@ def suspects_among(mapped: MappedTable) -> sa.Select[Any]:
     key, given = mapped.column("id"), mapped.dialect.rows({"id": mapped.column("id").type}).subquery("given")
     columns = _raw(mapped, suspect_columns(mapped))
     found = sa.select(*columns).select_from(given.join(mapped.table, key == given.c.id))
-    return rows_first(found.where(is_bound(mapped, given), is_suspect(mapped, *ACCUSED_STATES))).order_by(key)
+    return rows_first(found.where(is_bound(mapped, given), is_suspect(mapped, *ACCUSED_STATES, bound=True))).order_by(
+        key
+    )
 
 
 def is_bound(mapped: MappedTable, rows: sa.FromClause) -> Predicate:

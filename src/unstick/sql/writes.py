@@ -40,8 +40,11 @@ class Found:
 def by_decision(mapped: MappedTable) -> Found:
     """Find the rows that still are suspects and of whose fence nothing moved since they were seen (R1, R2, R9)."""
     seen = mapped.dialect.rows(seen_types(mapped)).subquery("seen")
-    same = [column.is_not_distinct_from(seen.c[f"seen_{key}"]) for key, column in _fence(mapped).items()]
-    guard = sa.and_(is_bound(mapped, seen), is_suspect(mapped, *ACCUSED_STATES), *same)
+    same = [
+        mapped.dialect.unindexed(column).is_not_distinct_from(seen.c[f"seen_{key}"])
+        for key, column in _fence(mapped).items()
+    ]
+    guard = sa.and_(is_bound(mapped, seen), is_suspect(mapped, *ACCUSED_STATES, bound=True), *same)
     names = ("job_id", "state", "reason", "detail", "due")
     return Found(seen, guard, {name: seen.c[name] for name in names if name in seen.c})
 
@@ -56,7 +59,7 @@ def by_rule(mapped: MappedTable, state: JobState) -> Found:
         "detail": _message(mapped, state),
     }
     readable = [mapped.dialect.is_time(column) for column in mapped.columns(TIME_KEYS).values()]
-    return Found(given, sa.and_(is_bound(mapped, given), is_suspect(mapped, state), *readable), said)
+    return Found(given, sa.and_(is_bound(mapped, given), is_suspect(mapped, state, bound=True), *readable), said)
 
 
 def _message(mapped: MappedTable, state: JobState) -> sa.ColumnElement[str]:
