@@ -32,28 +32,28 @@ WORDS = ("queued", "running", "completed", "failed")
 
 @pytest.fixture
 async def engine(database: Database) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(database.url)
+    engine = open_engine(database.url, create=True)
     yield engine
     await engine.dispose()
 
 
 @pytest.fixture
 async def sqlite(sqlite_database: Database) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(sqlite_database.url)
+    engine = open_engine(sqlite_database.url, create=True)
     yield engine
     await engine.dispose()
 
 
 @pytest.fixture
 async def postgres(postgres_database: Database) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(postgres_database.url)
+    engine = open_engine(postgres_database.url, create=True)
     yield engine
     await engine.dispose()
 
 
 @pytest.fixture
 async def mariadb(mariadb_database: Database) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(mariadb_database.url)
+    engine = open_engine(mariadb_database.url, create=True)
     yield engine
     await engine.dispose()
 
