@@ -51,7 +51,14 @@ class MemorySource:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(heartbeats=True, attempts=True, retry=True, rulings=False, reads_beside_writes=False)
+        return Capabilities(
+            heartbeats=True,
+            attempts=True,
+            mark_failed=True,
+            retry=True,
+            rulings=False,
+            reads_beside_writes=False,
+        )
 
     async def clock(self) -> datetime:
         if self.failure is not None and self.fail_at is None:

@@ -317,8 +317,19 @@ class TestWords:
         assert {state: proposal.states[state] for state in said} == said
         assert proposal.doubts == ()
 
-    def test_no_word_for_failed_blocks(self) -> None:
-        proposal = propose(jobs(words=("queued", "running", "completed")))
+    @pytest.mark.parametrize(
+        ("words", "assumed"), [(("queued", "running", "completed"), "failed"), (("QUEUED", "RUNNING"), "FAILED")]
+    )
+    def test_the_word_for_a_failure_no_row_had_yet_is_assumed_with_a_warning(
+        self, words: tuple[StateValue, ...], assumed: str
+    ) -> None:
+        proposal = propose(jobs(words=words))
+        assert proposal.states[JobState.FAILED] == (assumed,)
+        assert only(proposal, "states.failed").severity == "warning"
+
+    def test_no_word_for_failed_blocks_where_no_other_word_can_be_stored(self) -> None:
+        closed = replace(status("queued", "running", "completed"), closed=True)
+        proposal = propose(table(ID, closed, column("created_at", "time"), column("started_at", "time")))
         doubt = only(proposal, "states.failed")
         assert (doubt.severity, JobState.FAILED in proposal.states) == ("blocker", False)
         assert "among 'queued', 'running', 'completed'" in doubt.message

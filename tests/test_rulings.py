@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
-from tests.jobs import NAIVE, SqlBench, declared, jobs_table, open_bench
+from tests.jobs import NAIVE, STATES, SqlBench, declared, jobs_table, open_bench
 from unstick.domain.diagnosis import diagnose
+from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import JobState
 from unstick.domain.policy import Policy, decide, rule
 from unstick.domain.recovery import Action, Outcome
@@ -98,6 +99,24 @@ async def test_a_hosts_column_named_like_one_of_ours_is_not_written(database: Da
     assert [(await bench.row(job))[odd] for job in (one, other)] == ["theirs", "theirs"]
     assert (await bench.get(one)).job.state is JobState.FAILED
     assert (await bench.get(other)).job.state is JobState.QUEUED
+    await bench.close()
+
+
+@pytest.mark.parametrize(("lacking", "action"), [(JobState.FAILED, None), (JobState.QUEUED, Action.RETRY)])
+async def test_what_a_mapping_has_no_word_for_is_refused_before_anything_is_begun(
+    sqlite_database: Database, lacking: JobState, action: Action | None
+) -> None:
+    """Nothing is changed, and no operation stands in the audit log."""
+    table = jobs_table()
+    words = {state: each for state, each in STATES.items() if state is not lacking}
+    bench = await open_bench(sqlite_database, table, declared(table, states=words))
+    await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE))
+
+    with pytest.raises(InvalidRequestError, match=lacking.value):
+        await sweep(bench.watched(), SweepOrder(actor="test", action=action))
+
+    assert [row["status"] for row in await bench.rows()] == ["running"]
+    assert await bench.audit() == []
     await bench.close()
 
 

@@ -18,6 +18,7 @@ class Capabilities:
 
     heartbeats: bool
     attempts: bool
+    mark_failed: bool
     retry: bool
     rulings: bool
     """Suspects that age alone convicts can be recovered without being read one by one."""

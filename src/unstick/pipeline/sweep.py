@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from unstick.domain.audit import AuditEntry, AuditOutcome
-from unstick.domain.errors import RecoveryStoppedError
+from unstick.domain.errors import InvalidRequestError, RecoveryStoppedError
 from unstick.domain.policy import Ruling, rule
 from unstick.domain.recovery import Action, Outcome, Tally
 from unstick.domain.suspect import ACCUSED_STATES, Look
 from unstick.pipeline.rescue import Census, Decided, decide_page, foresee, rescue
 from unstick.pipeline.watched import Watched
-from unstick.ports import Ledger
+from unstick.ports import JobSource, Ledger
 
 CLEANUP_CALL = "jobs.cleanup"
 """What a sweep is called in the audit log, whoever asked for it."""
@@ -54,11 +54,13 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
     """Look at a source once and recover what is stuck.
 
     Raises:
+        InvalidRequestError: the source can't do what is asked; nothing was changed.
         RecoveryStoppedError: a batch failed and was rolled back whole; it tells how many jobs of earlier
             batches stay recovered.
     """
     look = await take_look(watched, order.queued_after)
     action = order.action or watched.policy.action
+    _refuse_what_cannot_be_done(watched.source, action)
     if order.dry_run:
         tally = await _foresee(watched, look, action, progress)
         return SweepReport(look=look, action=action, dry_run=True, tally=tally, operation_id=None)
@@ -66,6 +68,17 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
     operation_id = await watched.ledger.append(operation.entry(AuditOutcome.STARTED))
     tally = await _carry_out(operation, operation_id, progress)
     return SweepReport(look=look, action=action, dry_run=False, tally=tally, operation_id=operation_id)
+
+
+def _refuse_what_cannot_be_done(source: JobSource, action: Action) -> None:
+    """A retry that leaves poison is `mark_failed` in the end, so it needs both."""
+    able = source.capabilities
+    if not able.mark_failed or (action is Action.RETRY and not able.retry):
+        lacking = "retry" if able.mark_failed else "mark_failed"
+        raise InvalidRequestError(
+            f"Source {source.name!r} can't {lacking} its jobs: its mapping has no word for "
+            f"{'queued' if able.mark_failed else 'failed'} jobs under `states`, or no time they would wait from."
+        )
 
 
 async def take_look(watched: Watched, queued_after: timedelta | None = None) -> Look:

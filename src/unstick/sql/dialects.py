@@ -350,8 +350,9 @@ class SqliteDialect(Dialect):
         return sa.String()
 
     def seconds_until(self, since: sa.ColumnElement[Any], instant: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-        """Subtract whole seconds."""
-        return _epoch(instant) - _epoch(since)
+        """Subtract days, which are exact to less than the millisecond that SQLite's times have."""
+        seconds = (sa.func.julianday(instant) - sa.func.julianday(since)) * sa.literal(86_400.0, sa.Double)
+        return sa.cast(seconds + sa.literal(0.0005, sa.Double), sa.BigInteger)
 
     def said(self, since: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
         """Write it out."""
@@ -360,10 +361,6 @@ class SqliteDialect(Dialect):
     def refuses_row(self, error: DBAPIError) -> bool:
         """Constraints and RAISE(ABORT) are both integrity errors here."""
         return isinstance(error, IntegrityError)
-
-
-def _epoch(time: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-    return sa.cast(sa.func.strftime("%s", time), sa.BigInteger)
 
 
 _SQLSTATE_LENGTH = 5

@@ -323,6 +323,7 @@ def _column_facts(column: sa.Column[Any], alone_unique: frozenset[str], dialect:
         primary_key=column.primary_key,
         unique=column.name in alone_unique,
         values=_declared_values(column),
+        closed=bool(_declared_values(column)),
     )
 
 

@@ -30,6 +30,8 @@ class ColumnFacts:
     """No two rows share a value: a primary key or unique index is on this column alone."""
     values: tuple[StateValue, ...] = ()
     """An enum's words, or the distinct values that were seen; empty where neither is known."""
+    closed: bool = False
+    """Nothing but `values` can be stored: an enum or a CHECK names them."""
     counts: Mapping[StateValue, int] = field(default_factory=dict)
     """How many of the rows that were read hold each value."""
 
@@ -293,7 +295,21 @@ def _words(column: ColumnFacts | None) -> Mapping[JobState, tuple[StateValue, ..
         return {}
     if not column.values:
         return _CONTRACT_WORDS
-    return {state: _spellings(column.values, words) for state, words in _WORDS.items()}
+    found = {state: _spellings(column.values, words) for state, words in _WORDS.items()}
+    known = sum(bool(words) for words in found.values())
+    if found[JobState.FAILED] or column.closed or known < _ENOUGH_WORDS:
+        return found
+    return found | {JobState.FAILED: _assumed_failed(column)}
+
+
+_ENOUGH_WORDS = 2
+"""States whose words are known before another's is assumed: one, such as `active`, could be a customer's."""
+
+
+def _assumed_failed(column: ColumnFacts) -> tuple[StateValue, ...]:
+    """Return the word for a failure that no row has had yet, in the letter case of the others."""
+    shouted = all(str(value).isupper() for value in column.values)
+    return ("FAILED" if shouted else "failed",)
 
 
 def _spellings(values: tuple[StateValue, ...], words: tuple[str, ...]) -> tuple[StateValue, ...]:
@@ -415,6 +431,7 @@ def _doubt_words(guess: _Guess) -> Iterator[Doubt]:
         return
     yield from _doubt_guessed_words(guess, column)
     yield from _doubt_missing_words(guess, column)
+    yield from _doubt_assumed_words(guess, column)
     yield from _doubt_written_words(guess, column)
     yield from _doubt_unmapped_words(guess, column)
 
@@ -437,6 +454,16 @@ def _doubt_missing_words(guess: _Guess, column: ColumnFacts) -> Iterator[Doubt]:
                 f"states.{state}",
                 f"{guess.at(column)} has no known word for {state}{known}, so {effect}: pass `states.{state}`",
             )
+
+
+def _doubt_assumed_words(guess: _Guess, column: ColumnFacts) -> Iterator[Doubt]:
+    failed = guess.states.get(JobState.FAILED, ())
+    if column.values and not set(failed) & set(column.values) and JobState.FAILED not in guess.said_states and failed:
+        yield warning(
+            "states.failed",
+            f"{guess.at(column)} holds no word for failed yet, so {failed[0]!r} is what mark_failed would write: pass "
+            "`states.failed` if the application has another",
+        )
 
 
 def _doubt_written_words(guess: _Guess, column: ColumnFacts) -> Iterator[Doubt]:

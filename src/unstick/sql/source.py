@@ -50,7 +50,8 @@ class SqlSource:
         return Capabilities(
             heartbeats="heartbeat_at" in has,
             attempts="attempt" in has,
-            retry=bool(waits) and JobState.QUEUED in self._declared.states,
+            mark_failed=bool(self._declared.states.get(JobState.FAILED)),
+            retry=bool(waits) and bool(self._declared.states.get(JobState.QUEUED)),
             rulings=True,
             reads_beside_writes=self._connections.side_by_side,
         )

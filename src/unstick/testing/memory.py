@@ -61,7 +61,14 @@ class MemoryJobs:
 class MemorySource:
     """A `JobSource` over `MemoryJobs`."""
 
-    capabilities = Capabilities(heartbeats=True, attempts=True, retry=True, rulings=False, reads_beside_writes=True)
+    capabilities = Capabilities(
+        heartbeats=True,
+        attempts=True,
+        mark_failed=True,
+        retry=True,
+        rulings=False,
+        reads_beside_writes=True,
+    )
 
     def __init__(self, system: MemoryJobs, name: str = "memory") -> None:
         self.name = name
