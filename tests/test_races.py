@@ -18,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 
-from tests.jobs import SqlBench, open_bench
+from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, open_bench
 from unstick.admin import AdminService
 from unstick.domain.errors import RecoveryStoppedError
 from unstick.domain.job import JobId, JobState
@@ -215,6 +215,77 @@ async def test_what_a_worker_has_written_but_not_committed_is_left_at_once(bench
     assert [row["status"] for row in rows] == ["completed", "running", ours, ours, "running", ours]
     assert (rows[0]["success"], rows[0]["error_message"]) == (True, None)
     assert rows[4]["attempt"] == 2
+
+
+async def test_what_changes_between_finding_and_ruling_is_left(bench: SqlBench) -> None:
+    """R1, R2, R4: a ruling is applied to the row as it stands, not as it stood when its id was read."""
+    if bench.engine.dialect.name == "sqlite":
+        await use_write_ahead_log(bench.engine)  # the ids are still being read when the others write
+    running = await stuck(bench, 5)
+    queued = await stuck(bench, 2, JobState.QUEUED)
+    over = "UPDATE ai_generation_jobs SET completed_at = CURRENT_TIMESTAMP WHERE id = :id AND attempt = :attempt"
+    found: list[int] = []
+
+    async def meanwhile() -> None:
+        async with host(bench) as app:
+            for statement, job_id in (
+                (FINISH, running[0]),
+                (BEAT, running[1]),
+                (RECLAIM_NOW, running[2]),
+                (over, running[3]),
+                (CLAIM, queued[0]),
+            ):
+                found.append(await commits(app, statement, job_id))
+
+    with after_first(bench.engine, "ORDER BY ai_generation_jobs.id", lambda: elsewhere(meanwhile)) as seen:
+        report = await bench.sweep()
+
+    assert "json" not in seen[0].lower()
+    assert found == [1] * 5
+    assert report.tally.of(outcome=Outcome.APPLIED) == 2
+    assert await statuses(bench) == ["completed", "running", "running", "running", "failed", "running", "failed"]
+    assert {r.job_id for r in await bench.recoveries() if r.outcome == Outcome.APPLIED} == {
+        str(running[4]),
+        str(queued[1]),
+    }
+
+
+MOVES = {
+    "state": "status = 'queued'",
+    "attempt": "attempt = 2",
+    "token": "token = 8",
+    "worker": "worker = 'another'",
+    "progress": "progress = 51",
+    "started_at": "started_at = created_at",
+    "heartbeat_at": "updated_at = created_at",
+    "scheduled_at": "scheduled_at = created_at",
+    "enqueued_at": "created_at = started_at",
+    "completed_at": "completed_at = CURRENT_TIMESTAMP",
+}
+"""What may move under a decision while the job goes on looking stuck, or, for the last, running."""
+
+
+async def test_a_job_of_which_anything_moved_since_the_look_is_left(database: Database) -> None:
+    """R1, R2: each column of the fence by itself, to a value as old as the one before."""
+    extra: dict[str, Any] = {"token": sa.Integer(), "worker": sa.String(40), "progress": sa.Integer()}
+    table = jobs_table(*(sa.Column(name, type_) for name, type_ in extra.items()))
+    bench = await open_bench(database, table, declared(table, columns=COLUMNS | {name: name for name in extra}))
+    older = bench.store(await bench.source.clock() - 9 * HOUR)
+    row = {"token": 7, "worker": "one", "progress": 50, "attempt": 1, "created_at": older}
+    await bench.put(*(row for _ in range(len(MOVES) + 1)))
+    batch = await decided(bench)
+    async with host(bench) as app, app.begin() as connection:
+        for job_id, move in enumerate(MOVES.values(), start=1):
+            await connection.execute(sa.text(f"UPDATE ai_generation_jobs SET {move} WHERE id = {job_id}"))
+    before = await bench.rows()
+
+    result = await bench.source.recover(batch)
+
+    after = await bench.rows()
+    await bench.close()
+    assert len(batch.decisions) == len(MOVES) + 1
+    assert result.applied == {len(MOVES) + 1}
+    assert after[:-1] == before[:-1]
 
 
 @pytest.mark.parametrize("lent", [False, True], ids=["engine", "session"])

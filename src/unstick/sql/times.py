@@ -15,8 +15,23 @@ Raw = object
 Time = ColumnElement[Any]
 
 
+class _ComparedAsStored:
+    """A form whose values the database orders by time as they stand, and which say no offset of their own."""
+
+    __slots__ = ()
+
+    def comparable(self, column: Time) -> Time:
+        """Return the expression that orders this column by time."""
+        return column
+
+    def before(self, column: Time, horizon: Time, utc: Time) -> ColumnElement[bool]:
+        """Hold where a stored value is surely before the horizon."""
+        del utc
+        return column < horizon
+
+
 @dataclass(frozen=True, slots=True)
-class AwareTime:
+class AwareTime(_ComparedAsStored):
     """`timestamp with time zone` on PostgreSQL."""
 
     is_utc = True
@@ -33,22 +48,13 @@ class AwareTime:
         """Return the value below which stored ones are surely before an instant."""
         return instant
 
-    def comparable(self, column: Time) -> Time:
-        """Return the expression that orders this column by time."""
-        return column
-
     def horizon_utc(self, instant: datetime) -> Raw:
         """Return the horizon for values that say their own offset, of which there are none here."""
         return self.horizon(instant)
 
-    def before(self, column: Time, horizon: Time, utc: Time) -> ColumnElement[bool]:
-        """Hold where a stored value is surely before the horizon."""
-        del utc
-        return column < horizon
-
 
 @dataclass(frozen=True, slots=True)
-class NaiveTime:
+class NaiveTime(_ComparedAsStored):
     """A date-time column without a zone; the mapping says which one is meant."""
 
     zone: tzinfo
@@ -75,18 +81,9 @@ class NaiveTime:
         local = instant.astimezone(self.zone)
         return local.replace(tzinfo=None, fold=0) - self._ambiguity(local)
 
-    def comparable(self, column: Time) -> Time:
-        """Return the expression that orders this column by time."""
-        return column
-
     def horizon_utc(self, instant: datetime) -> Raw:
         """Return the horizon for values that say their own offset, of which there are none here."""
         return self.horizon(instant)
-
-    def before(self, column: Time, horizon: Time, utc: Time) -> ColumnElement[bool]:
-        """Hold where a stored value is surely before the horizon."""
-        del utc
-        return column < horizon
 
     def _ambiguity(self, local: datetime) -> timedelta:
         """Return how much a horizon in the first of two equal hours must give way to the second."""

@@ -1,0 +1,87 @@
+"""Unstick's own tables: what the migrations make is what the code works with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from tests.jobs import jobs_table
+from unstick.sql import schema
+from unstick.sql.engine import open_engine
+from unstick.sql.tables import jobs_metadata, metadata
+
+if TYPE_CHECKING:
+    from tests.servers import Database
+
+BOTH = schema.branches(own_jobs=True)
+
+
+async def test_the_migrations_make_the_tables_that_the_code_knows(database: Database) -> None:
+    engine = open_engine(database.url, create=True)
+    await schema.upgrade(engine, BOTH)
+
+    async with engine.connect() as connection:
+        assert await connection.run_sync(_differences) == []
+    await engine.dispose()
+
+
+async def test_upgrading_twice_changes_nothing_and_nothing_is_missing_after(database: Database) -> None:
+    engine = open_engine(database.url, create=True)
+    assert set(await schema.missing(engine, BOTH)) == set(schema.heads(BOTH))
+    await schema.upgrade(engine, BOTH)
+    await schema.upgrade(engine, BOTH)
+
+    assert await schema.missing(engine, BOTH) == ()
+    assert set(await schema.current(engine)) == set(schema.heads(BOTH))
+    await engine.dispose()
+
+
+async def test_a_hosts_own_table_called_jobs_is_left_alone(database: Database) -> None:
+    """Only where a source names no table does Unstick make its own."""
+    engine = open_engine(database.url, create=True)
+    async with engine.begin() as connection:
+        await connection.run_sync(jobs_table(name="jobs").metadata.create_all)
+    await schema.upgrade(engine, schema.branches(own_jobs=False))
+
+    async with engine.connect() as connection:
+        columns = await connection.run_sync(
+            lambda sync: {each["name"] for each in sa.inspect(sync).get_columns("jobs")}
+        )
+    assert "updated_at" in columns
+    assert "worker" not in columns
+    await engine.dispose()
+
+
+async def test_the_printed_statements_make_the_same_tables(database: Database) -> None:
+    engine = open_engine(database.url, create=True)
+    script = schema.upgrade_script(engine.dialect.name, BOTH)
+    async with engine.begin() as connection:
+        for statement in _statements(script):
+            await connection.exec_driver_sql(statement)
+
+    assert await schema.missing(engine, BOTH) == ()
+    async with engine.connect() as connection:
+        assert await connection.run_sync(_differences) == []
+    await engine.dispose()
+
+
+def _statements(script: str) -> list[str]:
+    lines = [line for line in script.splitlines() if not line.startswith("--")]
+    found = [each.strip() for each in "\n".join(lines).split(";")]
+    return [each for each in found if each and each not in {"BEGIN", "COMMIT"}]
+
+
+def _differences(connection: sa.Connection) -> list[Any]:
+    options = {"version_table": schema.VERSION_TABLE, "compare_type": True}
+    context = MigrationContext.configure(connection, opts=options)
+    return list(compare_metadata(context, _both()))
+
+
+def _both() -> sa.MetaData:
+    both = sa.MetaData()
+    for table in (*metadata.tables.values(), *jobs_metadata.tables.values()):
+        table.to_metadata(both)
+    return both
