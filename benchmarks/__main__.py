@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("measures", nargs="*", type=_measure, help=f"of {', '.join(MEASURES)}; without any all")
     parser.add_argument("--on", nargs="+", choices=get_args(Backend), default=[*get_args(Backend)])
-    parser.add_argument("--rounds", type=int, help=f"turns each contender takes ({Sizes.rounds})")
+    parser.add_argument(
+        "--rounds", type=int, help=f"turns a contender takes ({Sizes.rounds}; {Sizes.write_rounds} beside writes)"
+    )
     parser.add_argument("--stuck", type=int, help=f"stuck jobs to recover ({Sizes.stuck:,})")
     parser.add_argument("--placement", choices=get_args(Placement), default=Sizes.placement, help="of the stuck jobs")
     parser.add_argument("--memory", action="store_true", help="take memory's larger figure at 1,000,000 stuck jobs")
@@ -83,6 +85,8 @@ def _sizes(said: argparse.Namespace) -> Sizes:
         "detected": 100, "rounds": 2, "calls": 10, "baseline_seconds": 0.5,
     } if said.quick else {}  # fmt: skip
     chosen = {key: value for key in ("rounds", "stuck") if (value := getattr(said, key)) is not None}
+    if said.rounds is not None:
+        chosen["write_rounds"] = said.rounds
     large = {"memory_stuck": (10_000, 1_000_000)} if said.memory else {}
     return Sizes(**{**quick, "placement": said.placement, **large, **chosen})
 

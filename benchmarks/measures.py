@@ -50,6 +50,7 @@ class Sizes:
     orm_stuck: int = 10_000
     detected: int = 1_000
     rounds: int = 3
+    write_rounds: int = 1
     calls: int = 40
     baseline_seconds: float = 5
     placement: Placement = "even"
@@ -169,7 +170,7 @@ def writes(site: Site, sizes: Sizes) -> list[Figure]:
     filling = Filling(finished=sizes.finished, stuck=sizes.stuck, placement=sizes.placement)
     quiet: dict[str, list[float]] = {"swept": [], "other": []}
     busy: dict[str, list[float]] = {"swept": [], "other": []}
-    for _ in range(sizes.rounds):
+    for _ in range(sizes.write_rounds):
         with site.fresh(filling) as database:
             _collect(quiet, *_written(database, partial(_idle, sizes.baseline_seconds)))
             _collect(busy, *_written(database, partial(run_task, "sweep", str(database.config))))
