@@ -221,6 +221,7 @@ async def test_a_session_in_which_the_caller_has_only_read_is_fine_and_keeps_its
 
     async with host.sessions() as db:
         user = (await db.scalars(sa.select(User))).one()
+        await db.execute(sa.text("SELECT name FROM users"))
         shape = await host.service(db).cleanup_stuck_jobs()
         name = user.name
 
@@ -252,6 +253,10 @@ async def _execute_insert(db: AsyncSession) -> None:
     await db.execute(sa.insert(User).values(name="eve"))
 
 
+async def _execute_text(db: AsyncSession) -> None:
+    await db.execute(sa.text("UPDATE users SET name = 'eve'"))
+
+
 async def _modify_user(db: AsyncSession) -> None:
     (await db.scalars(sa.select(User))).one().name = "eve"
 
@@ -260,7 +265,7 @@ async def _delete_user(db: AsyncSession) -> None:
     await db.delete((await db.scalars(sa.select(User))).one())
 
 
-@pytest.mark.parametrize("change", [_add_user, _flush_user, _execute_insert, _modify_user, _delete_user])
+@pytest.mark.parametrize("change", [_add_user, _flush_user, _execute_insert, _execute_text, _modify_user, _delete_user])
 async def test_a_session_that_holds_the_callers_changes_is_refused_and_nothing_is_committed(
     host: Host, change: Callable[[AsyncSession], Awaitable[None]]
 ) -> None:

@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from tests.jobs import COLUMNS, NAIVE, declared, jobs_table, open_bench
 from unstick.domain.job import JobState
 from unstick.domain.policy import Policy
 from unstick.domain.recovery import Action, Outcome
+from unstick.pipeline.sweep import SweepOrder, sweep
+from unstick.pipeline.watched import Watched
+from unstick.sql.connections import SessionConnections
+from unstick.sql.ledger import SqlLedger
+from unstick.sql.source import SqlSource
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -330,6 +336,28 @@ async def test_text_that_is_no_time_or_no_text_is_reported_or_let_be_and_the_res
         bench, good={1, 13, 14, 17}, unreadable={3, 4, 15, 16}, either={6, 7, 8, 10, 12}, untouched={2, 5, 9, 11}
     )
     await bench.close()
+
+
+@pytest.mark.parametrize("lent", [False, True], ids=["engine", "session"])
+async def test_a_fence_that_is_no_text_is_left_and_the_rest_retried(sqlite_database: Database, lent: bool) -> None:
+    """P2: bytes that are no UTF-8 where the worker's name should be, read by our driver and by a host's own."""
+    table = jobs_table(sa.Column("worker", sa.String(40)))
+    bench = await open_bench(sqlite_database, table, declared(table, columns=COLUMNS | {"worker": "worker"}))
+    await bench.put(*({"worker": "w"} for _ in range(5)))
+    await bench.execute("UPDATE ai_generation_jobs SET worker = CAST(x'ff' AS TEXT) WHERE id = 3")
+    engine = create_async_engine(sqlite_database.url)
+    async with AsyncSession(engine) as session:
+        connections = SessionConnections(session)
+        source = SqlSource("main", bench.jobs, connections)
+        theirs = Watched(source=source, ledger=SqlLedger(connections), policy=Policy())
+        report = await sweep(theirs if lent else bench.watched(), SweepOrder(actor="test", action=Action.RETRY))
+    await engine.dispose()
+    async with bench.engine.connect() as connection:
+        found = list(await connection.scalars(sa.text("SELECT status FROM ai_generation_jobs ORDER BY id")))
+    await bench.close()
+
+    assert report.tally.of(outcome=Outcome.APPLIED) == 4
+    assert found == ["queued", "queued", "running", "queued", "queued"]
 
 
 async def test_an_id_that_is_no_text_does_not_stop_a_sweep(sqlite_database: Database) -> None:

@@ -315,10 +315,14 @@ async def test_on_sqlite_a_write_in_flight_is_waited_for_and_then_left(sqlite_da
 
 @on_databases(*POSTGRES)
 @pytest.mark.parametrize("way", [by_decision, by_sweep])
-async def test_what_changes_between_our_snapshot_and_our_lock_is_judged_anew(database: Database, way: Way) -> None:
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ"])
+async def test_what_changes_between_our_snapshot_and_our_lock_is_judged_anew(
+    database: Database, way: Way, isolation: str
+) -> None:
     """R1, R2, R3: PostgreSQL re-reads a row it locks (EvalPlanQual), and the whole guard is tested on what it finds.
 
-    A row security policy makes our write wait inside its own scan, after its snapshot and before any lock.
+    Above READ COMMITTED it refuses instead, and the batch is tried again with a new snapshot. A row security policy
+    makes our write wait inside its own scan, after its snapshot and before any lock.
     """
     bench = await open_bench(database)
     ids = await stuck(bench, 5)
@@ -335,7 +339,8 @@ async def test_what_changes_between_our_snapshot_and_our_lock_is_judged_anew(dat
         "CREATE POLICY gated ON ai_generation_jobs USING (gate()) WITH CHECK (true)",
     )
     guarded = open_engine(bench.engine.url.set(username=role).render_as_string(hide_password=False))
-    source = SqlSource("main", bench.jobs, EngineConnections(guarded))
+    isolated = EngineConnections(guarded.execution_options(isolation_level=isolation))
+    source = SqlSource("main", bench.jobs, isolated)
     async with host(bench) as app, app.connect() as gatekeeper:
         await gatekeeper.execute(sa.text("SELECT pg_advisory_lock(4711)"))
         await gatekeeper.commit()

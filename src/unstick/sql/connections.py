@@ -170,8 +170,19 @@ def _flushed(session: Session, _context: object) -> None:
 
 @event.listens_for(Session, "do_orm_execute")
 def _executed(state: ORMExecuteState) -> None:
-    if state.is_insert or state.is_update or state.is_delete:
+    if state.is_insert or state.is_update or state.is_delete or _may_write(state.statement):
         state.session.info[_WROTE] = True
+
+
+def _may_write(statement: sa.Executable) -> bool:
+    """Take textual SQL for a write unless it begins like a read: refusing too much loses nothing, committing does."""
+    text = statement.element if isinstance(statement, sa.TextualSelect) else statement
+    if not isinstance(text, sa.TextClause):
+        return False
+    return not text.text.lstrip(" \t\r\n(").lower().startswith(_READS)
+
+
+_READS = ("select", "values", "show", "set ")
 
 
 @event.listens_for(Session, "after_transaction_end")
