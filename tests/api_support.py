@@ -20,7 +20,7 @@ from unstick.domain.access import Role
 from unstick.domain.audit import AuditEntry
 from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, Ruling
-from unstick.domain.recovery import Action, Batch, BatchResult
+from unstick.domain.recovery import Action, Batch, BatchResult, Ruled
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable, is_suspect
 from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
@@ -90,9 +90,9 @@ class MemorySource:
         self.jobs.update({job_id: replace(self.jobs[job_id], state=state, completed_at=NOW) for job_id in ids})
         return BatchResult(applied=frozenset(ids), refused={})
 
-    async def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[int]:
+    async def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[Ruled]:
         raise AssertionError((ruling, look, operation_id))
-        yield 0
+        yield Ruled(recovered=0, left=True)
 
     async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None: ...
 

@@ -22,7 +22,7 @@ from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
 from unstick.sql.reading import plain_id
 from unstick.sql.source import SqlSource
-from unstick.sql.tables import audit, recoveries
+from unstick.sql.tables import audit, job_recoveries
 from unstick.testing.memory import StoredJob
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class SqlBench:
     table: sa.Table
     jobs: JobTable
     source: SqlSource
+    ruled_from: int = 1
     store: Callable[[datetime], object] = field(default=lambda instant: instant)
     """How the application writes an instant into its time columns."""
     other_engines: list[AsyncEngine] = field(default_factory=list)
@@ -125,7 +126,7 @@ class SqlBench:
     def another(self) -> SqlSource:
         engine = open_engine(self.engine.url.render_as_string(hide_password=False))
         self.other_engines.append(engine)
-        return SqlSource("main", self.jobs, EngineConnections(engine))
+        return SqlSource("main", self.jobs, EngineConnections(engine), ruled_from=self.ruled_from)
 
     async def add(self, state: JobState, ages: Ages, *, attempt: int = 1) -> JobId:
         values = await self._values(state, ages, attempt)
@@ -187,9 +188,10 @@ class SqlBench:
         return [Outcome(record.outcome) for record in await self.recoveries(job_id)]
 
     async def recoveries(self, job_id: JobId | None = None) -> list[sa.Row[Any]]:
-        statement = sa.select(recoveries).order_by(recoveries.c.id)
+        """Return what was recorded of each job, one row a job and decision."""
+        statement = sa.select(job_recoveries).order_by(job_recoveries.c.recovery_id)
         if job_id is not None:
-            statement = statement.where(recoveries.c.job_id == str(job_id))
+            statement = statement.where(job_recoveries.c.job_id == str(job_id))
         async with self.engine.connect() as connection:
             return list(await connection.execute(statement))
 
@@ -230,13 +232,18 @@ async def open_bench(
     table: sa.Table | None = None,
     jobs: JobTable | None = None,
     store: Callable[[datetime], object] | None = None,
+    *,
+    ruled_from: int = 1,
 ) -> SqlBench:
-    """Make the table and the ledger in an empty database."""
+    """Make the table and the ledger in an empty database; rulings are given for however few jobs, unless told."""
     table = table if table is not None else jobs_table()
     engine = open_engine(database.url, create=True)
     async with engine.begin() as connection:
         await connection.run_sync(table.metadata.create_all)
     await schema.upgrade(engine, schema.branches(own_jobs=False))
     jobs = jobs or declared(table)
-    source = SqlSource("main", jobs, EngineConnections(engine))
-    return SqlBench(engine=engine, table=table, jobs=jobs, source=source, store=store or (lambda instant: instant))
+    source = SqlSource("main", jobs, EngineConnections(engine), ruled_from=ruled_from)
+    return SqlBench(
+        engine=engine, table=table, jobs=jobs, source=source, store=store or (lambda instant: instant),
+        ruled_from=ruled_from,
+    )  # fmt: skip

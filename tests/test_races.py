@@ -237,7 +237,7 @@ async def test_what_changes_between_finding_and_ruling_is_left(bench: SqlBench) 
             ):
                 found.append(await commits(app, statement, job_id))
 
-    with after_first(bench.engine, "ORDER BY ai_generation_jobs.id", lambda: elsewhere(meanwhile)) as seen:
+    with after_first(bench.engine, "ORDER BY ai_generation_jobs.", lambda: elsewhere(meanwhile)) as seen:
         report = await bench.sweep()
 
     assert "json" not in seen[0].lower()
@@ -298,7 +298,7 @@ async def test_on_sqlite_a_write_in_flight_is_waited_for_and_then_left(sqlite_da
     async with host(bench) as app, host(bench) as other, app.connect() as worker, AsyncSession(other) as session:
         ours = other if lent else bench.engine
         event.listen(ours.sync_engine, "engine_connect", lambda _connection: begun.set())
-        source = SqlSource("main", bench.jobs, SessionConnections(session)) if lent else bench.source
+        source = SqlSource("main", bench.jobs, SessionConnections(session), ruled_from=1) if lent else bench.source
         assert await say(worker, FINISH, ids[0]) == 1
         recovering = asyncio.create_task(source.recover(batch))
         await until(lambda: _is_true(begun.is_set() or recovering.done()))
@@ -340,7 +340,7 @@ async def test_what_changes_between_our_snapshot_and_our_lock_is_judged_anew(
     )
     guarded = open_engine(bench.engine.url.set(username=role).render_as_string(hide_password=False))
     isolated = EngineConnections(guarded.execution_options(isolation_level=isolation))
-    source = SqlSource("main", bench.jobs, isolated)
+    source = SqlSource("main", bench.jobs, isolated, ruled_from=1)
     async with host(bench) as app, app.connect() as gatekeeper:
         await gatekeeper.execute(sa.text("SELECT pg_advisory_lock(4711)"))
         await gatekeeper.commit()
@@ -440,7 +440,7 @@ async def test_on_sqlite_nobody_writes_between_our_comparison_and_our_write(
         watched = bench.watched()
         if lent:
             connections = SessionConnections(session)
-            source = SqlSource("main", bench.jobs, connections)
+            source = SqlSource("main", bench.jobs, connections, ruled_from=1)
             watched = Watched(source=source, ledger=SqlLedger(connections), policy=Policy())
         with after_first(app if lent else bench.engine, "json_each", act) as seen:
             applied = await way(bench, watched)
@@ -477,9 +477,10 @@ async def test_a_job_that_changes_while_it_is_being_recorded_is_not_overwritten(
     """R1: the write repeats the whole predicate; here a trigger on our own records lets a job beat."""
     ids = await stuck(bench, 3)
     beat = f"UPDATE ai_generation_jobs SET updated_at = CURRENT_TIMESTAMP WHERE id = {ids[1]};"
+    recorded = f"COALESCE(NEW.job_id, '{ids[1]}') = '{ids[1]}' AND NEW.outcome = 'applied'"
     when = {
-        "sqlite": f"WHEN NEW.job_id = '{ids[1]}' AND NEW.outcome = 'applied' BEGIN {beat} END",
-        "mysql": f"FOR EACH ROW BEGIN IF NEW.job_id = '{ids[1]}' AND NEW.outcome = 'applied' THEN {beat} END IF; END",
+        "sqlite": f"WHEN {recorded} BEGIN {beat} END",
+        "mysql": f"FOR EACH ROW BEGIN IF {recorded} THEN {beat} END IF; END",
     }[bench.engine.dialect.name.replace("mariadb", "mysql")]
     await bench.execute(f"CREATE TRIGGER recorded AFTER INSERT ON unstick_recoveries {when}")
 
@@ -500,13 +501,16 @@ class Finishers:
     engine: AsyncEngine
     started: asyncio.Event = field(default_factory=asyncio.Event)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: int = 0
     won: set[JobId] = field(default_factory=set)
     lost: set[JobId] = field(default_factory=set)
 
     async def work(self, ids: list[JobId]) -> None:
         for place, job_id in enumerate(ids):
             if place == 3:
-                self.started.set()
+                self.waiting += 1
+                if self.waiting == 4:
+                    self.started.set()
                 await self.go_on.wait()
             (self.won if await commits(self.engine, FINISH, job_id) else self.lost).add(job_id)
 

@@ -13,7 +13,7 @@ from unstick.domain.diagnosis import diagnose
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import JobState
 from unstick.domain.policy import Policy, decide, rule
-from unstick.domain.recovery import Action, Outcome
+from unstick.domain.recovery import Action, Outcome, Ruled
 from unstick.pipeline.sweep import SweepOrder, sweep, take_look
 from unstick.testing.conformance import MINUTE, Ages, suspects_of
 
@@ -55,15 +55,19 @@ async def test_the_message_is_the_one_python_would_have_written(bench: SqlBench)
         )
         for each in await suspects_of(bench, look)
     }
+    sentences = {
+        str(each.job_id): diagnose(each.state, each.since, look).sentence for each in await suspects_of(bench, look)
+    }
     for state in (JobState.QUEUED, JobState.RUNNING):
         ruling = rule(state, look, ALL, Action.MARK_FAILED)
         assert ruling is not None
-        assert [number async for number in bench.source.recover_by_rule(ruling, look, 1)] == [len(AGES)]
+        done = [ruled async for ruled in bench.source.recover_by_rule(ruling, look, 1)]
+        assert done == [Ruled(recovered=len(AGES), left=False)]
 
     written = {row["id"]: row["error_message"] for row in await bench.rows()}
 
     assert written == expected
-    assert {record.detail for record in await bench.recoveries()} == set(expected.values())
+    assert {record.job_id: record.detail for record in await bench.recoveries()} == sentences
 
 
 async def test_a_ruling_leaves_what_is_no_suspect_when_its_row_is_locked(bench: SqlBench) -> None:
@@ -77,9 +81,9 @@ async def test_a_ruling_leaves_what_is_no_suspect_when_its_row_is_locked(bench: 
     bench.source._connections.dialect.batch_size = 1
     recovering = bench.source.recover_by_rule(ruling, look, 1)
 
-    assert await anext(recovering) == 1
+    assert await anext(recovering) == Ruled(recovered=1, left=False)
     await bench.write(beats, JobState.RUNNING, Ages(started=60 * MINUTE, heartbeat=timedelta(0)))
-    assert [number async for number in recovering] == []
+    assert [ruled async for ruled in recovering] == [Ruled(recovered=0, left=True)]
 
     assert (await bench.get(stays)).job.state is JobState.FAILED
     assert (await bench.get(beats)).job.state is JobState.RUNNING

@@ -8,7 +8,7 @@ from typing import Protocol
 from unstick.domain.audit import AuditEntry
 from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.policy import Ruling
-from unstick.domain.recovery import Action, Batch, BatchResult, Outcome
+from unstick.domain.recovery import Action, Batch, BatchResult, Outcome, Ruled
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Unreadable
 
 
@@ -101,11 +101,12 @@ class JobSource(Protocol):
         is recorded as failed and doesn't stop the others.
         """
 
-    def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[int]:
-        """Carry out one decision for all suspects of a state, and yield how many jobs each committed batch recovered.
+    def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[Ruled]:
+        """Carry out one decision for all suspects of a state, and yield what came of each committed batch.
 
-        The ruling is applied to each row as it stands when it is locked. Rows that somebody holds, and batches that
-        the database refuses, are left for `suspects` and `recover`. Only where `capabilities.rulings`.
+        The ruling is applied to each row as it stands when it is written. Rows that somebody holds or that differ
+        from the many, and batches that the database refuses, are left for `suspects` and `recover`, and a source may
+        leave them all where they are few. Only where `capabilities.rulings`.
         """
 
     async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None:

@@ -67,8 +67,14 @@ class Ruling(NamedTuple):
     state: JobState
     action: Action
     reason: Reason
+    sentence: str
+    """The diagnosis of them all, with `SINCE` where each one's sign of life is said."""
     wording: tuple[str, str, str]
     """The message before the job's age, between it and the sign of life, and after that."""
+
+
+SINCE = "{since}"
+"""Stands in a sentence about several jobs for the sign of life of each, as `say_instant` says it, without its zone."""
 
 
 def rule(state: JobState, look: Look, policy: Policy, action: Action) -> Ruling | None:
@@ -79,8 +85,10 @@ def rule(state: JobState, look: Look, policy: Policy, action: Action) -> Ruling 
     suspect = Suspect("", state, look.taken_at)
     decision = decide(suspect, diagnose(state, suspect.since, look), policy, action, 0)
     before_age, rest = decision.error_message(look).split(say_duration(timedelta(0)), 1)
-    before_since, after_since = rest.split(say_instant(suspect.since).removesuffix(" UTC"), 1)
-    return Ruling(state, action, decision.reason, (before_age, before_since, after_since))
+    said = say_instant(suspect.since).removesuffix(" UTC")
+    before_since, after_since = rest.split(said, 1)
+    sentence = decision.sentence.replace(said, SINCE)
+    return Ruling(state, action, decision.reason, sentence, (before_age, before_since, after_since))
 
 
 def backoff(job_id: JobId, spent: int, first: timedelta) -> timedelta:

@@ -79,6 +79,14 @@ class BatchResult:
         return Outcome.FAILED if job_id in self.refused else Outcome.LOST_RACE
 
 
+class Ruled(NamedTuple):
+    """What came of one batch to which a ruling was applied."""
+
+    recovered: int
+    left: bool
+    """Some suspects were left, to be looked at one by one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
     """How many jobs of each state came to each outcome, by action and reason."""

@@ -14,6 +14,7 @@ from datetime import timedelta
 
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import InvalidRequestError, RecoveryStoppedError
+from unstick.domain.job import JobState
 from unstick.domain.policy import Ruling, rule
 from unstick.domain.recovery import Action, Outcome, Tally
 from unstick.domain.suspect import ACCUSED_STATES, Look
@@ -125,7 +126,7 @@ async def _foresee(watched: Watched, look: Look, action: Action, progress: Progr
 
 
 async def _carry_out(operation: _Operation, operation_id: int, progress: Progress | None) -> Tally:
-    watched, look = operation.watched, operation.look
+    watched = operation.watched
     census: Census = Counter()
 
     def end(outcome: AuditOutcome, problem: str | None = None) -> AuditEntry:
@@ -133,13 +134,8 @@ async def _carry_out(operation: _Operation, operation_id: int, progress: Progres
         return operation.entry(outcome, operation_id, result)
 
     try:
-        async for ruling, recovered in _ruled(watched, look, operation.action, operation_id):
-            census[ruling.state, ruling.action, ruling.reason, Outcome.APPLIED] += recovered
-            _tell(progress, census)
-        pages = _decided(watched, look, operation.action)
-        async for decided in _ahead(pages) if watched.source.capabilities.reads_beside_writes else pages:
-            census += await rescue(watched.source, decided, look, operation_id)
-            _tell(progress, census)
+        if await _rule(operation, operation_id, census, progress):
+            await _look_at_each(operation, operation_id, census, progress)
         await watched.ledger.append(end(AuditOutcome.DONE))
     except asyncio.CancelledError:
         await asyncio.shield(watched.ledger.append(end(AuditOutcome.FAILED, "interrupted")))
@@ -165,15 +161,36 @@ async def _record_failure(ledger: Ledger, entry: AuditEntry) -> str:
     return ""
 
 
-async def _ruled(watched: Watched, look: Look, action: Action, operation_id: int) -> AsyncIterator[tuple[Ruling, int]]:
-    """Recover what needs no looking at one by one; what is left of it is looked at after."""
-    if not watched.source.capabilities.rulings:
-        return
+async def _rule(operation: _Operation, operation_id: int, census: Census, progress: Progress | None) -> bool:
+    """Recover what needs no looking at one by one, and tell whether anything is left."""
+    left = False
     for state in ACCUSED_STATES:
-        ruling = rule(state, look, watched.policy, action)
-        if ruling is not None:
-            async for recovered in watched.source.recover_by_rule(ruling, look, operation_id):
-                yield ruling, recovered
+        ruling = _ruling(operation, state)
+        if ruling is None:
+            left = True
+            continue
+        async for ruled in operation.watched.source.recover_by_rule(ruling, operation.look, operation_id):
+            census[state, ruling.action, ruling.reason, Outcome.APPLIED] += ruled.recovered
+            left |= ruled.left
+            _tell(progress, census)
+    return left
+
+
+def _ruling(operation: _Operation, state: JobState) -> Ruling | None:
+    if not operation.watched.source.capabilities.rulings:
+        return None
+    return rule(state, operation.look, operation.watched.policy, operation.action)
+
+
+async def _look_at_each(
+    operation: _Operation, operation_id: int, census: Census, progress: Progress | None
+) -> None:
+    """Look at every suspect there is, decide on it, and recover it by compare-and-set."""
+    source = operation.watched.source
+    pages = _decided(operation.watched, operation.look, operation.action)
+    async for decided in _ahead(pages) if source.capabilities.reads_beside_writes else pages:
+        census.update(await rescue(source, decided, operation.look, operation_id))
+        _tell(progress, census)
 
 
 async def _decided(watched: Watched, look: Look, action: Action) -> AsyncIterator[Decided]:

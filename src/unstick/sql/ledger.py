@@ -53,9 +53,9 @@ class SqlLedger:
         applied = [row for row in rows if row.outcome == Outcome.APPLIED]
         return RecoveryCounts(
             since=now - window,
-            by_outcome=_sums((Outcome(row.outcome), row.number) for row in rows),
-            by_action=_sums((Action(row.action), row.number) for row in applied),
-            by_reason=_sums((str(row.reason), row.number) for row in applied),
+            by_outcome=_sums((Outcome(row.outcome), int(row.number)) for row in rows),
+            by_action=_sums((Action(row.action), int(row.number)) for row in applied),
+            by_reason=_sums((str(row.reason), int(row.number)) for row in applied),
         )
 
 
@@ -108,7 +108,7 @@ def _spent(source: str, job_ids: Sequence[str], since: datetime) -> sa.Select[An
 def _recoveries_since(source: str, since: datetime) -> sa.Select[Any]:
     groups = (recoveries.c.outcome, recoveries.c.action, recoveries.c.reason)
     return (
-        sa.select(*groups, sa.func.count().label("number"))
+        sa.select(*groups, sa.func.sum(recoveries.c.job_count).label("number"))
         .where(recoveries.c.source == source, recoveries.c.at >= since)
         .group_by(*groups)
     )

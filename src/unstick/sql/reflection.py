@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.domain.errors import ConfigurationError
 from unstick.sql.connections import Connections
+from unstick.sql.dialects import Address
 from unstick.sql.mapping import JobTable, MappedTable, map_table
 
 _known: WeakKeyDictionary[sa.Engine, WeakKeyDictionary[JobTable, MappedTable]] = WeakKeyDictionary()
@@ -39,7 +40,7 @@ def _reflect(connection: sa.Connection, declared: JobTable) -> sa.Table:
     if connection.dialect.name in {"mysql", "mariadb"}:
         _tell_collations(connection, table)
     if connection.dialect.name == "postgresql":
-        table.append_column(sa.Column("ctid", sa.types.NullType(), system=True))  # a row's address
+        table.append_column(sa.Column("ctid", Address(), system=True))  # a row's address
     return table
 
 

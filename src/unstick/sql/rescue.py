@@ -17,7 +17,7 @@ from unstick.domain.diagnosis import suspected_reason
 from unstick.domain.policy import Ruling
 from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Outcome
 from unstick.domain.suspect import Look, Unreadable
-from unstick.sql import statements, tables, writes
+from unstick.sql import rulings, statements, tables, writes
 from unstick.sql.mapping import MappedTable
 
 _LOST_RACE = "it changed after it was looked at, or somebody held its row; it was left alone"
@@ -73,7 +73,10 @@ class Rescue:
         locked = {key for _, key in await self.connection.execute(writes.lock(self.mapped, found), values)}
         if locked:
             values = self._values([d for d in decisions if _key(d) in locked])
-            await write_locked(self.connection, self.mapped, self.batch.action, found, values, len(locked))
+            action = self.batch.action
+            await self.connection.execute(writes.record_locked(self.mapped, action, found), values)
+            changed = await self.connection.execute(writes.change_locked(self.mapped, action, found), values)
+            _need_all(changed, len(locked))
         return locked
 
     def _values(self, decisions: Sequence[Decision]) -> statements.Values:
@@ -120,8 +123,8 @@ class Rescue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuledBatch:
-    """One batch of ids to which a ruling is applied, on one open transaction."""
+class RuledRescue:
+    """One batch to which a ruling is applied, on one open transaction."""
 
     connection: AsyncConnection
     mapped: MappedTable
@@ -131,43 +134,43 @@ class RuledBatch:
     operation_id: int
     now: datetime
 
-    async def carry_out(self, ids: Sequence[object]) -> int:
-        """Write and record what the rule holds for, and return how many that is; the caller commits."""
-        found, action = writes.by_rule(self.mapped, self.ruling.state), self.ruling.action
+    async def carry_out(self, batch: rulings.Alike, *, skip_held: bool) -> int:
+        """Write and record what the ruling holds for, and return how many jobs that is; the caller commits.
+
+        Raises:
+            NotAllChangedError: the database took the write and left some as they were.
+        """
         if self.mapped.dialect.one_statement:
-            statement = writes.recover_in_one(self.mapped, action, found, counted=True)
-            return int((await self.connection.execute(statement, self._values(ids))).scalar_one())
-        locked = [key for key, _ in await self.connection.execute(writes.lock(self.mapped, found), self._values(ids))]
+            return await self._in_one(batch, skip_held=skip_held)
+        values = self._values() | _bound_ids(batch.rows)
+        locked = (await self.connection.execute(rulings.lock(self.mapped, self.ruling, batch), values)).scalars().all()
         if locked:
-            values = self._values(locked)
-            await write_locked(self.connection, self.mapped, action, found, values, len(locked))
+            values |= _bound_ids(locked)
+            await self.connection.execute(rulings.record_locked(self.mapped, self.ruling, batch), values)
+            changed = await self.connection.execute(rulings.change_locked(self.mapped, self.ruling, batch), values)
+            _need_all(changed, len(locked))
         return len(locked)
 
-    def _values(self, ids: Sequence[object]) -> statements.Values:
+    async def _in_one(self, batch: rulings.Alike, *, skip_held: bool) -> int:
+        await self.mapped.dialect.expect_addresses(self.connection, waits=not skip_held)
+        statement = rulings.recover_in_one(self.mapped, self.ruling, batch, skip_held=skip_held)
+        values = self._values() | {"unstick_rows": batch.rows}
+        return (await self.connection.execute(statement, values)).scalar() or 0
+
+    def _values(self) -> statements.Values:
         return (
             write_values(self.mapped, self.look, self.now)
             | record_values(self.source, self.ruling.action, self.operation_id, self.now)
-            | writes.rule_values(self.mapped, self.ruling, self.look.taken_at)
-            | writes.bound_rows([(key, str(key)) for key in ids])
+            | rulings.rule_values(self.mapped, self.ruling, self.look)
         )
 
 
-async def write_locked(
-    connection: AsyncConnection,
-    mapped: MappedTable,
-    action: Action,
-    found: writes.Found,
-    values: statements.Values,
-    locked: int,
-) -> None:
-    """Record and change rows that are locked already.
+def _bound_ids(ids: Sequence[object]) -> statements.Values:
+    return writes.bound_rows([(key,) for key in ids])
 
-    Raises:
-        NotAllChangedError: the database took the write and left some as they were.
-    """
-    await connection.execute(writes.record_locked(mapped, action, found), values)
-    changed = await connection.execute(writes.change_locked(mapped, action, found), values)
-    if changed.rowcount != locked:
+
+def _need_all(changed: sa.CursorResult[Any], number: int) -> None:
+    if changed.rowcount != number:
         raise NotAllChangedError
 
 

@@ -17,19 +17,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from unstick.domain.errors import InvalidRequestError, SourceUnavailableError
 from unstick.domain.job import Job, JobState
 from unstick.domain.policy import Ruling
-from unstick.domain.recovery import Action, Batch, BatchResult
+from unstick.domain.recovery import Action, Batch, BatchResult, Ruled
 from unstick.domain.suspect import ACCUSED_STATES, Look, Page, Position, StuckCounts, Unreadable
 from unstick.ports import Capabilities, OpenJobs, Usage
-from unstick.sql import statements, tables
+from unstick.sql import rulings, statements, tables
 from unstick.sql.connections import Connections
 from unstick.sql.mapping import JobTable, MappedTable
 from unstick.sql.reading import JobReader, Row, SuspectReader, by_state, plain_id
 from unstick.sql.reflection import mapped_table
-from unstick.sql.rescue import NotAllChangedError, Rescue, RuledBatch, said_by_database, unreadable_records
+from unstick.sql.rescue import NotAllChangedError, Rescue, RuledRescue, said_by_database, unreadable_records
 from unstick.sql.writes import bound_rows
 
 STRIDE = 100_000
 """Ids read at once: what a sweep holds in memory however many jobs are stuck."""
+
+RULED_FROM = 500
+"""Fewer jobs alike than this are looked at and recorded one by one, each with a record of its own."""
 
 _TRIES = 3
 
@@ -37,8 +40,11 @@ _TRIES = 3
 class SqlSource:
     """Jobs in a SQL table, with the ledger in the same database."""
 
-    def __init__(self, name: str, declared: JobTable, connections: Connections) -> None:
+    def __init__(
+        self, name: str, declared: JobTable, connections: Connections, *, ruled_from: int = RULED_FROM
+    ) -> None:
         self.name = name
+        self._ruled_from = ruled_from
         self._declared = declared
         self._connections = connections
 
@@ -88,15 +94,22 @@ class SqlSource:
             if page.suspects or page.unreadable:
                 yield page
 
-    async def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[int]:
-        """Apply a ruling in batches of ascending ids, one transaction each."""
-        async with self._reading() as (_, mapped, _):
-            if not mapped.can_rule:
-                return
-        async for ids in self._batches_of_ids(look, ruling.state):
-            recovered = await self._rule_on(ids, ruling, look, operation_id)
-            if recovered:
-                yield recovered
+    async def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[Ruled]:
+        """Apply a ruling in batches of jobs alike, one transaction each."""
+        more = True
+        while more:
+            more = False
+            batches = await self._alike(ruling.state, look)
+            full = batches is not None and sum(batch.count for batch in batches) == STRIDE
+            for batch in batches or ():
+                if batch.count < self._ruled_from:
+                    yield Ruled(recovered=0, left=True)
+                    continue
+                recovered = await self._rule_on(batch, ruling, look, operation_id)
+                more |= full and recovered > 0
+                yield Ruled(recovered=recovered, left=recovered < batch.count)
+            if batches is None:
+                yield Ruled(recovered=0, left=True)
 
     async def recover(self, batch: Batch) -> BatchResult:
         """Carry out a batch in one transaction.
@@ -197,28 +210,48 @@ class SqlSource:
         state = mapped.state_of(word) or JobState.RUNNING
         return Page(suspects=(), unreadable=(Unreadable(job_id=plain_id(key), state=state, problem=problem),))
 
-    async def _rule_on(self, ids: Sequence[object], ruling: Ruling, look: Look, operation_id: int) -> int:
+    async def _alike(self, state: JobState, look: Look) -> list[rulings.Alike] | None:
+        """Read a state's suspects in batches of those alike, or None where the database can't say what is written."""
+        async with self._reading() as (connection, mapped, _):
+            if not mapped.can_rule:
+                return None
+            if state not in mapped.judges:
+                return []
+            size = mapped.dialect.batch_size
+            values = statements.look_values(mapped, look) | {"stride": STRIDE}
+            if mapped.dialect.one_statement:
+                found = await connection.execute(rulings.addresses(mapped, state, size), values)
+                return rulings.batches_of_addresses(mapped, found)
+            return rulings.batches_of_ids(
+                mapped, (await connection.execute(rulings.ids(mapped, state), values)).all(), size
+            )
+
+    async def _rule_on(self, batch: rulings.Alike, ruling: Ruling, look: Look, operation_id: int) -> int:
         """Carry out one batch; one that fails for a row's sake, or is in somebody's way, is left to be looked at."""
-        try:
-            async with self._connections.writing() as (connection, now):
-                mapped = await mapped_table(self._connections, connection, self._declared)
-                batch = RuledBatch(
-                    connection=connection,
-                    mapped=mapped,
-                    source=self.name,
-                    ruling=ruling,
-                    look=look,
-                    operation_id=operation_id,
-                    now=now,
-                )
-                return await batch.carry_out(ids)
-        except NotAllChangedError:
-            return 0
-        except DBAPIError as error:
-            dialect = self._connections.dialect
-            if error.connection_invalidated or not (dialect.refuses_row(error) or dialect.is_transient(error)):
-                raise SourceUnavailableError(said_by_database(error)) from error
-            return 0
+        dialect = self._connections.dialect
+        for skip_held in (False, True):
+            try:
+                async with self._connections.writing() as (connection, now):
+                    mapped = await mapped_table(self._connections, connection, self._declared)
+                    rescue = RuledRescue(
+                        connection=connection,
+                        mapped=mapped,
+                        source=self.name,
+                        ruling=ruling,
+                        look=look,
+                        operation_id=operation_id,
+                        now=now,
+                    )
+                    return await rescue.carry_out(batch, skip_held=skip_held)
+            except NotAllChangedError:
+                return 0
+            except DBAPIError as error:
+                if dialect.is_held(error) and not skip_held:
+                    continue
+                if error.connection_invalidated or not (dialect.refuses_row(error) or dialect.is_transient(error)):
+                    raise SourceUnavailableError(said_by_database(error)) from error
+                return 0
+        return 0
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[tuple[AsyncConnection, MappedTable, datetime]]:

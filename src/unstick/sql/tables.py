@@ -44,6 +44,9 @@ Key = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 JobKey = sa.Text().with_variant(mysql.VARCHAR(1024, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 """Any job's id as text, compared to the letter."""
 
+LongText = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+"""Text of any length: MariaDB's and MySQL's TEXT ends at 64 KiB."""
+
 audit = sa.Table(
     "unstick_audit",
     metadata,
@@ -71,7 +74,9 @@ recoveries = sa.Table(
     # No foreign key to the audit entry: checking it costs a look-up for every job of a batch.
     sa.Column("operation_id", Key, nullable=False),
     sa.Column("source", sa.String(63), nullable=False),
-    sa.Column("job_id", JobKey, nullable=False),
+    sa.Column("job_id", JobKey, nullable=True),
+    sa.Column("jobs", LongText, nullable=True),
+    sa.Column("job_count", sa.Integer, nullable=False, server_default="1"),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("action", sa.String(16), nullable=False),
     sa.Column("reason", sa.String(32), nullable=False),
@@ -80,10 +85,33 @@ recoveries = sa.Table(
     sa.Column("pre_image", sa.Text, nullable=True),
     sa.Column("at", UtcDateTime, nullable=False),
     sa.Index("unstick_recoveries_job", "source", "job_id", mysql_length={"job_id": 255}),
+    sa.Index("unstick_recoveries_operation", "operation_id"),
     # Rows come in the order of time: a block range index costs a batch nothing.
     sa.Index("unstick_recoveries_at", "at", postgresql_using="brin"),
 )
-"""What came of each decision, job by job: the per-job part of the audit log, with the pre-image of what we changed."""
+"""What came of each decision: the per-job part of the audit log, with the pre-image of what we changed.
+
+A row is of one job (`job_id`), or of many alike to which the same was done by one ruling: then `jobs` is a JSON array
+of `[id, sign of life in UTC]`, and `{since}` in `detail` stands for the latter. `unstick_job_recoveries` has them job
+by job.
+"""
+
+job_recoveries = sa.Table(
+    "unstick_job_recoveries",
+    sa.MetaData(),
+    sa.Column("recovery_id", Key),
+    sa.Column("operation_id", Key),
+    sa.Column("source", sa.String(63)),
+    sa.Column("job_id", JobKey),
+    sa.Column("state", sa.String(16)),
+    sa.Column("action", sa.String(16)),
+    sa.Column("reason", sa.String(32)),
+    sa.Column("outcome", sa.String(16)),
+    sa.Column("detail", sa.Text),
+    sa.Column("pre_image", sa.Text),
+    sa.Column("at", UtcDateTime),
+)
+"""A view of the recoveries with a row for each job, for whoever asks what was done to one."""
 
 jobs = sa.Table(
     "jobs",

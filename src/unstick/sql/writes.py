@@ -1,8 +1,6 @@
-"""The guarded write: every statement that changes a job, with its guard in the statement itself.
+"""The guarded write: the statements that carry out decisions, with their guard in the statement itself.
 
-A batch is found in one of two ways. By decision: each job was looked at, and must be as it was seen. By rule: age
-alone convicts, and the rule is applied to the row as it stands when it is locked, so that nothing can lie
-between look and write. What is changed and recorded is the same.
+Each job of a batch was looked at, and must be as it was seen. What many jobs alike are ruled is in `rulings`.
 """
 
 import json
@@ -15,15 +13,15 @@ import sqlalchemy as sa
 
 from unstick.config import ColumnKey
 from unstick.domain.job import JobState
-from unstick.domain.policy import Ruling
 from unstick.domain.recovery import Action, Decision, Outcome
 from unstick.domain.suspect import ACCUSED_STATES
 from unstick.sql import tables
-from unstick.sql.mapping import TIME_KEYS, MappedTable
-from unstick.sql.statements import Predicate, Values, is_bound, is_suspect, rows_first, since_expression, time_type
+from unstick.sql.mapping import MappedTable
+from unstick.sql.statements import Predicate, Values, is_bound, is_suspect, rows_first, time_type
 
 _TEXT = sa.Text()
-_RECORDED = ("operation_id", "source", "job_id", "state", "action", "reason", "outcome", "detail", "pre_image", "at")
+FOR_ALL = ("operation_id", "source", "action", "at")
+"""What every record of a batch has in common, by the ledger's column names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,67 +45,6 @@ def by_decision(mapped: MappedTable) -> Found:
     guard = sa.and_(is_bound(mapped, seen), is_suspect(mapped, *ACCUSED_STATES, bound=True), *same)
     names = ("job_id", "state", "reason", "detail", "due")
     return Found(seen, guard, {name: seen.c[name] for name in names if name in seen.c})
-
-
-def by_rule(mapped: MappedTable, state: JobState) -> Found:
-    """Find the rows that are suspects in a state as they stand when they are locked."""
-    given = mapped.dialect.rows({"id": mapped.column("id").type, "job_id": _TEXT}).subquery("given")
-    said: dict[str, sa.ColumnElement[Any]] = {
-        "job_id": given.c.job_id,
-        "state": sa.literal(state.value, _TEXT),
-        "reason": sa.bindparam("unstick_reason", type_=_TEXT),
-        "detail": _message(mapped, state),
-    }
-    readable = [mapped.dialect.is_time(column) for column in mapped.columns(TIME_KEYS).values()]
-    return Found(given, sa.and_(is_bound(mapped, given), is_suspect(mapped, state, bound=True), *readable), said)
-
-
-def _message(mapped: MappedTable, state: JobState) -> sa.ColumnElement[str]:
-    """Say in SQL what `Decision.error_message` says in Python; a test holds the two together."""
-    since = since_expression(mapped, state)
-    age = mapped.dialect.seconds_until(since, sa.bindparam("unstick_taken_at", type_=mapped.since_type))
-    before_since = _bound("before_age") + _said_duration(age) + _bound("before_since")
-    return before_since + mapped.dialect.said(since) + _bound("after_since")
-
-
-def _bound(name: str) -> sa.ColumnElement[str]:
-    return sa.bindparam(f"unstick_{name}", type_=_TEXT)
-
-
-def _said_duration(seconds: sa.ColumnElement[int]) -> sa.ColumnElement[str]:
-    """Say in SQL what `say_duration` says in Python."""
-    minute, hour, day = 60, 3_600, 86_400
-    small = sa.case((seconds < 10 * minute, seconds % minute), else_=0)
-    return sa.case(
-        (seconds < minute, _counted(seconds, "second")),
-        (seconds < hour, _two(seconds // minute, "minute", small, "second")),
-        (seconds < day, _two(seconds // hour, "hour", seconds % hour // minute, "minute")),
-        else_=_two(seconds // day, "day", seconds % day // hour, "hour"),
-    )
-
-
-def _two(
-    large: sa.ColumnElement[int], large_unit: str, small: sa.ColumnElement[int], small_unit: str
-) -> sa.ColumnElement[str]:
-    rest = sa.case((small == 0, sa.literal("", _TEXT)), else_=sa.literal(" ", _TEXT) + _counted(small, small_unit))
-    return _counted(large, large_unit) + rest
-
-
-def _counted(number: sa.ColumnElement[int], unit: str) -> sa.ColumnElement[str]:
-    named = sa.case((number == 1, sa.literal(f" {unit}", _TEXT)), else_=sa.literal(f" {unit}s", _TEXT))
-    return sa.type_coerce(sa.cast(number, sa.String(20)), _TEXT) + named
-
-
-def rule_values(mapped: MappedTable, ruling: Ruling, taken_at: datetime) -> Values:
-    """Return what `by_rule` is bound to besides the ids."""
-    before_age, before_since, after_since = ruling.wording
-    return {
-        "unstick_reason": ruling.reason.value,
-        "unstick_taken_at": mapped.since_form.write(taken_at),
-        "unstick_before_age": before_age,
-        "unstick_before_since": before_since,
-        "unstick_after_since": after_since,
-    }
 
 
 def seen_types(mapped: MappedTable) -> dict[str, sa.types.TypeEngine[Any]]:
@@ -216,8 +153,8 @@ def pre_image(mapped: MappedTable, action: Action, found: Found) -> sa.ColumnEle
     return mapped.dialect.json_object({name: mapped.table.c[name] for name in changes(mapped, action, found.said)})
 
 
-def recover_in_one(mapped: MappedTable, action: Action, found: Found, *, counted: bool = False) -> sa.Select[Any]:
-    """Lock, compare, change and record a batch in one statement, and return the ids that were changed, or their number.
+def recover_in_one(mapped: MappedTable, action: Action, found: Found) -> sa.Select[Any]:
+    """Lock, compare, change and record a batch in one statement, and return the ids that were changed (PostgreSQL).
 
     Rows that somebody holds are skipped, not waited for (SKIP LOCKED). The lock re-reads a row that changed
     after the statement's snapshot and tests the whole guard again on what it finds.
@@ -225,7 +162,7 @@ def recover_in_one(mapped: MappedTable, action: Action, found: Found, *, counted
     locked = (
         _found(mapped, action, found)
         .add_columns(mapped.column("id").label("locked_id"), mapped.table.c.ctid.label("locked_at"))
-        .with_for_update(of=mapped.table, skip_locked=True)
+        .with_for_update(of=mapped.table, skip_locked=True, key_share=True)
         .cte("locked")
     )
     said = {name: locked.c[name] for name in found.said}
@@ -238,8 +175,7 @@ def recover_in_one(mapped: MappedTable, action: Action, found: Found, *, counted
         .cte("changed")
     )
     recorded = _record(changed).returning(tables.recoveries.c.job_id).cte("recorded")
-    answer = sa.select(sa.func.count()).select_from(changed) if counted else sa.select(changed.c.job_id)
-    return answer.add_cte(recorded)
+    return sa.select(changed.c.job_id).add_cte(recorded)
 
 
 def lock(mapped: MappedTable, found: Found) -> sa.Select[Any]:
@@ -268,18 +204,24 @@ def _found(mapped: MappedTable, action: Action, found: Found) -> sa.Select[Any]:
 
 def _record(found: sa.FromClause) -> sa.Insert:
     row = sa.select(
+        *recorded_for_all(),
+        *(found.c[name] for name in _RECORDED),
+        sa.literal(Outcome.APPLIED.value, sa.String()),
+    )
+    return sa.insert(tables.recoveries).from_select([*FOR_ALL, *_RECORDED, "outcome"], row)
+
+
+_RECORDED = ("job_id", "state", "reason", "detail", "pre_image")
+
+
+def recorded_for_all() -> list[sa.BindParameter[Any]]:
+    """Return what every record of a batch has in common, in the order of `FOR_ALL`."""
+    return [
         sa.bindparam("unstick_operation_id", type_=sa.BigInteger()),
         sa.bindparam("unstick_source", type_=sa.String()),
-        found.c.job_id,
-        found.c.state,
         sa.bindparam("unstick_action", type_=sa.String()),
-        found.c.reason,
-        sa.literal(Outcome.APPLIED.value, sa.String()),
-        found.c.detail,
-        found.c.pre_image,
         sa.bindparam("unstick_recorded_at", type_=tables.UtcDateTime()),
-    )
-    return sa.insert(tables.recoveries).from_select(list(_RECORDED), row)
+    ]
 
 
 def at_values(mapped: MappedTable, at: datetime) -> Values:

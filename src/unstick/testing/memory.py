@@ -11,7 +11,7 @@ from unstick.domain.audit import AuditEntry
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.policy import Ruling
-from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Outcome
+from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Outcome, Ruled
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable, is_suspect
 from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
 
@@ -108,10 +108,10 @@ class MemorySource:
         self._system.recoveries += [self._record(batch, decision, result) for decision in batch.decisions]
         return result
 
-    async def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[int]:
+    async def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[Ruled]:
         """Not here: every decision is made one by one."""
         raise NotImplementedError(f"{self.name} has no rulings: {ruling}, {look}, operation {operation_id}")
-        yield 0
+        yield Ruled(recovered=0, left=True)
 
     async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None:
         """Record rows that could not be understood; memory holds none, so none is ever passed."""

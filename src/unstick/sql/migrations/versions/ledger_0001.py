@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from unstick.sql.tables import JobKey, Key, UtcDateTime
+from unstick.sql.tables import JobKey, Key, LongText, UtcDateTime
 
 revision = "ledger_0001"
 down_revision = None
@@ -33,7 +33,9 @@ def upgrade() -> None:
         sa.Column("id", Key, primary_key=True),
         sa.Column("operation_id", Key, nullable=False),
         sa.Column("source", sa.String(63), nullable=False),
-        sa.Column("job_id", JobKey, nullable=False),
+        sa.Column("job_id", JobKey, nullable=True),
+        sa.Column("jobs", LongText, nullable=True),
+        sa.Column("job_count", sa.Integer, nullable=False, server_default="1"),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("action", sa.String(16), nullable=False),
         sa.Column("reason", sa.String(32), nullable=False),
@@ -43,9 +45,47 @@ def upgrade() -> None:
         sa.Column("at", UtcDateTime, nullable=False),
     )
     op.create_index("unstick_recoveries_job", "unstick_recoveries", ["source", "job_id"], mysql_length={"job_id": 255})
+    op.create_index("unstick_recoveries_operation", "unstick_recoveries", ["operation_id"])
     op.create_index("unstick_recoveries_at", "unstick_recoveries", ["at"], postgresql_using="brin")
+    dialect = op.get_context().dialect.name
+    if dialect == "postgresql":
+        # Compressing thousands of ids costs more than it saves: nearly a tenth of a large recovery.
+        op.execute("ALTER TABLE unstick_recoveries ALTER COLUMN jobs SET STORAGE EXTERNAL")
+    op.execute(_JOB_RECOVERIES.format(**_EACH_JOB["mysql" if dialect == "mariadb" else dialect]))
+
+
+_JOB_RECOVERIES = """
+CREATE VIEW unstick_job_recoveries AS
+SELECT id AS recovery_id, operation_id, source, job_id, state, action, reason, outcome, detail, pre_image, at
+FROM unstick_recoveries WHERE jobs IS NULL
+UNION ALL
+SELECT r.id, r.operation_id, r.source, {job_id}, r.state, r.action, r.reason, r.outcome,
+    REPLACE(r.detail, '{{since}}', REPLACE(SUBSTR({since}, 1, 19), 'T', ' ')), r.pre_image, r.at
+FROM unstick_recoveries AS r {each}
+WHERE r.jobs IS NOT NULL
+"""
+_EACH_JOB = {
+    "sqlite": {
+        "job_id": "CAST(json_extract(job.value, '$[0]') AS TEXT)",
+        "since": "json_extract(job.value, '$[1]')",
+        "each": "JOIN json_each(r.jobs) AS job",
+    },
+    "postgresql": {
+        "job_id": "job ->> 0",
+        "since": "job ->> 1",
+        "each": "CROSS JOIN LATERAL json_array_elements(CAST(r.jobs AS json)) AS job",
+    },
+    "mysql": {
+        "job_id": "job.id",
+        "since": "job.since",
+        "each": "JOIN JSON_TABLE(r.jobs, '$[*]' COLUMNS ("
+        "id VARCHAR(1024) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin PATH '$[0]', since VARCHAR(32) PATH '$[1]'"
+        ")) AS job",
+    },
+}
 
 
 def downgrade() -> None:
+    op.execute("DROP VIEW unstick_job_recoveries")
     op.drop_table("unstick_recoveries")
     op.drop_table("unstick_audit")

@@ -1,0 +1,238 @@
+"""Rulings: one decision for many suspects, carried out and recorded by the database without reading them one by one.
+
+Guarantee: the whole rule is tested on each row as it stands when it is written, so that nothing lies between look and
+write; and what is overwritten is known, for the jobs of a batch are alike in it and the write demands that they still
+are. So one record serves a whole batch, with each job's id and sign of life in it.
+Known weakness: jobs that are alike with few others are left to be looked at one by one, which is slower.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import sqlalchemy as sa
+
+from unstick.config import ColumnKey
+from unstick.domain.job import JobState
+from unstick.domain.policy import Ruling
+from unstick.domain.recovery import Action, Outcome
+from unstick.domain.suspect import Look
+from unstick.sql import tables, writes
+from unstick.sql.mapping import TIME_KEYS, MappedTable
+from unstick.sql.statements import Predicate, Values, is_bound, is_suspect, rows_first, since_expression
+
+_TEXT = sa.Text()
+_OVERWRITTEN: tuple[ColumnKey, ...] = ("state", "success", "error")
+"""What a ruling overwrites besides the completion time, which is null for every suspect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """A batch of suspects of one state that hold the same in every column a ruling overwrites."""
+
+    count: int
+    rows: Any
+    """Which rows: a list of ids, or on PostgreSQL their addresses, as the database itself wrote them."""
+    held: Mapping[ColumnKey, Any]
+    """What they hold, by the columns of `_OVERWRITTEN` that the table has."""
+
+
+def addresses(mapped: MappedTable, state: JobState, size: int) -> sa.Select[Any]:
+    """Read suspects by where they lie, in batches of those alike: only text crosses, no row does (PostgreSQL)."""
+    suspects = (
+        sa.select(mapped.table.c.ctid.label("at"), *_labelled(_stored(mapped)))
+        .where(is_suspect(mapped, state))
+        .order_by(mapped.table.c.ctid)
+        .limit(sa.bindparam("stride", type_=sa.Integer()))
+        .subquery("suspects")
+    )
+    place = sa.func.row_number().over(order_by=suspects.c.at) - 1
+    numbered = sa.select(suspects, (place // size).label("batch")).subquery("numbered")
+    alike = [numbered.c[key] for key in _stored(mapped)]
+    rows = sa.cast(sa.func.array_agg(numbered.c.at), _TEXT)
+    return sa.select(sa.func.count(), rows, *alike).group_by(numbered.c.batch, *alike).order_by(numbered.c.batch)
+
+
+def ids(mapped: MappedTable, state: JobState) -> sa.Select[Any]:
+    """Read the ids of suspects, with what a ruling would overwrite of each."""
+    key = mapped.column("id")
+    found = sa.select(key, *_labelled(_stored(mapped))).where(is_suspect(mapped, state))
+    return found.order_by(key).limit(sa.bindparam("stride", type_=sa.Integer()))
+
+
+def batches_of_addresses(mapped: MappedTable, found: Iterable[Sequence[Any]]) -> list[Alike]:
+    """Read what `addresses` returned."""
+    return [Alike(count, rows, _by_key(mapped, alike)) for count, rows, *alike in found]
+
+
+def batches_of_ids(mapped: MappedTable, found: Sequence[Sequence[Any]], size: int) -> list[Alike]:
+    """Group what `ids` returned: at most `size` together, and only those alike."""
+    batches: list[Alike] = []
+    for start in range(0, len(found), size):
+        by_alike = sorted(found[start : start + size], key=_repr_of_alike)
+        for _, group in groupby(by_alike, key=_repr_of_alike):
+            members = list(group)
+            rows = sorted(member[0] for member in members)
+            batches.append(Alike(len(rows), rows, _by_key(mapped, members[0][1:])))
+    return batches
+
+
+def _by_key(mapped: MappedTable, alike: Sequence[Any]) -> dict[ColumnKey, Any]:
+    return dict(zip(_stored(mapped), alike, strict=True))
+
+
+def _repr_of_alike(row: Sequence[Any]) -> str:
+    """Order values of any type, nulls among them, so that equal ones stand together."""
+    return repr(tuple(row[1:]))
+
+
+def recover_in_one(mapped: MappedTable, ruling: Ruling, batch: Alike, *, skip_held: bool) -> sa.Insert:
+    """Change and record a batch in one statement, and return how many jobs that were (PostgreSQL).
+
+    A row that changed after the statement's snapshot is read again, and the whole guard tested on what it is then.
+    With `skip_held` rows are locked first, and those that somebody holds left out; without, they are waited for.
+    """
+    guard = sa.and_(mapped.dialect.is_at(mapped.table, "unstick_rows"), _guard(mapped, ruling.state, batch))
+    change = sa.update(mapped.table).where(guard).values(_changes(mapped, ruling.state))
+    if skip_held:
+        free = sa.select(mapped.table.c.ctid.label("at")).where(guard)
+        locked = free.with_for_update(key_share=True, skip_locked=True).cte("locked")
+        change = change.where(mapped.table.c.ctid == locked.c.at)
+    told = change.returning(mapped.column("id").label("id"), _since(mapped, ruling.state).label("since")).cte("changed")
+    return _record(mapped, ruling, batch, told).returning(tables.recoveries.c.job_count)
+
+
+def lock(mapped: MappedTable, ruling: Ruling, batch: Alike) -> sa.Select[Any]:
+    """Lock the rows of a batch that the ruling holds for, skipping what somebody holds."""
+    return _found(mapped, ruling.state, batch, mapped.column("id")).with_for_update(skip_locked=True)
+
+
+def record_locked(mapped: MappedTable, ruling: Ruling, batch: Alike) -> sa.Insert:
+    """Record the rows about to be changed."""
+    told = (mapped.column("id").label("id"), _since(mapped, ruling.state).label("since"))
+    return _record(mapped, ruling, batch, _found(mapped, ruling.state, batch, *told).subquery("found"))
+
+
+def change_locked(mapped: MappedTable, ruling: Ruling, batch: Alike) -> sa.Update:
+    """Change the rows of a batch: the whole guard once more, in the write itself."""
+    guard = sa.and_(is_bound(mapped, _given(mapped)), _guard(mapped, ruling.state, batch))
+    return sa.update(mapped.table).where(guard).values(_changes(mapped, ruling.state))
+
+
+def _found(mapped: MappedTable, state: JobState, batch: Alike, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    given = _given(mapped)
+    joined = sa.select(*columns).select_from(given.join(mapped.table, mapped.column("id") == given.c.id))
+    return rows_first(joined.where(is_bound(mapped, given), _guard(mapped, state, batch)))
+
+
+def _given(mapped: MappedTable) -> sa.Subquery:
+    return mapped.dialect.rows({"id": mapped.column("id").type}).subquery("given")
+
+
+def rule_values(mapped: MappedTable, ruling: Ruling, look: Look) -> Values:
+    """Return what a ruling's statements are bound to besides the rows."""
+    before_age, before_since, after_since = ruling.wording
+    return {
+        "unstick_reason": ruling.reason.value,
+        "unstick_sentence": ruling.sentence,
+        "unstick_taken_at": mapped.since_form.write(look.taken_at),
+        "unstick_before_age": before_age,
+        "unstick_before_since": before_since,
+        "unstick_after_since": after_since,
+    }
+
+
+def _stored(mapped: MappedTable) -> dict[ColumnKey, sa.ColumnElement[Any]]:
+    """Return what a ruling overwrites, to be compared to the letter."""
+    return {
+        key: column if key == "success" or isinstance(column.type, sa.Integer) else mapped.dialect.exact(column)
+        for key, column in mapped.columns(_OVERWRITTEN).items()
+    }
+
+
+def _labelled(columns: Mapping[ColumnKey, sa.ColumnElement[Any]]) -> list[sa.Label[Any]]:
+    return [column.label(key) for key, column in columns.items()]
+
+
+def _guard(mapped: MappedTable, state: JobState, batch: Alike) -> Predicate:
+    alike = [
+        mapped.dialect.unindexed(column).is_not_distinct_from(sa.literal(batch.held[key], column.type))
+        for key, column in _stored(mapped).items()
+    ]
+    readable = [mapped.dialect.is_time(column) for column in mapped.columns(TIME_KEYS).values()]
+    return sa.and_(is_suspect(mapped, state, bound=True), *alike, *readable)
+
+
+def _changes(mapped: MappedTable, state: JobState) -> dict[str, Any]:
+    return writes.changes(mapped, Action.MARK_FAILED, {"detail": _message(mapped, state)})
+
+
+def _record(mapped: MappedTable, ruling: Ruling, batch: Alike, changed: sa.FromClause) -> sa.Insert:
+    """Record all jobs that were changed in one row, which isn't written where there is none."""
+    number = sa.func.count()
+    row = sa.select(
+        *writes.recorded_for_all(),
+        sa.literal(ruling.state.value, _TEXT),
+        sa.bindparam("unstick_reason", type_=_TEXT),
+        sa.literal(Outcome.APPLIED.value, _TEXT),
+        sa.bindparam("unstick_sentence", type_=_TEXT),
+        sa.literal(_pre_image(mapped, batch), _TEXT),
+        number,
+        mapped.dialect.json_rows(changed.c.id, changed.c.since),
+    ).select_from(changed)
+    columns = (*writes.FOR_ALL, "state", "reason", "outcome", "detail", "pre_image", "job_count", "jobs")
+    return sa.insert(tables.recoveries).from_select(list(columns), row.having(number > 0))
+
+
+def _pre_image(mapped: MappedTable, batch: Alike) -> str:
+    """Return what is overwritten, as a JSON object by the table's own column names."""
+    held = {mapped.column(key).name: value for key, value in batch.held.items()}
+    if mapped.has("completed_at"):
+        held[mapped.column("completed_at").name] = None
+    return json.dumps(held)
+
+
+def _since(mapped: MappedTable, state: JobState) -> sa.ColumnElement[Any]:
+    return mapped.dialect.without_zone(since_expression(mapped, state))
+
+
+def _message(mapped: MappedTable, state: JobState) -> sa.ColumnElement[str]:
+    """Say in SQL what `Decision.error_message` says in Python; a test holds the two together."""
+    since = since_expression(mapped, state)
+    taken_at = sa.bindparam("unstick_taken_at", type_=mapped.since_type)
+    age = mapped.dialect.seconds_until(since, taken_at)
+    return mapped.dialect.composed(mapped.table, _compose, age, mapped.dialect.said(since))
+
+
+def _compose(age: sa.ColumnElement[int], since: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+    return _bound("before_age") + _said_duration(age) + _bound("before_since") + since + _bound("after_since")
+
+
+def _bound(name: str) -> sa.ColumnElement[str]:
+    return sa.bindparam(f"unstick_{name}", type_=_TEXT)
+
+
+def _said_duration(seconds: sa.ColumnElement[int]) -> sa.ColumnElement[str]:
+    """Say in SQL what `say_duration` says in Python."""
+    minute, hour, day = 60, 3_600, 86_400
+    small = sa.case((seconds < 10 * minute, seconds % minute), else_=0)
+    return sa.case(
+        (seconds < minute, _counted(seconds, "second")),
+        (seconds < hour, _two(seconds // minute, "minute", small, "second")),
+        (seconds < day, _two(seconds // hour, "hour", seconds % hour // minute, "minute")),
+        else_=_two(seconds // day, "day", seconds % day // hour, "hour"),
+    )
+
+
+def _two(
+    large: sa.ColumnElement[int], large_unit: str, small: sa.ColumnElement[int], small_unit: str
+) -> sa.ColumnElement[str]:
+    rest = sa.case((small == 0, sa.literal("", _TEXT)), else_=sa.literal(" ", _TEXT) + _counted(small, small_unit))
+    return _counted(large, large_unit) + rest
+
+
+def _counted(number: sa.ColumnElement[int], unit: str) -> sa.ColumnElement[str]:
+    named = sa.case((number == 1, sa.literal(f" {unit}", _TEXT)), else_=sa.literal(f" {unit}s", _TEXT))
+    return sa.type_coerce(sa.cast(number, sa.String(20)), _TEXT) + named
