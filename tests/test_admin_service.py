@@ -129,7 +129,7 @@ async def test_cleanup_answers_with_shape_2_and_ends_the_jobs(host: Host) -> Non
     assert datetime.fromisoformat(shape["cleaned_at"]).utcoffset() == timedelta(0)
     assert (job.status, job.success) == ("failed", False)
     assert job.completed_at is not None
-    assert (job.error_message or "").startswith("Job stuck in queued for 1 hour: ")
+    assert (job.error_message or "").startswith("Job stuck in queued for more than 5 minutes: ")
     assert (job.error_message or "").endswith("Automatically cleaned up.")
 
 

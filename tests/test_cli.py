@@ -165,9 +165,8 @@ def test_stuck_jobs_are_a_table_with_the_reason_on_each_row_and_status_1(run: Ru
     assert header.split() == ["ID", "STATE", "KIND", "STUCK", "FOR", "WHY"]
     assert queued.split()[:3] == [str(jobs["queued"]), "queued", "essay"]
     assert "no worker has claimed it since" in queued
-    assert queued.endswith("5 minutes is the limit for queued jobs")
     assert running.split()[:3] == [str(jobs["running"]), "running", "essay"]
-    assert running.endswith("30 minutes is the limit for running jobs")
+    assert "its last sign of life was at" in running
     assert re.search(r"2 stuck at .*: 1 queued, 1 running\.\nLimits: queued 5 minutes, running 30 minutes\.", ran.out)
 
 
@@ -218,7 +217,7 @@ def test_text_from_the_jobs_table_can_not_steer_the_terminal(run: Run, jobs: dic
 def finding(job_id: JobId, look: Look) -> Finding:
     since = look.taken_at - timedelta(hours=1)
     job = Job(id=job_id, state=JobState.QUEUED, status="queued", kind="thesis.chapter.with.a.long.name")
-    diagnosis = diagnose(JobState.QUEUED, since, look)
+    diagnosis = diagnose(JobState.QUEUED, since)
     return Finding(job=job, since=since, age=timedelta(hours=1), diagnosis=diagnosis, evidence=())
 
 

@@ -31,7 +31,7 @@ AGES = [
 
 
 def message(suspect: Suspect, look: Look) -> str:
-    diagnosis = diagnose(suspect.state, suspect.since, look)
+    diagnosis = diagnose(suspect.state, suspect.since)
     return decide(suspect, diagnosis, ALL, Action.MARK_FAILED, 0).error_message(look)
 
 
@@ -50,14 +50,10 @@ async def test_the_message_is_the_one_python_would_have_written(bench: SqlBench)
     watched = bench.watched(ALL)
     look = await take_look(watched)
     expected = {
-        each.job_id: decide(each, diagnose(each.state, each.since, look), ALL, Action.MARK_FAILED, 0).error_message(
-            look
-        )
+        each.job_id: decide(each, diagnose(each.state, each.since), ALL, Action.MARK_FAILED, 0).error_message(look)
         for each in await suspects_of(bench, look)
     }
-    sentences = {
-        str(each.job_id): diagnose(each.state, each.since, look).sentence for each in await suspects_of(bench, look)
-    }
+    sentences = {str(each.job_id): diagnose(each.state, each.since).sentence for each in await suspects_of(bench, look)}
     for state in (JobState.QUEUED, JobState.RUNNING):
         ruling = rule(state, look, ALL, Action.MARK_FAILED)
         assert ruling is not None
@@ -135,5 +131,7 @@ async def test_where_the_database_cannot_say_it_each_job_is_looked_at(database: 
     report = await sweep(bench.watched(), SweepOrder(actor="test"))
 
     assert report.tally.of(outcome=Outcome.APPLIED) == 1
-    assert ((await bench.row(job_id))["error_message"] or "").startswith("Job stuck in running for 1 hour: ")
+    assert ((await bench.row(job_id))["error_message"] or "").startswith(
+        "Job stuck in running for more than 30 minutes: "
+    )
     await bench.close()

@@ -55,7 +55,9 @@ async def open_watched(settings: Settings, source: str | None = None) -> AsyncIt
     name, chosen = chosen_source(settings, source)
     async with _open(chosen) as engine:
         await _prepare(engine, name, chosen)
-        yield watch(name, JobTable.from_settings(chosen), EngineConnections(engine), settings.policy.policy())
+        watched = watch(name, JobTable.from_settings(chosen), EngineConnections(engine), settings.policy.policy())
+        await watched.source.clock()  # holds the mapping against the table: what doesn't fit is told now
+        yield watched
 
 
 def create_service(settings: Settings) -> FastAPI:

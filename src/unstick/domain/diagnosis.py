@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from unstick.domain.evidence import Evidence, Holding
 from unstick.domain.job import Job, JobState
-from unstick.domain.suspect import Look
-from unstick.domain.wording import say_duration, say_instant
+from unstick.domain.wording import say_instant
 
 
 class Reason(StrEnum):
@@ -28,17 +27,12 @@ class Diagnosis(NamedTuple):
     sentence: str
 
 
-def diagnose(state: JobState, since: datetime, look: Look) -> Diagnosis:
+def diagnose(state: JobState, since: datetime) -> Diagnosis:
     """Say why a suspect is stuck, where its row is the only witness."""
-    limit = say_duration(look.threshold(state))
     reason = suspected_reason(state)
     if reason is Reason.NEVER_CLAIMED:
-        return Diagnosis(
-            reason, f"no worker has claimed it since {say_instant(since)}; {limit} is the limit for queued jobs"
-        )
-    return Diagnosis(
-        reason, f"its last sign of life was at {say_instant(since)}; {limit} is the limit for running jobs"
-    )
+        return Diagnosis(reason, f"no worker has claimed it since {say_instant(since)}")
+    return Diagnosis(reason, f"its last sign of life was at {say_instant(since)}")
 
 
 def suspected_reason(state: JobState) -> Reason:

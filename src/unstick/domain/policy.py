@@ -69,8 +69,8 @@ class Ruling(NamedTuple):
     reason: Reason
     sentence: str
     """The diagnosis of them all, with `SINCE` where each one's sign of life is said."""
-    wording: tuple[str, str, str]
-    """The message before the job's age, between it and the sign of life, and after that."""
+    message: str
+    """What their error columns are to say, likewise."""
 
 
 SINCE = "{since}"
@@ -81,14 +81,11 @@ def rule(state: JobState, look: Look, policy: Policy, action: Action) -> Ruling 
     """Return the ruling for a state, or None where a job's own history has a say, as the budget of a retry has."""
     if action is not Action.MARK_FAILED:
         return None
-    # The message for a job that got stuck this very moment shows where the two times stand in it.
     suspect = Suspect("", state, look.taken_at)
-    decision = decide(suspect, diagnose(state, suspect.since, look), policy, action, 0)
-    before_age, rest = decision.error_message(look).split(say_duration(timedelta(0)), 1)
+    decision = decide(suspect, diagnose(state, suspect.since), policy, action, 0)
     said = say_instant(suspect.since).removesuffix(" UTC")
-    before_since, after_since = rest.split(said, 1)
-    sentence = decision.sentence.replace(said, SINCE)
-    return Ruling(state, action, decision.reason, sentence, (before_age, before_since, after_since))
+    sentence, message = (text.replace(said, SINCE) for text in (decision.sentence, decision.error_message(look)))
+    return Ruling(state, action, decision.reason, sentence, message)
 
 
 def backoff(job_id: JobId, spent: int, first: timedelta) -> timedelta:

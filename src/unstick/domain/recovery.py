@@ -47,8 +47,8 @@ class Decision(NamedTuple):
         It starts with `Job stuck` and ends with `Automatically cleaned up.`, as the contract says; what is
         too long is cut in between.
         """
-        age = say_duration(look.taken_at - self.suspect.since)
-        said = f"Job stuck in {self.suspect.state.value} for {age}: {self.sentence}."
+        limit = say_duration(look.threshold(self.suspect.state))
+        said = f"Job stuck in {self.suspect.state.value} for more than {limit}: {self.sentence}."
         if length is not None and len(said) + len(_CLEANED_UP) > length:
             said = said[: max(0, length - len(_CLEANED_UP) - 1)] + "…"
         return (said + _CLEANED_UP)[:length]

@@ -138,6 +138,6 @@ def _finding(job: Job, since: datetime, look: Look) -> Finding:
         job=job,
         since=since,
         age=look.taken_at - since,
-        diagnosis=diagnose(job.state, since, look),
+        diagnosis=diagnose(job.state, since),
         evidence=row_evidence(job),
     )

@@ -182,9 +182,7 @@ def _ruling(operation: _Operation, state: JobState) -> Ruling | None:
     return rule(state, operation.look, operation.watched.policy, operation.action)
 
 
-async def _look_at_each(
-    operation: _Operation, operation_id: int, census: Census, progress: Progress | None
-) -> None:
+async def _look_at_each(operation: _Operation, operation_id: int, census: Census, progress: Progress | None) -> None:
     """Look at every suspect there is, decide on it, and recover it by compare-and-set."""
     source = operation.watched.source
     pages = _decided(operation.watched, operation.look, operation.action)

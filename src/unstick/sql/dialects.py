@@ -19,6 +19,7 @@ from unstick.sql.times import AwareTime, NaiveTime, TextTime, TimeForm
 
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 5_000
+_MOMENT_MS = 100
 
 Restore = Callable[[], Awaitable[object]]
 Seen = Mapping[str, TypeEngine[Any]]
@@ -82,13 +83,6 @@ class Dialect(ABC):
         """Prepare a transaction for a write by address, and say whether it may wait for rows, for a moment."""
         raise NotImplementedError(f"{self.name} has no addresses: {connection}, {waits}")
 
-    def composed(
-        self, table: sa.Table, compose: Callable[..., sa.ColumnElement[str]], *values: sa.ColumnElement[Any]
-    ) -> sa.ColumnElement[str]:
-        """Compose a text of values of a table's row, each worked out once a row where the database lets us say so."""
-        del table
-        return compose(*values)
-
     def without_zone(self, time: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """Return a time in UTC in a form that has no zone."""
         return time
@@ -110,10 +104,6 @@ class Dialect(ABC):
     @abstractmethod
     def time_type(self, form: TimeForm) -> TypeEngine[Any]:
         """Return the type of values in a form."""
-
-    @abstractmethod
-    def seconds_until(self, since: sa.ColumnElement[Any], instant: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-        """Return the whole seconds from a time in UTC to another."""
 
     @abstractmethod
     def said(self, since: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
@@ -197,6 +187,10 @@ class PostgresDialect(Dialect):
         """Subtract."""
         return sa.cast(sa.extract("epoch", end - start), sa.Double)
 
+    def is_time(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """Leave out minus infinity and times before Christ, which Python doesn't know."""
+        return sa.or_(column.is_(None), column > sa.literal_column("'0001-01-02'"))
+
     def is_at(self, table: sa.Table, name: str) -> sa.ColumnElement[bool]:
         """Compare with an array the server wrote."""
         return table.c.ctid == sa.any_(sa.cast(sa.bindparam(name, type_=sa.Text()), postgresql.ARRAY(Address())))
@@ -207,17 +201,7 @@ class PostgresDialect(Dialect):
         The planner takes thousands of addresses for dearer than a scan of all open jobs. A batch that a crash of
         the server takes back is taken back whole; the operation's last entry is flushed, and with it all before.
         """
-        await connection.execute(_POSTGRES_BY_ADDRESS)
-        if waits:
-            await connection.execute(_POSTGRES_WAIT_A_MOMENT)
-
-    def composed(
-        self, table: sa.Table, compose: Callable[..., sa.ColumnElement[str]], *values: sa.ColumnElement[Any]
-    ) -> sa.ColumnElement[str]:
-        """Have a subquery of one row work the values out; OFFSET 0 keeps the planner from copying them."""
-        named = (value.label(f"value_{place}") for place, value in enumerate(values))
-        once = sa.select(*named).correlate(table).offset(sa.literal_column("0")).subquery("once")
-        return sa.select(compose(*once.c)).scalar_subquery()
+        await connection.execute(_POSTGRES_BY_ADDRESS, {"wait": f"{_MOMENT_MS if waits else LOCK_TIMEOUT_MS}ms"})
 
     def without_zone(self, time: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """Bring aware times to UTC."""
@@ -242,10 +226,6 @@ class PostgresDialect(Dialect):
     def time_type(self, form: TimeForm) -> TypeEngine[Any]:
         """With or without a zone."""
         return sa.DateTime(timezone=isinstance(form, AwareTime))
-
-    def seconds_until(self, since: sa.ColumnElement[Any], instant: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-        """Subtract."""
-        return sa.cast(sa.func.floor(sa.extract("epoch", instant - since)), sa.BigInteger)
 
     def said(self, since: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
         """Write it out."""
@@ -354,10 +334,6 @@ class MysqlDialect(Dialect):
         del form
         return mysql.DATETIME(fsp=6)
 
-    def seconds_until(self, since: sa.ColumnElement[Any], instant: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-        """Subtract."""
-        return sa.func.timestampdiff(sa.text("SECOND"), since, instant, type_=sa.BigInteger)
-
     def said(self, since: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
         """Write it out."""
         return sa.func.date_format(since, sa.literal("%Y-%m-%d %H:%i:%S", sa.Text), type_=sa.Text)
@@ -438,11 +414,6 @@ class SqliteDialect(Dialect):
         del form
         return sa.String()
 
-    def seconds_until(self, since: sa.ColumnElement[Any], instant: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-        """Subtract days, which are exact to less than the millisecond that SQLite's times have."""
-        seconds = (sa.func.julianday(instant) - sa.func.julianday(since)) * sa.literal(86_400.0, sa.Double)
-        return sa.cast(seconds + sa.literal(0.0005, sa.Double), sa.BigInteger)
-
     def said(self, since: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
         """Write it out."""
         return sa.func.strftime("%Y-%m-%d %H:%M:%S", since, type_=sa.Text)
@@ -471,11 +442,10 @@ _POSTGRES_ENTER = sa.text(
 )
 
 _POSTGRES_BY_ADDRESS = sa.text(
-    "SELECT set_config(name, 'off', true) FROM unnest(ARRAY['enable_seqscan', 'enable_indexscan',"
-    " 'enable_indexonlyscan', 'enable_bitmapscan', 'enable_hashjoin', 'enable_mergejoin', 'jit',"
-    " 'synchronous_commit']) AS s(name)"
+    "SELECT set_config('lock_timeout', CAST(:wait AS text), true), set_config(name, 'off', true)"
+    " FROM unnest(ARRAY['enable_seqscan', 'enable_indexscan', 'enable_indexonlyscan', 'enable_bitmapscan',"
+    " 'enable_hashjoin', 'enable_mergejoin', 'jit', 'synchronous_commit']) AS s(name)"
 )
-_POSTGRES_WAIT_A_MOMENT = sa.text("SELECT set_config('lock_timeout', '100ms', true)")
 
 
 def mysql_guest_settings(version: str) -> dict[str, str | float]:

@@ -7,6 +7,7 @@ then split until that row stands alone, is recorded as failed with what the data
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
@@ -122,51 +123,59 @@ class Rescue:
         await self.connection.execute(sa.insert(tables.recoveries), rows)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RuledRescue:
-    """One batch to which a ruling is applied, on one open transaction."""
+    """A ruling, to be applied to one batch after another; its statements are built once."""
 
-    connection: AsyncConnection
     mapped: MappedTable
     source: str
     ruling: Ruling
     look: Look
     operation_id: int
-    now: datetime
 
-    async def carry_out(self, batch: rulings.Alike, *, skip_held: bool) -> int:
+    async def carry_out(
+        self, connection: AsyncConnection, now: datetime, batch: rulings.Alike, *, skip_held: bool
+    ) -> int:
         """Write and record what the ruling holds for, and return how many jobs that is; the caller commits.
 
         Raises:
             NotAllChangedError: the database took the write and left some as they were.
         """
+        values = self._values(now) | rulings.batch_values(self.mapped, batch)
         if self.mapped.dialect.one_statement:
-            return await self._in_one(batch, skip_held=skip_held)
-        values = self._values() | _bound_ids(batch.rows)
-        locked = (await self.connection.execute(rulings.lock(self.mapped, self.ruling, batch), values)).scalars().all()
+            await self.mapped.dialect.expect_addresses(connection, waits=not skip_held)
+            return (await connection.execute(self._skipping if skip_held else self._waiting, values)).scalar() or 0
+        lock, record, change = self._stepwise
+        locked = (await connection.execute(lock, values)).scalars().all()
         if locked:
-            values |= _bound_ids(locked)
-            await self.connection.execute(rulings.record_locked(self.mapped, self.ruling, batch), values)
-            changed = await self.connection.execute(rulings.change_locked(self.mapped, self.ruling, batch), values)
-            _need_all(changed, len(locked))
+            values |= rulings.bound_ids(locked)
+            await connection.execute(record, values)
+            _need_all(await connection.execute(change, values), len(locked))
         return len(locked)
 
-    async def _in_one(self, batch: rulings.Alike, *, skip_held: bool) -> int:
-        await self.mapped.dialect.expect_addresses(self.connection, waits=not skip_held)
-        statement = rulings.recover_in_one(self.mapped, self.ruling, batch, skip_held=skip_held)
-        values = self._values() | {"unstick_rows": batch.rows}
-        return (await self.connection.execute(statement, values)).scalar() or 0
+    @cached_property
+    def _waiting(self) -> sa.Insert:
+        return rulings.recover_in_one(self.mapped, self.ruling.state, skip_held=False)
 
-    def _values(self) -> statements.Values:
+    @cached_property
+    def _skipping(self) -> sa.Insert:
+        return rulings.recover_in_one(self.mapped, self.ruling.state, skip_held=True)
+
+    @cached_property
+    def _stepwise(self) -> tuple[sa.Select[Any], sa.Insert, sa.Update]:
+        mapped, state = self.mapped, self.ruling.state
         return (
-            write_values(self.mapped, self.look, self.now)
-            | record_values(self.source, self.ruling.action, self.operation_id, self.now)
-            | rulings.rule_values(self.mapped, self.ruling, self.look)
+            rulings.lock(mapped, state),
+            rulings.record_locked(mapped, state),
+            rulings.change_locked(mapped, state),
         )
 
-
-def _bound_ids(ids: Sequence[object]) -> statements.Values:
-    return writes.bound_rows([(key,) for key in ids])
+    def _values(self, now: datetime) -> statements.Values:
+        return (
+            write_values(self.mapped, self.look, now)
+            | record_values(self.source, self.ruling.action, self.operation_id, now)
+            | rulings.rule_values(self.ruling)
+        )
 
 
 def _need_all(changed: sa.CursorResult[Any], number: int) -> None:

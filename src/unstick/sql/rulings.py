@@ -13,13 +13,14 @@ from itertools import groupby
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from unstick.config import ColumnKey
 from unstick.domain.job import JobState
-from unstick.domain.policy import Ruling
+from unstick.domain.policy import SINCE, Ruling
 from unstick.domain.recovery import Action, Outcome
-from unstick.domain.suspect import Look
 from unstick.sql import tables, writes
+from unstick.sql.dialects import Address
 from unstick.sql.mapping import TIME_KEYS, MappedTable
 from unstick.sql.statements import Predicate, Values, is_bound, is_suspect, rows_first, since_expression
 
@@ -41,25 +42,28 @@ class Alike:
 
 def addresses(mapped: MappedTable, state: JobState, size: int) -> sa.Select[Any]:
     """Read suspects by where they lie, in batches of those alike: only text crosses, no row does (PostgreSQL)."""
-    suspects = (
-        sa.select(mapped.table.c.ctid.label("at"), *_labelled(_stored(mapped)))
-        .where(is_suspect(mapped, state))
-        .order_by(mapped.table.c.ctid)
-        .limit(sa.bindparam("stride", type_=sa.Integer()))
-        .subquery("suspects")
-    )
-    place = sa.func.row_number().over(order_by=suspects.c.at) - 1
-    numbered = sa.select(suspects, (place // size).label("batch")).subquery("numbered")
-    alike = [numbered.c[key] for key in _stored(mapped)]
-    rows = sa.cast(sa.func.array_agg(numbered.c.at), _TEXT)
-    return sa.select(sa.func.count(), rows, *alike).group_by(numbered.c.batch, *alike).order_by(numbered.c.batch)
+    stored = _stored(mapped)
+    at = mapped.table.c.ctid.label("at")
+    suspects = sa.select(at, *_labelled(stored)).where(is_suspect(mapped, state)).order_by(at).limit(_STRIDE)
+    found = suspects.subquery("suspects")
+    everywhere = sa.func.array_agg(found.c.at, type_=ARRAY(Address())).label("everywhere")
+    alike = sa.select(everywhere, *(found.c[key] for key in stored)).group_by(*(found.c[key] for key in stored))
+    groups = alike.subquery("groups")
+    number = sa.func.cardinality(groups.c.everywhere, type_=sa.Integer())
+    first = sa.func.generate_series(1, number, size, type_=sa.Integer()).table_valued("first").render_derived()
+    rows = sa.cast(groups.c.everywhere[slice(first.c.first, first.c.first + (size - 1))], _TEXT)
+    count = sa.func.least(size, number - first.c.first + 1, type_=sa.Integer())
+    return sa.select(count, rows, *(groups.c[key] for key in stored)).select_from(groups.join(first, sa.true()))
 
 
 def ids(mapped: MappedTable, state: JobState) -> sa.Select[Any]:
     """Read the ids of suspects, with what a ruling would overwrite of each."""
     key = mapped.column("id")
     found = sa.select(key, *_labelled(_stored(mapped))).where(is_suspect(mapped, state))
-    return found.order_by(key).limit(sa.bindparam("stride", type_=sa.Integer()))
+    return found.order_by(key).limit(_STRIDE)
+
+
+_STRIDE = sa.bindparam("stride", type_=sa.Integer())
 
 
 def batches_of_addresses(mapped: MappedTable, found: Iterable[Sequence[Any]]) -> list[Alike]:
@@ -88,57 +92,68 @@ def _repr_of_alike(row: Sequence[Any]) -> str:
     return repr(tuple(row[1:]))
 
 
-def recover_in_one(mapped: MappedTable, ruling: Ruling, batch: Alike, *, skip_held: bool) -> sa.Insert:
+def recover_in_one(mapped: MappedTable, state: JobState, *, skip_held: bool) -> sa.Insert:
     """Change and record a batch in one statement, and return how many jobs that were (PostgreSQL).
 
     A row that changed after the statement's snapshot is read again, and the whole guard tested on what it is then.
     With `skip_held` rows are locked first, and those that somebody holds left out; without, they are waited for.
     """
-    guard = sa.and_(mapped.dialect.is_at(mapped.table, "unstick_rows"), _guard(mapped, ruling.state, batch))
-    change = sa.update(mapped.table).where(guard).values(_changes(mapped, ruling.state))
+    guard = sa.and_(mapped.dialect.is_at(mapped.table, "unstick_rows"), _guard(mapped, state))
+    change = sa.update(mapped.table).where(guard).values(_changes(mapped, state))
     if skip_held:
         free = sa.select(mapped.table.c.ctid.label("at")).where(guard)
         locked = free.with_for_update(key_share=True, skip_locked=True).cte("locked")
         change = change.where(mapped.table.c.ctid == locked.c.at)
-    told = change.returning(mapped.column("id").label("id"), _since(mapped, ruling.state).label("since")).cte("changed")
-    return _record(mapped, ruling, batch, told).returning(tables.recoveries.c.job_count)
+    told = change.returning(mapped.column("id").label("id"), _since(mapped, state).label("since")).cte("changed")
+    return _record(mapped, state, told).returning(tables.recoveries.c.job_count)
 
 
-def lock(mapped: MappedTable, ruling: Ruling, batch: Alike) -> sa.Select[Any]:
+def lock(mapped: MappedTable, state: JobState) -> sa.Select[Any]:
     """Lock the rows of a batch that the ruling holds for, skipping what somebody holds."""
-    return _found(mapped, ruling.state, batch, mapped.column("id")).with_for_update(skip_locked=True)
+    return _found(mapped, state, mapped.column("id")).with_for_update(skip_locked=True)
 
 
-def record_locked(mapped: MappedTable, ruling: Ruling, batch: Alike) -> sa.Insert:
+def record_locked(mapped: MappedTable, state: JobState) -> sa.Insert:
     """Record the rows about to be changed."""
-    told = (mapped.column("id").label("id"), _since(mapped, ruling.state).label("since"))
-    return _record(mapped, ruling, batch, _found(mapped, ruling.state, batch, *told).subquery("found"))
+    told = (mapped.column("id").label("id"), _since(mapped, state).label("since"))
+    return _record(mapped, state, _found(mapped, state, *told).subquery("found"))
 
 
-def change_locked(mapped: MappedTable, ruling: Ruling, batch: Alike) -> sa.Update:
+def change_locked(mapped: MappedTable, state: JobState) -> sa.Update:
     """Change the rows of a batch: the whole guard once more, in the write itself."""
-    guard = sa.and_(is_bound(mapped, _given(mapped)), _guard(mapped, ruling.state, batch))
-    return sa.update(mapped.table).where(guard).values(_changes(mapped, ruling.state))
+    guard = sa.and_(is_bound(mapped, _given(mapped)), _guard(mapped, state))
+    return sa.update(mapped.table).where(guard).values(_changes(mapped, state))
 
 
-def _found(mapped: MappedTable, state: JobState, batch: Alike, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
+def _found(mapped: MappedTable, state: JobState, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
     given = _given(mapped)
     joined = sa.select(*columns).select_from(given.join(mapped.table, mapped.column("id") == given.c.id))
-    return rows_first(joined.where(is_bound(mapped, given), _guard(mapped, state, batch)))
+    return rows_first(joined.where(is_bound(mapped, given), _guard(mapped, state)))
 
 
 def _given(mapped: MappedTable) -> sa.Subquery:
     return mapped.dialect.rows({"id": mapped.column("id").type}).subquery("given")
 
 
-def rule_values(mapped: MappedTable, ruling: Ruling, look: Look) -> Values:
+def batch_values(mapped: MappedTable, batch: Alike) -> Values:
+    """Return what a batch's statements are bound to: its rows, and what they hold."""
+    held = {f"unstick_held_{key}": value for key, value in batch.held.items()}
+    if mapped.dialect.one_statement:
+        return held | {"unstick_rows": batch.rows, "unstick_pre_image": _pre_image(mapped, batch)}
+    return held | bound_ids(batch.rows) | {"unstick_pre_image": _pre_image(mapped, batch)}
+
+
+def bound_ids(ids: Sequence[object]) -> Values:
+    """Return the rows of a batch by their ids."""
+    return writes.bound_rows([(key,) for key in ids])
+
+
+def rule_values(ruling: Ruling) -> Values:
     """Return what a ruling's statements are bound to besides the rows."""
-    before_age, before_since, after_since = ruling.wording
+    before_since, after_since = ruling.message.split(SINCE)
     return {
         "unstick_reason": ruling.reason.value,
         "unstick_sentence": ruling.sentence,
-        "unstick_taken_at": mapped.since_form.write(look.taken_at),
-        "unstick_before_age": before_age,
         "unstick_before_since": before_since,
         "unstick_after_since": after_since,
     }
@@ -156,9 +171,9 @@ def _labelled(columns: Mapping[ColumnKey, sa.ColumnElement[Any]]) -> list[sa.Lab
     return [column.label(key) for key, column in columns.items()]
 
 
-def _guard(mapped: MappedTable, state: JobState, batch: Alike) -> Predicate:
+def _guard(mapped: MappedTable, state: JobState) -> Predicate:
     alike = [
-        mapped.dialect.unindexed(column).is_not_distinct_from(sa.literal(batch.held[key], column.type))
+        mapped.dialect.unindexed(column).is_not_distinct_from(sa.bindparam(f"unstick_held_{key}", type_=column.type))
         for key, column in _stored(mapped).items()
     ]
     readable = [mapped.dialect.is_time(column) for column in mapped.columns(TIME_KEYS).values()]
@@ -169,16 +184,16 @@ def _changes(mapped: MappedTable, state: JobState) -> dict[str, Any]:
     return writes.changes(mapped, Action.MARK_FAILED, {"detail": _message(mapped, state)})
 
 
-def _record(mapped: MappedTable, ruling: Ruling, batch: Alike, changed: sa.FromClause) -> sa.Insert:
+def _record(mapped: MappedTable, state: JobState, changed: sa.FromClause) -> sa.Insert:
     """Record all jobs that were changed in one row, which isn't written where there is none."""
     number = sa.func.count()
     row = sa.select(
         *writes.recorded_for_all(),
-        sa.literal(ruling.state.value, _TEXT),
-        sa.bindparam("unstick_reason", type_=_TEXT),
+        sa.literal(state.value, _TEXT),
+        _bound("reason"),
         sa.literal(Outcome.APPLIED.value, _TEXT),
-        sa.bindparam("unstick_sentence", type_=_TEXT),
-        sa.literal(_pre_image(mapped, batch), _TEXT),
+        _bound("sentence"),
+        _bound("pre_image"),
         number,
         mapped.dialect.json_rows(changed.c.id, changed.c.since),
     ).select_from(changed)
@@ -200,39 +215,8 @@ def _since(mapped: MappedTable, state: JobState) -> sa.ColumnElement[Any]:
 
 def _message(mapped: MappedTable, state: JobState) -> sa.ColumnElement[str]:
     """Say in SQL what `Decision.error_message` says in Python; a test holds the two together."""
-    since = since_expression(mapped, state)
-    taken_at = sa.bindparam("unstick_taken_at", type_=mapped.since_type)
-    age = mapped.dialect.seconds_until(since, taken_at)
-    return mapped.dialect.composed(mapped.table, _compose, age, mapped.dialect.said(since))
-
-
-def _compose(age: sa.ColumnElement[int], since: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
-    return _bound("before_age") + _said_duration(age) + _bound("before_since") + since + _bound("after_since")
+    return _bound("before_since") + mapped.dialect.said(since_expression(mapped, state)) + _bound("after_since")
 
 
 def _bound(name: str) -> sa.ColumnElement[str]:
     return sa.bindparam(f"unstick_{name}", type_=_TEXT)
-
-
-def _said_duration(seconds: sa.ColumnElement[int]) -> sa.ColumnElement[str]:
-    """Say in SQL what `say_duration` says in Python."""
-    minute, hour, day = 60, 3_600, 86_400
-    small = sa.case((seconds < 10 * minute, seconds % minute), else_=0)
-    return sa.case(
-        (seconds < minute, _counted(seconds, "second")),
-        (seconds < hour, _two(seconds // minute, "minute", small, "second")),
-        (seconds < day, _two(seconds // hour, "hour", seconds % hour // minute, "minute")),
-        else_=_two(seconds // day, "day", seconds % day // hour, "hour"),
-    )
-
-
-def _two(
-    large: sa.ColumnElement[int], large_unit: str, small: sa.ColumnElement[int], small_unit: str
-) -> sa.ColumnElement[str]:
-    rest = sa.case((small == 0, sa.literal("", _TEXT)), else_=sa.literal(" ", _TEXT) + _counted(small, small_unit))
-    return _counted(large, large_unit) + rest
-
-
-def _counted(number: sa.ColumnElement[int], unit: str) -> sa.ColumnElement[str]:
-    named = sa.case((number == 1, sa.literal(f" {unit}", _TEXT)), else_=sa.literal(f" {unit}s", _TEXT))
-    return sa.type_coerce(sa.cast(number, sa.String(20)), _TEXT) + named

@@ -96,20 +96,19 @@ class SqlSource:
 
     async def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[Ruled]:
         """Apply a ruling in batches of jobs alike, one transaction each."""
+        async with self._reading() as (_, mapped, _):
+            rescue = RuledRescue(mapped=mapped, source=self.name, ruling=ruling, look=look, operation_id=operation_id)
+        if not mapped.can_rule:
+            yield Ruled(recovered=0, left=True)
+            return
         more = True
         while more:
-            more = False
             batches = await self._alike(ruling.state, look)
-            full = batches is not None and sum(batch.count for batch in batches) == STRIDE
-            for batch in batches or ():
-                if batch.count < self._ruled_from:
-                    yield Ruled(recovered=0, left=True)
-                    continue
-                recovered = await self._rule_on(batch, ruling, look, operation_id)
+            full, more = sum(batch.count for batch in batches) > STRIDE, False
+            for batch in batches:
+                recovered = await self._rule_on(rescue, batch) if batch.count >= self._ruled_from else 0
                 more |= full and recovered > 0
                 yield Ruled(recovered=recovered, left=recovered < batch.count)
-            if batches is None:
-                yield Ruled(recovered=0, left=True)
 
     async def recover(self, batch: Batch) -> BatchResult:
         """Carry out a batch in one transaction.
@@ -210,47 +209,33 @@ class SqlSource:
         state = mapped.state_of(word) or JobState.RUNNING
         return Page(suspects=(), unreadable=(Unreadable(job_id=plain_id(key), state=state, problem=problem),))
 
-    async def _alike(self, state: JobState, look: Look) -> list[rulings.Alike] | None:
-        """Read a state's suspects in batches of those alike, or None where the database can't say what is written."""
+    async def _alike(self, state: JobState, look: Look) -> list[rulings.Alike]:
+        """Read a state's suspects, one more than a stride of them where there are more, in batches of those alike."""
         async with self._reading() as (connection, mapped, _):
-            if not mapped.can_rule:
-                return None
             if state not in mapped.judges:
                 return []
-            size = mapped.dialect.batch_size
-            values = statements.look_values(mapped, look) | {"stride": STRIDE}
+            size, values = mapped.dialect.batch_size, statements.look_values(mapped, look) | {"stride": STRIDE + 1}
             if mapped.dialect.one_statement:
                 found = await connection.execute(rulings.addresses(mapped, state, size), values)
                 return rulings.batches_of_addresses(mapped, found)
-            return rulings.batches_of_ids(
-                mapped, (await connection.execute(rulings.ids(mapped, state), values)).all(), size
-            )
+            rows = (await connection.execute(rulings.ids(mapped, state), values)).all()
+            return rulings.batches_of_ids(mapped, rows, size)
 
-    async def _rule_on(self, batch: rulings.Alike, ruling: Ruling, look: Look, operation_id: int) -> int:
+    async def _rule_on(self, rescue: RuledRescue, batch: rulings.Alike) -> int:
         """Carry out one batch; one that fails for a row's sake, or is in somebody's way, is left to be looked at."""
         dialect = self._connections.dialect
         for skip_held in (False, True):
             try:
                 async with self._connections.writing() as (connection, now):
-                    mapped = await mapped_table(self._connections, connection, self._declared)
-                    rescue = RuledRescue(
-                        connection=connection,
-                        mapped=mapped,
-                        source=self.name,
-                        ruling=ruling,
-                        look=look,
-                        operation_id=operation_id,
-                        now=now,
-                    )
-                    return await rescue.carry_out(batch, skip_held=skip_held)
+                    return await rescue.carry_out(connection, now, batch, skip_held=skip_held)
             except NotAllChangedError:
-                return 0
+                break
             except DBAPIError as error:
                 if dialect.is_held(error) and not skip_held:
                     continue
                 if error.connection_invalidated or not (dialect.refuses_row(error) or dialect.is_transient(error)):
                     raise SourceUnavailableError(said_by_database(error)) from error
-                return 0
+                break
         return 0
 
     @asynccontextmanager
