@@ -20,8 +20,8 @@ from unstick.domain.access import Role
 from unstick.domain.audit import AuditEntry
 from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, Ruling
-from unstick.domain.recovery import Action, Batch, BatchResult, Ruled
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable, is_suspect
+from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Recovery, Ruled
+from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
 from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
 
@@ -56,6 +56,7 @@ class MemorySource:
             attempts=True,
             mark_failed=True,
             retry=True,
+            records=True,
             rulings=False,
             reads_beside_writes=False,
         )
@@ -94,7 +95,11 @@ class MemorySource:
         raise AssertionError((ruling, look, operation_id))
         yield Ruled(recovered=0, left=True)
 
-    async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None: ...
+    async def intend(self, batch: Batch) -> Sequence[Intent]:
+        raise AssertionError(batch)
+
+    async def images(self, intents: Sequence[Intent]) -> Mapping[JobId, str]:
+        raise AssertionError(intents)
 
     async def open_jobs(self) -> OpenJobs:
         states = Counter(job.state for job in self.jobs.values() if job.completed_at is None)
@@ -141,6 +146,18 @@ class MemoryLedger:
         key = json.dumps([entry.actor, entry.role, entry.call, entry.outcome, entry.parameters, entry.result])
         _, count = self.reads.get(key, (entry, 0))
         self.reads[key] = (entry, count + 1)
+
+    async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
+        raise AssertionError((source, operation_id, recoveries))
+
+    async def intend(self, source: str, operation_id: int, intents: Sequence[Intent]) -> None:
+        raise AssertionError((source, operation_id, intents))
+
+    async def settle(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
+        raise AssertionError((source, operation_id, recoveries))
+
+    async def unsettled(self, source: str, older_than: timedelta) -> Mapping[int, Sequence[Intent]]:
+        raise AssertionError((source, older_than))
 
     async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:  # noqa: ARG002
         return {}

@@ -179,6 +179,11 @@ def _host(jobs: JobTable | None, policy: Policy | None) -> _Host:
         base = _configured[0]
     else:
         name, section = chosen_source(_settings())
+        if _settings().ledger is not None:
+            raise ConfigurationError(
+                "[ledger] names a database of its own, but AdminService keeps its record in the session's database, "
+                "where each change commits together with it. Leave [ledger] out, or pass the table to configure()."
+            )
         base = _Host(source=name, jobs=JobTable.from_settings(section), policy=_settings().policy.policy())
     return _Host(source=base.source, jobs=jobs or base.jobs, policy=policy or base.policy)
 

@@ -124,6 +124,12 @@ class PolicySettings(_Section):
         return Policy(**self.model_dump())
 
 
+class LedgerSettings(_Section):
+    """Where Unstick's own record is, if it can't be in the database of the jobs."""
+
+    url: SecretStr
+
+
 class AuthSettings(_Section):
     """What a token must say, where it says it at all."""
 
@@ -143,6 +149,8 @@ class Settings(BaseSettings):
     sources: dict[Annotated[str, AfterValidator(_source_name)], SourceSettings] = Field(
         default_factory=lambda: {"main": SourceSettings()}, min_length=1
     )
+    ledger: LedgerSettings | None = None
+    """A database of its own for the ledger; without it each source's ledger is in the source's database."""
     policy: PolicySettings = PolicySettings()
     auth: AuthSettings = AuthSettings()
 
@@ -230,7 +238,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 # What is said of a wrong setting. Its value is never part of it: it may be a secret.
 
-_SECTIONS: Mapping[str, type[_Section]] = {"sources": SourceSettings, "policy": PolicySettings, "auth": AuthSettings}
+_SECTIONS: Mapping[str, type[_Section]] = {
+    "sources": SourceSettings,
+    "ledger": LedgerSettings,
+    "policy": PolicySettings,
+    "auth": AuthSettings,
+}
 _KEY = "[key]"
 _DEEPEST = 4
 """`sources`, a source, `columns` or `states`, a key: what pydantic adds below names its own types."""

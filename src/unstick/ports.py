@@ -8,8 +8,8 @@ from typing import Protocol
 from unstick.domain.audit import AuditEntry
 from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.policy import Ruling
-from unstick.domain.recovery import Action, Batch, BatchResult, Outcome, Ruled
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Unreadable
+from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
+from unstick.domain.suspect import Look, Page, Position, StuckCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +20,8 @@ class Capabilities:
     attempts: bool
     mark_failed: bool
     retry: bool
+    records: bool
+    """A batch's records commit together with it; else intents are recorded before, and settled after."""
     rulings: bool
     """Suspects that age alone convicts can be recovered without being read one by one."""
     reads_beside_writes: bool
@@ -95,10 +97,10 @@ class JobSource(Protocol):
         """Yield every suspect once, in bounded pages by ascending id."""
 
     async def recover(self, batch: Batch) -> BatchResult:
-        """Carry out a batch by compare-and-set, with its records in the same transaction.
+        """Carry out a batch by compare-and-set; where `capabilities.records`, with its records in one transaction.
 
-        All of a batch's writes and records commit together or not at all. A row that the database refuses
-        is recorded as failed and doesn't stop the others.
+        All of a batch's writes commit together or not at all. A row that the database refuses doesn't stop the
+        others.
         """
 
     def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[Ruled]:
@@ -109,8 +111,17 @@ class JobSource(Protocol):
         leave them all where they are few. Only where `capabilities.rulings`.
         """
 
-    async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None:
-        """Record rows that could not be understood as failed."""
+    async def intend(self, batch: Batch) -> Sequence[Intent]:
+        """Tell what carrying out a batch would do, without doing it; jobs that changed since the look are left out.
+
+        Only where not `capabilities.records`.
+        """
+
+    async def images(self, intents: Sequence[Intent]) -> Mapping[JobId, str]:
+        """Return what stands now where these intents would write, as JSON objects; jobs that are gone are left out.
+
+        Only where not `capabilities.records`.
+        """
 
     async def open_jobs(self) -> OpenJobs:
         """Count the jobs that are not over; the cost follows their number only."""
@@ -127,6 +138,18 @@ class Ledger(Protocol):
 
     async def count_read(self, entry: AuditEntry) -> None:
         """Write a call that changed nothing; the same one by the same caller within a minute shares its row."""
+
+    async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
+        """Write what came of decisions that changed nothing."""
+
+    async def intend(self, source: str, operation_id: int, intents: Sequence[Intent]) -> None:
+        """Write what is about to be done; it is committed when this returns."""
+
+    async def settle(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
+        """Write what came of intents, and strike them; one that somebody else has settled is left."""
+
+    async def unsettled(self, source: str, older_than: timedelta) -> Mapping[int, Sequence[Intent]]:
+        """Return intents by operation that nobody has settled for so long, by the ledger's clock."""
 
     async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:
         """Return how many retries of each job were applied since then; a job that had none is left out."""

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ from unstick.api.factory import create_app
 from unstick.config import Settings, SourceSettings
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
 from unstick.domain.policy import Policy
+from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.sql import schema
 from unstick.sql.connections import Connections, EngineConnections, reachable
@@ -38,9 +40,15 @@ def chosen_source(settings: Settings, name: str | None = None) -> tuple[str, Sou
     return name, settings.sources[name]
 
 
-def watch(name: str, declared: JobTable, connections: Connections, policy: Policy) -> Watched:
-    """Put a source, its ledger and its policy together on one database."""
-    return Watched(source=SqlSource(name, declared, connections), ledger=SqlLedger(connections), policy=policy)
+def watch(
+    name: str, declared: JobTable, connections: Connections, policy: Policy, ledger: Connections | None = None
+) -> Watched:
+    """Put a source, its ledger and its policy together, on one database unless the ledger is to be in another."""
+    return Watched(
+        source=SqlSource(name, declared, connections, records=ledger is None),
+        ledger=SqlLedger(ledger or connections),
+        policy=policy,
+    )
 
 
 @asynccontextmanager
@@ -50,13 +58,19 @@ async def open_watched(settings: Settings, source: str | None = None) -> AsyncIt
     Raises:
         ConfigurationError: there is no such source, or its settings don't fit.
         LedgerMissingError: Unstick's own tables are missing or behind.
-        SourceUnavailableError: the database doesn't answer.
+        SourceUnavailableError: a database doesn't answer.
     """
     name, chosen = chosen_source(settings, source)
-    async with _open(chosen) as engine:
-        await _prepare(engine, name, chosen)
-        watched = watch(name, JobTable.from_settings(chosen), EngineConnections(engine), settings.policy.policy())
+    async with AsyncExitStack() as stack:
+        opened: list[Connections] = []
+        for home in _homes(settings, name):
+            engine = await stack.enter_async_context(_open(home))
+            await _prepare(engine, home)
+            opened.append(EngineConnections(engine))
+        policy = settings.policy.policy()
+        watched = watch(name, JobTable.from_settings(chosen), opened[0], policy, *opened[1:])
         await watched.source.clock()  # holds the mapping against the table: what doesn't fit is told now
+        await settle_intents(watched)
         yield watched
 
 
@@ -86,25 +100,35 @@ def create_service(settings: Settings) -> FastAPI:
 
 
 async def upgrade_database(settings: Settings, source: str | None = None) -> tuple[str, ...]:
-    """Bring Unstick's own tables in a source's database to the newest revision, and return it."""
-    _, chosen = chosen_source(settings, source)
-    async with _open(chosen) as engine, reachable(engine.sync_engine):
-        await schema.upgrade(engine, _branches(chosen))
-        return await schema.current(engine)
+    """Bring Unstick's own tables, in a source's database or the ledger's, to the newest revision, and return it."""
+    name, _ = chosen_source(settings, source)
+    reached: set[str] = set()
+    for home in _homes(settings, name):
+        async with _open(home, create=True) as engine, reachable(engine.sync_engine):
+            await schema.upgrade(engine, home.branches)
+            reached |= set(await schema.current(engine))
+    return tuple(sorted(reached))
 
 
 async def current_revision(settings: Settings, source: str | None = None) -> tuple[str, ...]:
-    """Return the revisions a source's database is at, none where it has no tables of ours."""
-    _, chosen = chosen_source(settings, source)
-    async with _open(chosen) as engine, reachable(engine.sync_engine):
-        return await schema.current(engine)
+    """Return the revisions a source's database and the ledger's are at, none where they have no tables of ours."""
+    name, _ = chosen_source(settings, source)
+    found: set[str] = set()
+    for home in _homes(settings, name):
+        async with _open(home) as engine, reachable(engine.sync_engine):
+            found |= set(await schema.current(engine))
+    return tuple(sorted(found))
 
 
 def upgrade_sql(settings: Settings, source: str | None = None) -> str:
-    """Return the statements `upgrade_database` would run on a database without tables of ours."""
-    _, chosen = chosen_source(settings, source)
-    dialect = async_url(chosen.url.get_secret_value()).get_backend_name()
-    return schema.upgrade_script(dialect, _branches(chosen))
+    """Return the statements `upgrade_database` would run on databases without tables of ours."""
+    name, _ = chosen_source(settings, source)
+    scripts = [
+        (home, schema.upgrade_script(home.dialect, home.branches)) for home in _homes(settings, name) if home.branches
+    ]
+    if len(scripts) == 1:
+        return scripts[0][1]
+    return "\n".join(f"-- In the database of {home.what}:\n{script}" for home, script in scripts)
 
 
 async def inspect_url(url: str, table: str | None = None) -> Inspection:
@@ -122,38 +146,72 @@ def proposed_toml(url: str, inspection: Inspection) -> str:
     return to_toml(_DEFAULT_SOURCE, url, inspection)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Home:
+    """A database in which Unstick's own tables are, and which of them."""
+
+    what: str
+    url: str
+    branches: tuple[str, ...]
+    own_jobs: bool
+    source: str
+
+    @property
+    def dialect(self) -> str:
+        return async_url(self.url).get_backend_name()
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.own_jobs and self.dialect == "sqlite"
+
+
+def _homes(settings: Settings, name: str) -> list[_Home]:
+    """Return a source's database first, and then the ledger's, where it has one of its own."""
+    chosen = settings.sources[name]
+    own_jobs = chosen.table is None
+    url, what = chosen.url.get_secret_value(), f"source {name!r}"
+    if settings.ledger is None or settings.ledger.url.get_secret_value() == url:
+        both = schema.branches(ledger=True, own_jobs=own_jobs)
+        return [_Home(what=what, url=url, branches=both, own_jobs=own_jobs, source=name)]
+    jobs = _Home(
+        what=what, url=url, branches=schema.branches(ledger=False, own_jobs=own_jobs), own_jobs=own_jobs, source=name
+    )
+    ledger = settings.ledger.url.get_secret_value()
+    return [
+        jobs,
+        _Home(
+            what="the ledger",
+            url=ledger,
+            branches=schema.branches(ledger=True, own_jobs=False),
+            own_jobs=False,
+            source=name,
+        ),
+    ]
+
+
 @asynccontextmanager
-async def _open(chosen: SourceSettings) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(chosen.url.get_secret_value(), create=chosen.table is None)
+async def _open(home: _Home, *, create: bool = False) -> AsyncIterator[AsyncEngine]:
+    engine = open_engine(home.url, create=home.own_jobs or create)
     try:
         yield engine
     finally:
         await engine.dispose()
 
 
-async def _prepare(engine: AsyncEngine, name: str, chosen: SourceSettings) -> None:
+async def _prepare(engine: AsyncEngine, home: _Home) -> None:
     """Make the tables of the embedded database; anywhere else refuse to work without them."""
-    needed = _branches(chosen)
     try:
         async with reachable(engine.sync_engine):
-            lacking = await schema.missing(engine, needed)
-            if lacking and _is_embedded(engine, chosen):
+            lacking = await schema.missing(engine, home.branches)
+            if lacking and home.is_embedded:
                 await use_write_ahead_log(engine)
-                await schema.upgrade(engine, needed)
+                await schema.upgrade(engine, home.branches)
                 return
     except sa.exc.DBAPIError as error:
-        raise SourceUnavailableError(f"Source {name!r} can't be read: {error.orig}") from error
+        raise SourceUnavailableError(f"The database of {home.what} can't be read: {error.orig}") from error
     if lacking:
         raise LedgerMissingError(
-            f"Unstick's own tables are missing or behind in the database of source {name!r} (wanted: "
-            f"{', '.join(lacking)}). Make them with: unstick db upgrade --source {name} (unstick db sql prints the "
-            f"statements first)."
+            f"Unstick's own tables are missing or behind in the database of {home.what} (wanted: "
+            f"{', '.join(lacking)}). Make them with: unstick db upgrade --source {home.source} (unstick db sql prints "
+            f"the statements first)."
         )
-
-
-def _branches(chosen: SourceSettings) -> tuple[str, ...]:
-    return schema.branches(own_jobs=chosen.table is None)
-
-
-def _is_embedded(engine: AsyncEngine, chosen: SourceSettings) -> bool:
-    return chosen.table is None and engine.dialect.name == "sqlite"

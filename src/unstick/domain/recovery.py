@@ -1,8 +1,9 @@
 """What is done to a stuck job, and what came of it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -62,6 +63,8 @@ class Batch:
     decisions: Sequence[Decision]
     look: Look
     operation_id: int
+    at: datetime | None = None
+    """The instant that is written; the transaction's own where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,90 @@ class BatchResult:
         if job_id in self.applied:
             return Outcome.APPLIED
         return Outcome.FAILED if job_id in self.refused else Outcome.LOST_RACE
+
+
+LOST_RACE = "it changed after it was looked at, or somebody held its row; it was left alone"
+"""What is recorded of a decision that lost its race."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """The record of one decision: what was to be done to a job, why, and what came of it."""
+
+    job_id: JobId
+    state: JobState
+    action: Action
+    reason: Reason
+    outcome: Outcome
+    detail: str
+    """What the job was told, or what stood in the way."""
+    pre_image: str | None = None
+    """What was overwritten, as a JSON object by the source's own names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """What is about to be done to a job, recorded beforehand where the record can't commit with the change."""
+
+    job_id: JobId
+    state: JobState
+    action: Action
+    reason: Reason
+    detail: str
+    pre_image: str
+    """What is to be overwritten, as a JSON object by the source's own names."""
+    post_image: str
+    """What it is to be then."""
+
+    def came_to(self, outcome: Outcome, detail: str | None = None) -> Recovery:
+        """Return the record of what came of it."""
+        return Recovery(
+            job_id=self.job_id,
+            state=self.state,
+            action=self.action,
+            reason=self.reason,
+            outcome=outcome,
+            detail=self.detail if detail is None else detail,
+            pre_image=self.pre_image,
+        )
+
+
+def settled(intent: Intent, image: str | None) -> Recovery:
+    """Tell from what stands now in a job's row what became of an intent whose process ended before it said so.
+
+    A row that is neither as it was before nor as we would have left it has moved on. A retry then counts as applied,
+    for its budget's sake: a job that is queued again and again must come to an end.
+    """
+    if image is not None and _same(image, intent.post_image):
+        return intent.came_to(Outcome.APPLIED)
+    if image is not None and _same(image, intent.pre_image):
+        return intent.came_to(Outcome.FAILED, "the process ended before this was carried out")
+    if intent.action is Action.RETRY and image is not None:
+        return intent.came_to(Outcome.APPLIED)
+    return intent.came_to(
+        Outcome.LOST_RACE, "the process ended meanwhile, and when looked at again the job had moved on"
+    )
+
+
+def _same(one: str, other: str) -> bool:
+    left, right = json.loads(one), json.loads(other)
+    return left.keys() == right.keys() and all(_equal(left[name], right[name]) for name in left)
+
+
+def _equal(one: object, other: object) -> bool:
+    """Compare values as a database may give them back: times to the second, for a column may round them."""
+    if one == other:
+        return True
+    earlier, later = _instant(one), _instant(other)
+    return earlier is not None and later is not None and abs(earlier - later) <= timedelta(seconds=1)
+
+
+def _instant(value: object) -> datetime | None:
+    try:
+        said = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return said.replace(tzinfo=UTC) if said is not None and said.tzinfo is None else said
 
 
 class Ruled(NamedTuple):

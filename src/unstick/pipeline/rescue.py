@@ -2,17 +2,17 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unstick.domain.diagnosis import Reason, diagnose, suspected_reason
 from unstick.domain.job import JobId, JobState
 from unstick.domain.policy import decide
-from unstick.domain.recovery import Action, Batch, Decision, Outcome
+from unstick.domain.recovery import LOST_RACE, Action, Batch, BatchResult, Decision, Intent, Outcome, Recovery
 from unstick.domain.suspect import Look, Page, Unreadable
 from unstick.pipeline.watched import Watched
-from unstick.ports import JobSource
 
-Census = Counter[tuple[JobState, Action, Reason, Outcome]]
+CensusKey = tuple[JobState, Action, Reason, Outcome]
+Census = Counter[CensusKey]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,19 +40,73 @@ def foresee(decided: Decided) -> Census:
     return Counter(_key(decision, Outcome.APPLIED) for decision in decided.decisions)
 
 
-async def rescue(source: JobSource, decided: Decided, look: Look, operation_id: int) -> Census:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescued:
+    """What came of a page's decisions."""
+
+    census: Census
+    failures: tuple[Recovery, ...]
+    """Jobs that couldn't be read or that the database refused to change, with what it said."""
+
+
+async def rescue(watched: Watched, decided: Decided, look: Look, operation_id: int) -> Rescued:
     """Carry out a page's decisions, one batch an action, and count what came of them."""
     census: Census = Counter()
+    failures = [_unreadable(row, decided.action) for row in decided.unreadable]
+    if failures:
+        await watched.ledger.record(watched.source.name, operation_id, failures)
+        census.update((each.state, each.action, each.reason, each.outcome) for each in failures)
     for action, decisions in _by_action(decided.decisions).items():
         batch = Batch(action=action, decisions=decisions, look=look, operation_id=operation_id)
-        result = await source.recover(batch)
+        result = await _recover(watched, batch)
         census.update(_key(decision, result.outcome(decision.suspect.job_id)) for decision in decisions)
-    if decided.unreadable:
-        await source.record_unreadable(decided.unreadable, decided.action, operation_id)
-        census.update(
-            (row.state, decided.action, suspected_reason(row.state), Outcome.FAILED) for row in decided.unreadable
-        )
-    return census
+        refused = (decision for decision in decisions if decision.suspect.job_id in result.refused)
+        failures += [_recovery(each, Outcome.FAILED, result.refused[each.suspect.job_id]) for each in refused]
+    return Rescued(census=census, failures=tuple(failures))
+
+
+async def _recover(watched: Watched, batch: Batch) -> BatchResult:
+    """Carry out a batch together with its records, or between an intent and its settlement where that can't be."""
+    if watched.source.capabilities.records:
+        return await watched.source.recover(batch)
+    batch = replace(batch, at=await watched.source.clock())
+    intents = {intent.job_id: intent for intent in await watched.source.intend(batch)}
+    await watched.ledger.intend(watched.source.name, batch.operation_id, list(intents.values()))
+    intended = [decision for decision in batch.decisions if decision.suspect.job_id in intents]
+    result = await watched.source.recover(replace(batch, decisions=intended))
+    lost = [_recovery(d, Outcome.LOST_RACE, LOST_RACE) for d in batch.decisions if d.suspect.job_id not in intents]
+    await watched.ledger.record(watched.source.name, batch.operation_id, lost)
+    done = [_settled(intent, result) for intent in intents.values()]
+    await watched.ledger.settle(watched.source.name, batch.operation_id, done)
+    return result
+
+
+def _settled(intent: Intent, result: BatchResult) -> Recovery:
+    outcome = result.outcome(intent.job_id)
+    said = {Outcome.LOST_RACE: LOST_RACE, Outcome.FAILED: result.refused.get(intent.job_id)}
+    return intent.came_to(outcome, said.get(outcome))
+
+
+def _recovery(decision: Decision, outcome: Outcome, detail: str) -> Recovery:
+    return Recovery(
+        job_id=decision.suspect.job_id,
+        state=decision.suspect.state,
+        action=decision.action,
+        reason=decision.reason,
+        outcome=outcome,
+        detail=detail,
+    )
+
+
+def _unreadable(row: Unreadable, action: Action) -> Recovery:
+    return Recovery(
+        job_id=row.job_id,
+        state=row.state,
+        action=action,
+        reason=suspected_reason(row.state),
+        outcome=Outcome.FAILED,
+        detail=row.problem,
+    )
 
 
 async def _spent(watched: Watched, page: Page, look: Look) -> Mapping[JobId, int]:
@@ -67,5 +121,5 @@ def _by_action(decisions: Sequence[Decision]) -> dict[Action, list[Decision]]:
     return batches
 
 
-def _key(decision: Decision, outcome: Outcome) -> tuple[JobState, Action, Reason, Outcome]:
+def _key(decision: Decision, outcome: Outcome) -> CensusKey:
     return decision.suspect.state, decision.action, decision.reason, outcome

@@ -85,6 +85,14 @@ class CountsByState(TypedDict):
     total: int
 
 
+class FailureShape(TypedDict):
+    """A job that couldn't be read or changed, and why."""
+
+    id: int | str
+    state: str
+    detail: str
+
+
 class CleanupShape(TypedDict):
     """Shape 2: what a cleanup did. `would_clean` is there in a dry run, which changes nothing."""
 
@@ -99,6 +107,7 @@ class CleanupShape(TypedDict):
     actions: dict[str, int]
     poison: int
     operation_id: int | None
+    failures: list[FailureShape]
     would_clean: NotRequired[CountsByState]
 
 
@@ -183,6 +192,7 @@ def cleanup_shape(report: SweepReport) -> CleanupShape:
         actions={a.value: report.tally.of(action=a, outcome=Outcome.APPLIED) for a in Action},
         poison=report.tally.of(reason=Reason.POISON, outcome=Outcome.APPLIED),
         operation_id=report.operation_id,
+        failures=[{"id": f.job_id, "state": f.state.value, "detail": f.detail} for f in report.failures],
     )
     if report.dry_run:
         shape["would_clean"] = applied
@@ -283,8 +293,8 @@ def _cleanup_message(report: SweepReport, applied: int) -> str:
 def _left_over(report: SweepReport) -> str:
     lost = report.tally.of(outcome=Outcome.LOST_RACE)
     failed = report.tally.of(outcome=Outcome.FAILED)
-    said = f" {lost} changed meanwhile and were left alone." if lost else ""
-    return said + (f" {failed} could not be changed; the recoveries of this operation say why." if failed else "")
+    said = f" {lost} changed meanwhile, or somebody held their rows; they were left alone." if lost else ""
+    return said + (f" {failed} could not be changed; `failures` says why." if failed else "")
 
 
 def _evidence_shape(evidence: Evidence) -> EvidenceShape:

@@ -8,17 +8,18 @@ recovered, as the contract says; give such kinds a longer threshold or a heartbe
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import InvalidRequestError, RecoveryStoppedError
 from unstick.domain.job import JobState
 from unstick.domain.policy import Ruling, rule
-from unstick.domain.recovery import Action, Outcome, Tally
+from unstick.domain.recovery import Action, Outcome, Recovery, Tally
 from unstick.domain.suspect import ACCUSED_STATES, Look
-from unstick.pipeline.rescue import Census, Decided, decide_page, foresee, rescue
+from unstick.pipeline.rescue import Census, CensusKey, Decided, decide_page, foresee, rescue
+from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import Watched
 from unstick.ports import JobSource, Ledger
 
@@ -49,6 +50,12 @@ class SweepReport:
     dry_run: bool
     tally: Tally
     operation_id: int | None
+    failures: tuple[Recovery, ...] = ()
+    """The first `MAX_FAILURES` jobs that couldn't be read or changed, each with the reason; the tally counts all."""
+
+
+MAX_FAILURES = 100
+_MOMENT_SECONDS = 2
 
 
 async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None = None) -> SweepReport:
@@ -66,9 +73,18 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
         tally = await _foresee(watched, look, action, progress)
         return SweepReport(look=look, action=action, dry_run=True, tally=tally, operation_id=None)
     operation = _Operation(watched=watched, order=order, look=look, action=action)
+    await settle_intents(watched)
     operation_id = await watched.ledger.append(operation.entry(AuditOutcome.STARTED))
-    tally = await _carry_out(operation, operation_id, progress)
-    return SweepReport(look=look, action=action, dry_run=False, tally=tally, operation_id=operation_id)
+    course = _Course(operation=operation, operation_id=operation_id, progress=progress)
+    await _carry_out(course)
+    return SweepReport(
+        look=look,
+        action=action,
+        dry_run=False,
+        tally=Tally(counts=dict(course.census)),
+        operation_id=operation_id,
+        failures=tuple(course.failures),
+    )
 
 
 def _refuse_what_cannot_be_done(source: JobSource, action: Action) -> None:
@@ -125,31 +141,61 @@ async def _foresee(watched: Watched, look: Look, action: Action, progress: Progr
     return Tally(counts=dict(census))
 
 
-async def _carry_out(operation: _Operation, operation_id: int, progress: Progress | None) -> Tally:
-    watched = operation.watched
-    census: Census = Counter()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Course:
+    """How far an operation has come."""
 
-    def end(outcome: AuditOutcome, problem: str | None = None) -> AuditEntry:
-        result = _result(census) | ({} if problem is None else {"problem": problem})
-        return operation.entry(outcome, operation_id, result)
+    operation: _Operation
+    operation_id: int
+    progress: Progress | None
+    census: Census = field(default_factory=Counter)
+    failures: list[Recovery] = field(default_factory=list)
+    interrupted: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def came_to(self, counts: Mapping[CensusKey, int], failures: Sequence[Recovery] = ()) -> None:
+        self.census.update(counts)
+        self.failures.extend(failures[: MAX_FAILURES - len(self.failures)])
+        _tell(self.progress, self.census)
+
+    def end(self, outcome: AuditOutcome, problem: str | None = None) -> AuditEntry:
+        result = _result(self.census) | ({} if problem is None else {"problem": problem})
+        return self.operation.entry(outcome, self.operation_id, result)
+
+
+async def _carry_out(course: _Course) -> None:
+    """Do the work and record its end; interrupted, it gives the batch under way a moment to end and be counted."""
+    watched = course.operation.watched
+    work = asyncio.ensure_future(_work(course))
     try:
-        if await _rule(operation, operation_id, census, progress):
-            await _look_at_each(operation, operation_id, census, progress)
-        await watched.ledger.append(end(AuditOutcome.DONE))
+        await asyncio.shield(work)
+        await watched.ledger.append(course.end(AuditOutcome.DONE))
     except asyncio.CancelledError:
-        await asyncio.shield(watched.ledger.append(end(AuditOutcome.FAILED, "interrupted")))
+        course.interrupted.set()
+        await asyncio.wait([work], timeout=_MOMENT_SECONDS)
+        work.cancel()
+        await asyncio.wait([work])
+        await asyncio.shield(watched.ledger.append(course.end(AuditOutcome.FAILED, "interrupted")))
         raise
     except Exception as error:
-        recovered = Tally(counts=census).of(outcome=Outcome.APPLIED)
-        unrecorded = await _record_failure(watched.ledger, end(AuditOutcome.FAILED, str(error)))
+        recovered = Tally(counts=course.census).of(outcome=Outcome.APPLIED)
+        unrecorded = await _record_failure(watched.ledger, course.end(AuditOutcome.FAILED, str(error)))
         raise RecoveryStoppedError(
-            f"The sweep of source {watched.source.name!r} stopped: {error} The batch it hit was rolled back; "
+            f"The sweep of source {watched.source.name!r} stopped: {error} {_what_it_hit(watched.source)}; "
             f"{recovered} job(s) recovered before it stay recovered and are in the audit log as operation "
-            f"{operation_id}.{unrecorded}",
+            f"{course.operation_id}.{unrecorded}",
             recovered=recovered,
         ) from error
-    return Tally(counts=dict(census))
+
+
+async def _work(course: _Course) -> None:
+    if await _rule(course):
+        await _look_at_each(course)
+
+
+def _what_it_hit(source: JobSource) -> str:
+    if source.capabilities.records:
+        return "The batch it hit was rolled back"
+    return "The batch it hit is recorded as intended, and the next sweep finds out what became of it"
 
 
 async def _record_failure(ledger: Ledger, entry: AuditEntry) -> str:
@@ -161,18 +207,20 @@ async def _record_failure(ledger: Ledger, entry: AuditEntry) -> str:
     return ""
 
 
-async def _rule(operation: _Operation, operation_id: int, census: Census, progress: Progress | None) -> bool:
+async def _rule(course: _Course) -> bool:
     """Recover what needs no looking at one by one, and tell whether anything is left."""
     left = False
     for state in ACCUSED_STATES:
-        ruling = _ruling(operation, state)
+        ruling = _ruling(course.operation, state)
         if ruling is None:
             left = True
             continue
-        async for ruled in operation.watched.source.recover_by_rule(ruling, operation.look, operation_id):
-            census[state, ruling.action, ruling.reason, Outcome.APPLIED] += ruled.recovered
+        source = course.operation.watched.source
+        async for ruled in source.recover_by_rule(ruling, course.operation.look, course.operation_id):
+            course.came_to({(state, ruling.action, ruling.reason, Outcome.APPLIED): ruled.recovered})
             left |= ruled.left
-            _tell(progress, census)
+            if course.interrupted.is_set():
+                return False
     return left
 
 
@@ -182,13 +230,16 @@ def _ruling(operation: _Operation, state: JobState) -> Ruling | None:
     return rule(state, operation.look, operation.watched.policy, operation.action)
 
 
-async def _look_at_each(operation: _Operation, operation_id: int, census: Census, progress: Progress | None) -> None:
+async def _look_at_each(course: _Course) -> None:
     """Look at every suspect there is, decide on it, and recover it by compare-and-set."""
-    source = operation.watched.source
-    pages = _decided(operation.watched, operation.look, operation.action)
-    async for decided in _ahead(pages) if source.capabilities.reads_beside_writes else pages:
-        census.update(await rescue(source, decided, operation.look, operation_id))
-        _tell(progress, census)
+    operation = course.operation
+    watched, look = operation.watched, operation.look
+    pages = _decided(watched, look, operation.action)
+    async for decided in _ahead(pages) if watched.source.capabilities.reads_beside_writes else pages:
+        rescued = await rescue(watched, decided, look, course.operation_id)
+        course.came_to(rescued.census, rescued.failures)
+        if course.interrupted.is_set():
+            return
 
 
 async def _decided(watched: Watched, look: Look, action: Action) -> AsyncIterator[Decided]:

@@ -10,13 +10,16 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from unstick.domain.audit import AuditEntry
-from unstick.domain.job import JobId
-from unstick.domain.recovery import Action, Outcome
+from unstick.domain.diagnosis import Reason
+from unstick.domain.job import JobId, JobState
+from unstick.domain.recovery import Action, Intent, Outcome, Recovery
 from unstick.ports import RecoveryCounts
+from unstick.sql import tables
 from unstick.sql.connections import Connections
 from unstick.sql.tables import audit, recoveries
 
 _SHARED_FOR_SECONDS = 60
+_AT_ONCE = 10_000
 
 
 class SqlLedger:
@@ -39,6 +42,44 @@ class SqlLedger:
             row = _row(entry, now) | {"fingerprint": _fingerprint(entry, now)}
             await connection.execute(_count_read(self._connections.dialect.name, row))
 
+    async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
+        """Write what came of decisions that changed nothing."""
+        if not recoveries:
+            return
+        async with self._connections.writing() as (connection, now):
+            await connection.execute(sa.insert(tables.recoveries), recovery_rows(source, operation_id, recoveries, now))
+
+    async def intend(self, source: str, operation_id: int, intents: Sequence[Intent]) -> None:
+        """Write what is about to be done; it is committed when this returns."""
+        if not intents:
+            return
+        async with self._connections.writing() as (connection, now):
+            await connection.execute(sa.insert(tables.intents), _intent_rows(source, operation_id, intents, now))
+
+    async def settle(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
+        """Write what came of intents and strike them in one transaction; one that isn't there any more is left."""
+        if not recoveries:
+            return
+        theirs = _intents_of(source, operation_id, [str(each.job_id) for each in recoveries])
+        async with self._connections.writing() as (connection, now):
+            there = set(await connection.scalars(sa.select(tables.intents.c.job_id).where(theirs).with_for_update()))
+            settled = [each for each in recoveries if str(each.job_id) in there]
+            if settled:
+                rows = recovery_rows(source, operation_id, settled, now)
+                await connection.execute(sa.insert(tables.recoveries), rows)
+                await connection.execute(sa.delete(tables.intents).where(theirs))
+
+    async def unsettled(self, source: str, older_than: timedelta) -> Mapping[int, Sequence[Intent]]:
+        """Return intents by operation that nobody has settled for so long, the oldest `_AT_ONCE` of them."""
+        table = tables.intents
+        async with self._connections.reading() as (connection, now):
+            old = sa.select(table).where(table.c.source == source, table.c.at <= now - older_than)
+            rows = (await connection.execute(old.order_by(table.c.at, table.c.id).limit(_AT_ONCE))).all()
+        by_operation: dict[int, list[Intent]] = {}
+        for row in rows:
+            by_operation.setdefault(row.operation_id, []).append(_intent(row))
+        return by_operation
+
     async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:
         """Count the retries applied to each job since then, in one statement."""
         by_text = {str(job_id): job_id for job_id in job_ids}
@@ -57,6 +98,63 @@ class SqlLedger:
             by_action=_sums((Action(row.action), int(row.number)) for row in applied),
             by_reason=_sums((str(row.reason), int(row.number)) for row in applied),
         )
+
+
+def recovery_rows(
+    source: str, operation_id: int, recoveries: Sequence[Recovery], now: datetime
+) -> list[dict[str, Any]]:
+    """Return recoveries as rows of the ledger, one a job."""
+    return [
+        {
+            "operation_id": operation_id,
+            "source": source,
+            "job_id": str(each.job_id),
+            "state": each.state.value,
+            "action": each.action.value,
+            "reason": each.reason.value,
+            "outcome": each.outcome.value,
+            "detail": each.detail,
+            "pre_image": each.pre_image,
+            "at": now,
+        }
+        for each in recoveries
+    ]
+
+
+def _intent_rows(source: str, operation_id: int, intents: Sequence[Intent], now: datetime) -> list[dict[str, Any]]:
+    return [
+        {
+            "operation_id": operation_id,
+            "source": source,
+            "job_id": str(each.job_id),
+            "numeric_id": isinstance(each.job_id, int),
+            "state": each.state.value,
+            "action": each.action.value,
+            "reason": each.reason.value,
+            "detail": each.detail,
+            "pre_image": each.pre_image,
+            "post_image": each.post_image,
+            "at": now,
+        }
+        for each in intents
+    ]
+
+
+def _intent(row: sa.Row[Any]) -> Intent:
+    return Intent(
+        job_id=int(row.job_id) if row.numeric_id else row.job_id,
+        state=JobState(row.state),
+        action=Action(row.action),
+        reason=Reason(row.reason),
+        detail=row.detail,
+        pre_image=row.pre_image,
+        post_image=row.post_image,
+    )
+
+
+def _intents_of(source: str, operation_id: int, job_ids: Sequence[str]) -> sa.ColumnElement[bool]:
+    table = tables.intents
+    return sa.and_(table.c.source == source, table.c.operation_id == operation_id, table.c.job_id.in_(job_ids))
 
 
 def _row(entry: AuditEntry, now: datetime) -> dict[str, Any]:

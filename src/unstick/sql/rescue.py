@@ -14,14 +14,21 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from unstick.domain.diagnosis import suspected_reason
 from unstick.domain.policy import Ruling
-from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Outcome
-from unstick.domain.suspect import Look, Unreadable
+from unstick.domain.recovery import (
+    LOST_RACE,
+    Action,
+    Batch,
+    BatchResult,
+    Decision,
+    Intent,
+    Outcome,
+    Recovery,
+)
+from unstick.domain.suspect import Look
 from unstick.sql import rulings, statements, tables, writes
+from unstick.sql.ledger import recovery_rows
 from unstick.sql.mapping import MappedTable
-
-_LOST_RACE = "it changed after it was looked at, or somebody held its row; it was left alone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +40,15 @@ class Rescue:
     source: str
     batch: Batch
     now: datetime
+    recorded: bool
+    """The ledger is in this database, and each change is recorded with it."""
+
+    async def intend(self) -> list[Intent]:
+        """Tell what carrying it out would do, job by job; what changed since the look is left out."""
+        statement = writes.intended(self.mapped, self.batch.action, writes.by_decision(self.mapped))
+        rows = await self.connection.execute(statement, self._values(self.batch.decisions))
+        decisions = {_key(decision): decision for decision in self.batch.decisions}
+        return [_intent(self.batch.action, decisions[row.job_id], row) for row in rows]
 
     async def carry_out(self) -> BatchResult:
         """Write the whole batch and its records; the caller commits."""
@@ -69,13 +85,14 @@ class Rescue:
     async def _write(self, decisions: Sequence[Decision]) -> set[str]:
         found, values = writes.by_decision(self.mapped), self._values(decisions)
         if self.mapped.dialect.one_statement:
-            statement = writes.recover_in_one(self.mapped, self.batch.action, found)
+            statement = writes.recover_in_one(self.mapped, self.batch.action, found, recorded=self.recorded)
             return set((await self.connection.execute(statement, values)).scalars())
         locked = {key for _, key in await self.connection.execute(writes.lock(self.mapped, found), values)}
         if locked:
             values = self._values([d for d in decisions if _key(d) in locked])
             action = self.batch.action
-            await self.connection.execute(writes.record_locked(self.mapped, action, found), values)
+            if self.recorded:
+                await self.connection.execute(writes.record_locked(self.mapped, action, found), values)
             changed = await self.connection.execute(writes.change_locked(self.mapped, action, found), values)
             _need_all(changed, len(locked))
         return locked
@@ -101,26 +118,33 @@ class Rescue:
 
     async def _record(self, decisions: Sequence[Decision], outcome: Outcome, said: dict[str, str]) -> None:
         """Record decisions that changed nothing."""
-        if not decisions:
+        if not decisions or not self.recorded:
             return
-        common: dict[str, Any] = {
-            "operation_id": self.batch.operation_id,
-            "source": self.source,
-            "action": self.batch.action.value,
-            "outcome": outcome.value,
-            "at": self.now,
-        }
-        rows = [
-            common
-            | {
-                "job_id": _key(decision),
-                "state": decision.suspect.state.value,
-                "reason": decision.reason.value,
-                "detail": said.get(_key(decision), _LOST_RACE),
-            }
+        recoveries = [
+            Recovery(
+                job_id=decision.suspect.job_id,
+                state=decision.suspect.state,
+                action=self.batch.action,
+                reason=decision.reason,
+                outcome=outcome,
+                detail=said.get(_key(decision), LOST_RACE),
+            )
             for decision in decisions
         ]
+        rows = recovery_rows(self.source, self.batch.operation_id, recoveries, self.now)
         await self.connection.execute(sa.insert(tables.recoveries), rows)
+
+
+def _intent(action: Action, decision: Decision, row: sa.Row[Any]) -> Intent:
+    return Intent(
+        job_id=decision.suspect.job_id,
+        state=decision.suspect.state,
+        action=action,
+        reason=decision.reason,
+        detail=row.detail,
+        pre_image=row.pre_image,
+        post_image=row.post_image,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,26 +228,6 @@ class NotAllChangedError(Exception):
 
 def _key(decision: Decision) -> str:
     return str(decision.suspect.job_id)
-
-
-def unreadable_records(
-    rows: Sequence[Unreadable], action: Action, *, source: str, operation_id: int, now: datetime
-) -> list[dict[str, Any]]:
-    """Return the records of rows that nobody could decide on."""
-    return [
-        {
-            "operation_id": operation_id,
-            "source": source,
-            "job_id": str(row.job_id),
-            "state": row.state.value,
-            "action": action.value,
-            "reason": suspected_reason(row.state).value,
-            "outcome": Outcome.FAILED.value,
-            "detail": row.problem,
-            "at": now,
-        }
-        for row in rows
-    ]
 
 
 def said_by_database(error: DBAPIError) -> str:

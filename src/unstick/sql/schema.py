@@ -16,9 +16,9 @@ LEDGER = "ledger"
 OWN_JOBS = "jobs"
 
 
-def branches(*, own_jobs: bool) -> tuple[str, ...]:
-    """Return the branches a database needs: the ledger always, the jobs table where it is our own."""
-    return (LEDGER, OWN_JOBS) if own_jobs else (LEDGER,)
+def branches(*, own_jobs: bool, ledger: bool = True) -> tuple[str, ...]:
+    """Return the branches a database needs: the ledger unless it is elsewhere, the jobs table where it is our own."""
+    return (*([LEDGER] if ledger else []), *([OWN_JOBS] if own_jobs else []))
 
 
 async def upgrade(engine: AsyncEngine, needed: Sequence[str]) -> None:
@@ -58,7 +58,7 @@ def upgrade_script(dialect: str, needed: Sequence[str]) -> str:
     config = _config()
     config.attributes.update(dialect=dialect, output=output)
     # One run, for each would make the version table anew; both branches are all there are.
-    command.upgrade(config, "heads" if OWN_JOBS in needed else f"{LEDGER}@head", sql=True)
+    command.upgrade(config, "heads" if len(needed) > 1 else f"{needed[0]}@head", sql=True)
     return output.getvalue()
 
 

@@ -5,27 +5,26 @@ Known weakness: a job's words for its states are compared as the database compar
 only in letter case are one.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.domain.errors import InvalidRequestError, SourceUnavailableError
-from unstick.domain.job import Job, JobState
+from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.policy import Ruling
-from unstick.domain.recovery import Action, Batch, BatchResult, Ruled
+from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Ruled
 from unstick.domain.suspect import ACCUSED_STATES, Look, Page, Position, StuckCounts, Unreadable
 from unstick.ports import Capabilities, OpenJobs, Usage
-from unstick.sql import rulings, statements, tables
+from unstick.sql import rulings, statements, writes
 from unstick.sql.connections import Connections
 from unstick.sql.mapping import JobTable, MappedTable
 from unstick.sql.reading import JobReader, Row, SuspectReader, by_state, plain_id
 from unstick.sql.reflection import mapped_table
-from unstick.sql.rescue import NotAllChangedError, Rescue, RuledRescue, said_by_database, unreadable_records
+from unstick.sql.rescue import NotAllChangedError, Rescue, RuledRescue, said_by_database
 from unstick.sql.writes import bound_rows
 
 STRIDE = 100_000
@@ -38,12 +37,27 @@ _TRIES = 3
 
 
 class SqlSource:
-    """Jobs in a SQL table, with the ledger in the same database."""
+    """Jobs in a SQL table.
+
+    Args:
+        name: what it is called in configuration, ledger and reports.
+        declared: the table and what is what in it.
+        connections: transactions on its database.
+        records: the ledger is in the same database, and each change is recorded with it.
+        ruled_from: fewer jobs alike than this are looked at and recorded one by one.
+    """
 
     def __init__(
-        self, name: str, declared: JobTable, connections: Connections, *, ruled_from: int = RULED_FROM
+        self,
+        name: str,
+        declared: JobTable,
+        connections: Connections,
+        *,
+        records: bool = True,
+        ruled_from: int = RULED_FROM,
     ) -> None:
         self.name = name
+        self._records = records
         self._ruled_from = ruled_from
         self._declared = declared
         self._connections = connections
@@ -58,7 +72,8 @@ class SqlSource:
             attempts="attempt" in has,
             mark_failed=bool(self._declared.states.get(JobState.FAILED)),
             retry=bool(waits) and bool(self._declared.states.get(JobState.QUEUED)),
-            rulings=True,
+            records=self._records,
+            rulings=self._records,
             reads_beside_writes=self._connections.side_by_side,
         )
 
@@ -132,14 +147,33 @@ class SqlSource:
             if each_row:
                 await self._connections.dialect.check_each_row(connection)
             mapped = await mapped_table(self._connections, connection, self._declared)
-            rescue = Rescue(connection=connection, mapped=mapped, source=self.name, batch=batch, now=now)
-            return await rescue.carry_out()
+            return await self._rescue(connection, mapped, batch, now).carry_out()
 
-    async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None:
-        """Record rows that can't be read as failed, so that somebody looks at them."""
-        async with self._connections.writing() as (connection, now):
-            records = unreadable_records(rows, action, source=self.name, operation_id=operation_id, now=now)
-            await connection.execute(sa.insert(tables.recoveries), records)
+    def _rescue(self, connection: AsyncConnection, mapped: MappedTable, batch: Batch, now: datetime) -> Rescue:
+        return Rescue(
+            connection=connection,
+            mapped=mapped,
+            source=self.name,
+            batch=batch,
+            now=batch.at or now,
+            recorded=self._records,
+        )
+
+    async def intend(self, batch: Batch) -> Sequence[Intent]:
+        """Tell what carrying out a batch would do, without doing it."""
+        async with self._reading() as (connection, mapped, now):
+            return await self._rescue(connection, mapped, batch, now).intend()
+
+    async def images(self, intents: Sequence[Intent]) -> Mapping[JobId, str]:
+        """Return what stands now where these intents would write."""
+        found: dict[JobId, str] = {}
+        async with self._reading() as (connection, mapped, _):
+            for action in Action:
+                by_text = {str(each.job_id): each.job_id for each in intents if each.action is action}
+                rows = [(statements.typed_id(mapped, job_id), text) for text, job_id in by_text.items()]
+                there = await connection.execute(writes.images(mapped, action), bound_rows(rows))
+                found |= {by_text[text]: image for text, image in there}
+        return found
 
     async def open_jobs(self) -> OpenJobs:
         """Count what is not over; with a partial index on it, the cost follows that number only."""

@@ -113,6 +113,25 @@ job_recoveries = sa.Table(
 )
 """A view of the recoveries with a row for each job, for whoever asks what was done to one."""
 
+intents = sa.Table(
+    "unstick_intents",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("operation_id", Key, nullable=False),
+    sa.Column("source", sa.String(63), nullable=False),
+    sa.Column("job_id", JobKey, nullable=False),
+    sa.Column("numeric_id", sa.Boolean, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("reason", sa.String(32), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("pre_image", sa.Text, nullable=False),
+    sa.Column("post_image", sa.Text, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Index("unstick_intents_source", "source", "at"),
+)
+"""What is about to be done to jobs in another database; a row is struck when what came of it is recorded."""
+
 jobs = sa.Table(
     "jobs",
     jobs_metadata,

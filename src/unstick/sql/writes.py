@@ -153,7 +153,7 @@ def pre_image(mapped: MappedTable, action: Action, found: Found) -> sa.ColumnEle
     return mapped.dialect.json_object({name: mapped.table.c[name] for name in changes(mapped, action, found.said)})
 
 
-def recover_in_one(mapped: MappedTable, action: Action, found: Found) -> sa.Select[Any]:
+def recover_in_one(mapped: MappedTable, action: Action, found: Found, *, recorded: bool) -> sa.Select[Any]:
     """Lock, compare, change and record a batch in one statement, and return the ids that were changed (PostgreSQL).
 
     Rows that somebody holds are skipped, not waited for (SKIP LOCKED). The lock re-reads a row that changed
@@ -174,8 +174,25 @@ def recover_in_one(mapped: MappedTable, action: Action, found: Found) -> sa.Sele
         .returning(*locked.c)
         .cte("changed")
     )
-    recorded = _record(changed).returning(tables.recoveries.c.job_id).cte("recorded")
-    return sa.select(changed.c.job_id).add_cte(recorded)
+    answer = sa.select(changed.c.job_id)
+    if not recorded:
+        return answer
+    return answer.add_cte(_record(changed).returning(tables.recoveries.c.job_id).cte("recorded"))
+
+
+def intended(mapped: MappedTable, action: Action, found: Found) -> sa.Select[Any]:
+    """Read what carrying out a batch would overwrite, and what it would write, job by job."""
+    post_image = mapped.dialect.json_object(changes(mapped, action, found.said)).label("post_image")
+    return _found(mapped, action, found).add_columns(post_image)
+
+
+def images(mapped: MappedTable, action: Action) -> sa.Select[Any]:
+    """Read what stands in the columns an action writes, of the bound rows."""
+    given = mapped.dialect.rows({"id": mapped.column("id").type, "job_id": _TEXT}).subquery("given")
+    said = {name: sa.null() for name in ("job_id", "state", "reason", "detail", "due")}
+    image = mapped.dialect.json_object({name: mapped.table.c[name] for name in changes(mapped, action, said)})
+    joined = sa.select(given.c.job_id, image).select_from(given.join(mapped.table, mapped.column("id") == given.c.id))
+    return rows_first(joined.where(is_bound(mapped, given)))
 
 
 def lock(mapped: MappedTable, found: Found) -> sa.Select[Any]:

@@ -1,9 +1,10 @@
 """A jobs system that lives in memory, with a clock that moves when it is told to."""
 
+import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
@@ -11,8 +12,8 @@ from unstick.domain.audit import AuditEntry
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.policy import Ruling
-from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Outcome, Ruled
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, Unreadable, is_suspect
+from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Intent, Outcome, Recovery, Ruled
+from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
 from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
 
 PAGE_SIZE = 100
@@ -46,6 +47,8 @@ class MemoryJobs:
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     jobs: dict[JobId, StoredJob] = field(default_factory=dict)
     recoveries: list[RecordedRecovery] = field(default_factory=list)
+    intents: list[tuple[int, Intent, datetime]] = field(default_factory=list)
+    """What is about to be done, with its operation and since when."""
     audit: list[tuple[AuditEntry, int]] = field(default_factory=list)
     """Each entry with how often it was repeated."""
 
@@ -59,20 +62,20 @@ class MemoryJobs:
 
 
 class MemorySource:
-    """A `JobSource` over `MemoryJobs`."""
+    """A `JobSource` over `MemoryJobs`; without `records` it acts as one whose ledger is elsewhere."""
 
-    capabilities = Capabilities(
-        heartbeats=True,
-        attempts=True,
-        mark_failed=True,
-        retry=True,
-        rulings=False,
-        reads_beside_writes=True,
-    )
-
-    def __init__(self, system: MemoryJobs, name: str = "memory") -> None:
+    def __init__(self, system: MemoryJobs, name: str = "memory", *, records: bool = True) -> None:
         self.name = name
         self._system = system
+        self.capabilities = Capabilities(
+            heartbeats=True,
+            attempts=True,
+            mark_failed=True,
+            retry=True,
+            records=records,
+            rulings=False,
+            reads_beside_writes=True,
+        )
 
     async def clock(self) -> datetime:
         """Return the system's time."""
@@ -100,23 +103,29 @@ class MemorySource:
             last = page[-1].job_id
 
     async def recover(self, batch: Batch) -> BatchResult:
-        """Write what is unchanged, and record what came of each decision."""
+        """Write what is unchanged; where it records, record what came of each decision."""
         unchanged = [decision for decision in batch.decisions if self._unchanged(decision.suspect, batch.look)]
         for decision in unchanged:
             self._apply(decision, batch.look)
         result = BatchResult(applied=frozenset(d.suspect.job_id for d in unchanged), refused={})
-        self._system.recoveries += [self._record(batch, decision, result) for decision in batch.decisions]
+        if self.capabilities.records:
+            self._system.recoveries += [self._record(batch, decision, result) for decision in batch.decisions]
         return result
+
+    async def intend(self, batch: Batch) -> Sequence[Intent]:
+        """Tell what carrying out a batch would do, without doing it."""
+        unchanged = [decision for decision in batch.decisions if self._unchanged(decision.suspect, batch.look)]
+        return [self._intent(decision) for decision in unchanged]
+
+    async def images(self, intents: Sequence[Intent]) -> Mapping[JobId, str]:
+        """Return what stands now where these intents would write."""
+        jobs = self._system.jobs
+        return {each.job_id: _image(jobs[each.job_id].job) for each in intents if each.job_id in jobs}
 
     async def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[Ruled]:
         """Not here: every decision is made one by one."""
         raise NotImplementedError(f"{self.name} has no rulings: {ruling}, {look}, operation {operation_id}")
         yield Ruled(recovered=0, left=True)
-
-    async def record_unreadable(self, rows: Sequence[Unreadable], action: Action, operation_id: int) -> None:
-        """Record rows that could not be understood; memory holds none, so none is ever passed."""
-        if rows:
-            raise ValueError(f"{len(rows)} rows can't be unreadable here: {action}, operation {operation_id}")
 
     async def open_jobs(self) -> OpenJobs:
         """Count the jobs that are not over."""
@@ -162,15 +171,21 @@ class MemorySource:
         return stored is not None and (stored,) == suspect.seen and is_suspect(stored.job, look)
 
     def _apply(self, decision: Decision, look: Look) -> None:
-        job = self._system.jobs[decision.suspect.job_id].job
-        now = self._system.now
+        job = self._changed(decision)
+        if decision.action is Action.RETRY:
+            self._system.put(StoredJob(job=job))
+        else:
+            self._system.put(StoredJob(job=job, success=False, error=decision.error_message(look)))
+
+    def _changed(self, decision: Decision) -> Job:
+        """Return the job as a decision would leave it."""
+        job, now = self._system.jobs[decision.suspect.job_id].job, self._system.now
         match decision.action:
             case Action.MARK_FAILED:
-                ended = replace(job, state=JobState.FAILED, status=JobState.FAILED.value, completed_at=now)
-                self._system.put(StoredJob(job=ended, success=False, error=decision.error_message(look)))
+                return replace(job, state=JobState.FAILED, status=JobState.FAILED.value, completed_at=now)
             case Action.RETRY:
                 started = job.state is JobState.RUNNING
-                requeued = replace(
+                return replace(
                     job,
                     state=JobState.QUEUED,
                     status=JobState.QUEUED.value,
@@ -180,9 +195,19 @@ class MemorySource:
                     heartbeat_at=None,
                     worker=None,
                 )
-                self._system.put(StoredJob(job=requeued))
             case _:
                 assert_never(decision.action)
+
+    def _intent(self, decision: Decision) -> Intent:
+        return Intent(
+            job_id=decision.suspect.job_id,
+            state=decision.suspect.state,
+            action=decision.action,
+            reason=decision.reason,
+            detail=decision.sentence,
+            pre_image=_image(self._system.jobs[decision.suspect.job_id].job),
+            post_image=_image(self._changed(decision)),
+        )
 
     def _record(self, batch: Batch, decision: Decision, result: BatchResult) -> RecordedRecovery:
         return RecordedRecovery(
@@ -214,6 +239,43 @@ class MemoryLedger:
                 return
         await self.append(entry)
 
+    async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
+        """Keep what came of decisions that changed nothing."""
+        del source
+        self._system.recoveries += [self._recorded(operation_id, each) for each in recoveries]
+
+    async def intend(self, source: str, operation_id: int, intents: Sequence[Intent]) -> None:
+        """Keep what is about to be done."""
+        del source
+        self._system.intents += [(operation_id, each, self._system.now) for each in intents]
+
+    async def settle(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
+        """Keep what came of intents, and strike them."""
+        there = {each.job_id for operation, each, _ in self._system.intents if operation == operation_id}
+        settled = [each for each in recoveries if each.job_id in there]
+        await self.record(source, operation_id, settled)
+        struck = {(operation_id, each.job_id) for each in settled}
+        self._system.intents[:] = [each for each in self._system.intents if (each[0], each[1].job_id) not in struck]
+
+    async def unsettled(self, source: str, older_than: timedelta) -> Mapping[int, Sequence[Intent]]:
+        """Return intents by operation that nobody has settled for so long."""
+        del source
+        old = [each for each in self._system.intents if each[2] <= self._system.now - older_than]
+        return {
+            operation_id: [each for operation, each, _ in old if operation == operation_id]
+            for operation_id, _, _ in old
+        }
+
+    def _recorded(self, operation_id: int, recovery: Recovery) -> RecordedRecovery:
+        return RecordedRecovery(
+            operation_id=operation_id,
+            job_id=recovery.job_id,
+            action=recovery.action,
+            reason=recovery.reason,
+            outcome=recovery.outcome,
+            at=self._system.now,
+        )
+
     async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:
         """Count the retries applied to each job since then."""
         del source
@@ -237,6 +299,10 @@ class MemoryLedger:
 
 
 _OPEN = (JobState.QUEUED, JobState.RUNNING, JobState.SCHEDULED)
+
+
+def _image(job: Job) -> str:
+    return json.dumps(asdict(job), default=str)
 
 
 def _by_id(job_id: JobId) -> tuple[int, str]:

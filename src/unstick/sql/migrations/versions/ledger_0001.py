@@ -47,6 +47,22 @@ def upgrade() -> None:
     op.create_index("unstick_recoveries_job", "unstick_recoveries", ["source", "job_id"], mysql_length={"job_id": 255})
     op.create_index("unstick_recoveries_operation", "unstick_recoveries", ["operation_id"])
     op.create_index("unstick_recoveries_at", "unstick_recoveries", ["at"], postgresql_using="brin")
+    op.create_table(
+        "unstick_intents",
+        sa.Column("id", Key, primary_key=True),
+        sa.Column("operation_id", Key, nullable=False),
+        sa.Column("source", sa.String(63), nullable=False),
+        sa.Column("job_id", JobKey, nullable=False),
+        sa.Column("numeric_id", sa.Boolean, nullable=False),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("action", sa.String(16), nullable=False),
+        sa.Column("reason", sa.String(32), nullable=False),
+        sa.Column("detail", sa.Text, nullable=False),
+        sa.Column("pre_image", sa.Text, nullable=False),
+        sa.Column("post_image", sa.Text, nullable=False),
+        sa.Column("at", UtcDateTime, nullable=False),
+    )
+    op.create_index("unstick_intents_source", "unstick_intents", ["source", "at"])
     dialect = op.get_context().dialect.name
     if dialect == "postgresql":
         # Compressing thousands of ids costs more than it saves: nearly a tenth of a large recovery.
@@ -87,5 +103,6 @@ _EACH_JOB = {
 
 def downgrade() -> None:
     op.execute("DROP VIEW unstick_job_recoveries")
+    op.drop_table("unstick_intents")
     op.drop_table("unstick_recoveries")
     op.drop_table("unstick_audit")

@@ -1,0 +1,26 @@
+"""What became of intents whose process ended between its change and its word on it."""
+
+from datetime import timedelta
+
+from unstick.domain.recovery import settled
+from unstick.pipeline.watched import Watched
+
+IN_FLIGHT = timedelta(minutes=2)
+"""How long an intent may be under way: several times what a batch may take."""
+
+
+async def settle_intents(watched: Watched) -> int:
+    """Look at the jobs of intents that nobody settled, record what became of each, and return how many there were.
+
+    Nothing is to do where a source records its changes itself. Intents younger than `IN_FLIGHT` are left: the
+    process that wrote them may still be at it.
+    """
+    source, ledger = watched.source, watched.ledger
+    if source.capabilities.records:
+        return 0
+    unsettled = await ledger.unsettled(source.name, IN_FLIGHT)
+    for operation_id, intents in unsettled.items():
+        images = await source.images(intents)
+        recoveries = [settled(intent, images.get(intent.job_id)) for intent in intents]
+        await ledger.settle(source.name, operation_id, recoveries)
+    return sum(len(intents) for intents in unsettled.values())
