@@ -22,7 +22,13 @@ _DRIVERS = {
     "mysql": "mysql+asyncmy",
     "mariadb": "mysql+asyncmy",
 }
-_EXTRAS = {"psycopg": "postgres", "asyncpg": "postgres", "asyncmy": "mysql", "aiomysql": "mysql"}
+_BROUGHT_BY = {
+    "psycopg": "'unstick[postgres]'",
+    "asyncmy": "'unstick[mysql]'",
+    "asyncpg": "asyncpg",
+    "aiomysql": "aiomysql",
+}
+"""What to install for each driver: an extra of ours brings one a database, others come by themselves."""
 _BUSY_TIMEOUT_MS = 5_000
 
 
@@ -101,10 +107,10 @@ async def _connect_sqlite(*args: Any, **options: Any) -> aiosqlite.Connection:  
 
 
 def _missing_driver(url: URL) -> str:
-    extra = _EXTRAS.get(url.drivername.partition("+")[2])
-    if extra is None:
+    package = _BROUGHT_BY.get(url.drivername.partition("+")[2])
+    if package is None:
         return f"There is no driver for {url.drivername}://; use sqlite://, postgresql:// or mysql://."
-    return f"The driver for {url.drivername}:// isn't installed. Install it with: pip install 'unstick[{extra}]'"
+    return f"The driver for {url.drivername}:// isn't installed. Install it with: pip install {package}"
 
 
 def _prepare_sqlite(engine: AsyncEngine) -> None:
