@@ -130,6 +130,15 @@ async def test_a_source_that_cant_be_opened_is_503_with_its_sentence_for_those_l
             assert str(error) not in assert_problem(await caller.request(*call), 503)["detail"]
 
 
+async def test_a_sweep_stopped_by_an_outage_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.source.failure, world.source.fail_at = SourceUnavailableError("The database doesn't answer."), 1
+    async with client(service(world), Role.OPERATOR) as caller:
+        assert_problem(await caller.post(CLEANUP), 503)
+    [logged] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert logged.exc_info is None
+
+
 async def test_every_answer_of_the_service_forbids_what_a_browser_need_not_do() -> None:
     async with client(service(World())) as caller:
         for path in ("/", "/nowhere", STUCK):
