@@ -5,13 +5,14 @@ router must keep its word in any app that includes it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.types import Receive, Scope, Send
 
 from unstick.api.call import Call
 from unstick.api.problems import Problem, RefusedError, is_outage, log_failure, problem_of
@@ -22,6 +23,13 @@ from unstick.domain.errors import RecoveryStoppedError, UnstickError
 
 _Handler = Callable[[Request], Awaitable[Response]]
 _UNRECORDED = "This call can't be recorded in the audit log, so it is not answered."
+_ANSWERED_ANYWAY = (
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
+"""Answers that let nobody in and tell nothing of a job, and the one that says as much: recorded where that can be."""
 
 
 def recorded_route(sources: Sources) -> type[APIRoute]:
@@ -36,12 +44,27 @@ def recorded_route(sources: Sources) -> type[APIRoute]:
 
             return answer
 
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            """Answer a method that the call doesn't take, which no handler would ever see, as a call like others."""
+            allowed = self.methods or {scope["method"]}
+            if scope["method"] in allowed:
+                await super().handle(scope, receive, send)
+                return
+            request = Request(scope, receive)
+            response = await _answer_error(Call(self.name, request, sources), _wrong_method(request, allowed))
+            await _kept_by_no_cache(response)(scope, receive, send)
+
     return RecordedRoute
 
 
 def _kept_by_no_cache(response: Response) -> Response:
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+def _wrong_method(request: Request, allowed: Collection[str]) -> HTTPException:
+    takes = ", ".join(sorted(allowed))
+    return HTTPException(405, f"This address takes {takes}, not {said(request.method)}.", {"Allow": takes})
 
 
 async def _answer(call: Call, handler: _Handler) -> Response:
@@ -131,8 +154,8 @@ def _named(call: Call) -> str:
 
 
 def _unrecorded(lost: Exception, problem: Problem | None = None) -> Problem:
-    """Say that a call isn't answered; only whoever was let in hears why."""
-    if problem is not None and problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
+    """Say that a call isn't answered; only whoever was let in hears why, and whoever wasn't hears that they weren't."""
+    if problem is not None and problem.status in _ANSWERED_ANYWAY:
         return problem
     was_let_in = problem is None or problem.failed
     why = f" {lost}" if was_let_in and isinstance(lost, UnstickError) else ""
