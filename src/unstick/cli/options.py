@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unstick.cli.output import warn
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.policy import requested_threshold
 
@@ -48,6 +49,27 @@ def settings_of(ctx: typer.Context) -> "Settings":
     from unstick.config import load_settings  # noqa: PLC0415 - only commands that need settings wait for pydantic
 
     return load_settings(config_file(ctx))
+
+
+def source_settings_of(ctx: typer.Context) -> "Settings":
+    """Read the settings of a command that looks at jobs, and warn where nobody said where those are."""
+    settings = settings_of(ctx)
+    sentence = unconfigured(ctx, settings)
+    if sentence is not None:
+        warn(sentence)
+    return settings
+
+
+def unconfigured(ctx: typer.Context, settings: "Settings") -> str | None:
+    """Return what is to be said where nobody said where the jobs are: the wrong folder looks like nothing stuck."""
+    from unstick.config import EMBEDDED_FILE, nothing_configured  # noqa: PLC0415
+
+    if not nothing_configured(settings, config_file(ctx)):
+        return None
+    return (
+        f"No configuration found, using the embedded jobs table in {Path(EMBEDDED_FILE).absolute()}; set "
+        "UNSTICK_CONFIG, or run it in the folder of unstick.toml."
+    )
 
 
 def os_user() -> str:

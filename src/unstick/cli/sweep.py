@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, os_user, settings_of
+from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, os_user, source_settings_of
 from unstick.cli.output import is_watched, say, say_json
 from unstick.domain.recovery import Action
 
@@ -35,7 +35,7 @@ def sweep(
 
     order = SweepOrder(actor=f"cli:{os_user()}", queued_after=threshold_minutes, action=action, dry_run=dry_run)
     watch_it = is_watched(sys.stderr) and not as_json
-    shape = cleanup_shape(asyncio.run(_sweep(settings_of(ctx), source, order, watch_it=watch_it)))
+    shape = cleanup_shape(asyncio.run(_sweep(source_settings_of(ctx), source, order, watch_it=watch_it)))
     if as_json:
         say_json(shape)
     else:
