@@ -28,14 +28,13 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Recover the jobs that are stuck, once."""
-    import asyncio
-
+    from unstick.cli.running import run
     from unstick.pipeline.shapes import cleanup_shape
     from unstick.pipeline.sweep import SweepOrder
 
     order = SweepOrder(actor=f"cli:{os_user()}", queued_after=threshold_minutes, action=action, dry_run=dry_run)
     watch_it = is_watched(sys.stderr) and not as_json
-    shape = cleanup_shape(asyncio.run(_sweep(source_settings_of(ctx), source, order, watch_it=watch_it)))
+    shape = cleanup_shape(run(_sweep(source_settings_of(ctx), source, order, watch_it=watch_it)))
     if as_json:
         say_json(shape)
     else:
