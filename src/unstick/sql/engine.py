@@ -1,8 +1,10 @@
 """Engines from plain URLs, set up so that no update is lost and nobody is blocked for long."""
 
 import asyncio
+import sqlite3
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import aiosqlite
 from sqlalchemy import URL, Connection, event, make_url
@@ -95,9 +97,27 @@ def _options(url: URL) -> dict[str, Any]:
             return {}
 
 
+class _SqliteConnection(sqlite3.Connection):
+    """Gives its locks back when it is closed: a statement that a cancellation left open would keep them."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - what sqlite3 takes
+        super().__init__(*args, **options)
+        self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
+
+    def cursor(self, *args: Any) -> Any:  # noqa: ANN401 - as in sqlite3
+        cursor = super().cursor(*args)
+        self._cursors.add(cursor)
+        return cursor
+
+    def close(self) -> None:
+        while self._cursors:
+            self._cursors.pop().close()
+        super().close()
+
+
 async def _connect_sqlite(*args: Any, **options: Any) -> aiosqlite.Connection:  # noqa: ANN401 - the driver's own
     """Connect, and where that fails wait for the driver's thread, which would outlive the loop and say so."""
-    connection = aiosqlite.connect(*args, **options)
+    connection = aiosqlite.connect(*args, factory=_SqliteConnection, **options)
     connection._thread.daemon = True  # noqa: SLF001 - as SQLAlchemy does, which this function stands in for
     try:
         return await connection
