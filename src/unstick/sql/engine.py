@@ -31,6 +31,10 @@ _BROUGHT_BY = {
     "aiomysql": "aiomysql",
 }
 """What to install for each driver: an extra of ours brings one a database, others come by themselves."""
+PLACEHOLDER = "PASSWORD"
+"""What a URL that is shown says in place of its password: a word that needs no quoting anywhere."""
+SECRETS = frozenset({"password", "passwd", "sslpassword"})
+"""What in a URL's query is as secret as its password."""
 _BUSY_TIMEOUT_MS = 5_000
 
 
@@ -47,6 +51,13 @@ def async_url(url: str) -> URL:
             "The database URL can't be read; it looks like postgresql://user:password@host/database."
         ) from None
     return parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
+
+
+def url_without_secrets(url: URL) -> tuple[str, bool]:
+    """Return a URL to paste, with a placeholder for each secret, and whether there is any."""
+    shown = url if url.password is None else url.set(password=PLACEHOLDER)
+    shown = shown.update_query_dict(dict.fromkeys(SECRETS & url.query.keys(), PLACEHOLDER))
+    return shown.render_as_string(hide_password=False), shown != url
 
 
 def open_engine(url: str, *, create: bool = False) -> AsyncEngine:

@@ -25,6 +25,7 @@ from unstick.config import ColumnKey, StateValue
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobState
 from unstick.sql.connections import reachable
+from unstick.sql.engine import SECRETS
 from unstick.sql.proposal import (
     TIME_KEYS,
     ColumnFacts,
@@ -62,7 +63,6 @@ _SAME_STEP = timedelta(seconds=1)
 _JUST_NOW = timedelta(minutes=1)
 _PREFIX = 32
 """How much of a status MariaDB's index keeps where the column is TEXT."""
-_SECRETS = frozenset({"password", "passwd", "sslpassword"})
 
 _KINDS: tuple[tuple[type[TypeEngine[Any]] | tuple[type[TypeEngine[Any]], ...], ColumnKind], ...] = (
     (sa.Enum, "text"),
@@ -610,7 +610,7 @@ def _toml_url(name: str, url: str) -> Iterator[str]:
 
 def _without_password(url: str) -> str:
     parsed = sa.make_url(url)
-    if parsed.password is None and not _SECRETS & parsed.query.keys():
+    if parsed.password is None and not SECRETS & parsed.query.keys():
         return url
     bare = sa.URL.create(
         parsed.drivername,
@@ -620,7 +620,7 @@ def _without_password(url: str) -> str:
         database=parsed.database,
         query=parsed.query,
     )
-    return bare.difference_update_query(_SECRETS).render_as_string(hide_password=False)
+    return bare.difference_update_query(SECRETS).render_as_string(hide_password=False)
 
 
 def _toml_timezone(inspection: Inspection) -> Iterator[str]:
