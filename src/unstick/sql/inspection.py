@@ -473,6 +473,7 @@ def _data_doubts(examined: _Examined) -> Iterator[Doubt]:
     yield from _doubt_running_without_start(examined)
     yield from _doubt_missing_index(examined)
     yield from _doubt_indexed_heartbeat(examined)
+    yield from _doubt_retry(examined)
 
 
 def _doubt_still_heartbeat(examined: _Examined) -> Iterator[Doubt]:
@@ -586,6 +587,26 @@ def _doubt_indexed_heartbeat(examined: _Examined) -> Iterator[Doubt]:
             "heartbeat_at",
             f"{examined.at('heartbeat_at')} is in the index {' and '.join(indexes)}, so every heartbeat writes to all "
             "indexes of the table (no heap-only update): drop it unless another query needs it",
+        )
+
+
+def _doubt_retry(examined: _Examined) -> Iterator[Doubt]:
+    """Say what a retry writes where a worker's claim could stumble over it."""
+    columns = examined.proposal.columns
+    if JobState.QUEUED not in examined.proposal.states:
+        return
+    if "started_at" in columns and "scheduled_at" not in columns:
+        yield warning(
+            "scheduled_at",
+            f"{examined.facts.spelling} has no `scheduled_at` for a retried job to wait by, so `retry` sets "
+            f"{examined.at('started_at')} to now: a worker that claims only rows where it is null never takes such a "
+            "job; let it claim by the state, or leave the action at mark_failed",
+        )
+    if "attempt" in columns:
+        yield warning(
+            "attempt",
+            f"{examined.at('attempt')} goes up by one when `retry` puts a running job back: where the worker counts as "
+            "it claims, that attempt counts twice; then leave `columns.attempt` out",
         )
 
 
