@@ -284,6 +284,24 @@ def test_in_80_columns_every_line_fits_and_nothing_is_cut(job_id: JobId) -> None
     assert set(found.diagnosis.sentence.split()) <= set(text.split())
 
 
+@pytest.mark.usefixtures("app_table")
+@pytest.mark.parametrize("command", [("stuck",), ("sweep",), ("sweep", "--dry-run")])
+def test_a_mistyped_state_word_is_told_wherever_it_would_hide_jobs(run: Run, command: tuple[str, ...]) -> None:
+    configure(MAPPED.replace('"running"', '"runing"'))
+    assert run("db", "upgrade").status == 0
+    with sqlite("app.db") as connection:
+        connection.execute("INSERT INTO ai_jobs VALUES ('a', 'completed', ?, ?)", (ago(99), ago(90)))
+    assert run(*command, "--json").err == ""
+    with sqlite("app.db") as connection:
+        connection.execute("INSERT INTO ai_jobs VALUES ('b', 'running', ?, NULL)", (ago(45),))
+    ran = run(*command, "--json")
+    assert (ran.status, bool(ran.document)) == (0, True)
+    assert ran.err == (
+        "unstick: warning: Open jobs of source 'main' are in the state 'running', which `states` doesn't name: they "
+        "are never looked at. Name it there; what is named under `scheduled` is left alone.\n"
+    )
+
+
 # Sweeping
 
 

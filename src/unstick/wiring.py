@@ -21,6 +21,7 @@ from unstick.sql.inspection import Inspection, inspect_table, to_toml
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
 from unstick.sql.source import SqlSource
+from unstick.sql.unmapped import unmapped_words
 
 _DEFAULT_SOURCE = "main"
 
@@ -40,7 +41,12 @@ def chosen_source(settings: Settings, name: str | None = None) -> tuple[str, Sou
 
 def watch(name: str, declared: JobTable, connections: Connections, policy: Policy) -> Watched:
     """Put a source, its ledger and its policy together on one database."""
-    return Watched(source=SqlSource(name, declared, connections), ledger=SqlLedger(connections), policy=policy)
+    return Watched(
+        source=SqlSource(name, declared, connections),
+        ledger=SqlLedger(connections),
+        policy=policy,
+        unmapped_words=partial(unmapped_words, connections, declared),
+    )
 
 
 @asynccontextmanager

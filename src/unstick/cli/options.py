@@ -13,6 +13,7 @@ from unstick.domain.policy import requested_threshold
 
 if TYPE_CHECKING:
     from unstick.config import Settings
+    from unstick.pipeline.watched import Watched
 
 
 def _threshold(said: str) -> timedelta:
@@ -70,6 +71,17 @@ def unconfigured(ctx: typer.Context, settings: "Settings") -> str | None:
         f"No configuration found, using the embedded jobs table in {Path(EMBEDDED_FILE).absolute()}; set "
         "UNSTICK_CONFIG, or run it in the folder of unstick.toml."
     )
+
+
+async def warn_of_unmapped(watched: "Watched") -> None:
+    """Warn where open jobs hold words that the mapping doesn't name: they would be missing in silence."""
+    words = await watched.unmapped_words()
+    if words:
+        listed = ", ".join(repr(word) for word in words)
+        warn(
+            f"Open jobs of source {watched.source.name!r} are in the state {listed}, which `states` doesn't name: they "
+            "are never looked at. Name it there; what is named under `scheduled` is left alone."
+        )
 
 
 def os_user() -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, os_user, source_settings_of
+from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, os_user, source_settings_of, warn_of_unmapped
 from unstick.cli.output import is_watched, say, say_json
 from unstick.domain.recovery import Action
 
@@ -46,6 +46,7 @@ async def _sweep(settings: "Settings", source: str | None, order: "SweepOrder", 
     from unstick.wiring import open_watched
 
     async with open_watched(settings, source) as watched:
+        await warn_of_unmapped(watched)
         return await (_watched_sweep(watched, order) if watch_it else carry_out(watched, order))
 
 
