@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import re
+import sys
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
@@ -298,6 +304,30 @@ async def test_without_its_tables_a_cleanup_is_refused_with_the_command_that_mak
             await host.service(db).cleanup_stuck_jobs()
 
     assert (await host.job(job_id)).status == "running"
+    await engine.dispose()
+
+
+async def test_the_command_that_makes_the_tables_can_be_followed_and_tells_no_password(
+    postgres_database: Database, tmp_path: Path
+) -> None:
+    password = "p@ss word%/'"
+    engine = create_async_engine(sa.make_url(postgres_database.url).set(password=password))
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    host = Host(engine)
+    async with host.sessions() as db:
+        with pytest.raises(LedgerMissingError) as refused:
+            await host.service(db).cleanup_stuck_jobs()
+        said = str(refused.value)
+        assert not re.search(f"{re.escape(password)}|{quote(password, safe='')}|\\*\\*\\*", said)
+        assert "in place of PASSWORD" in said
+
+        [command] = re.findall(r"Make them with: (.* unstick db upgrade) \(", said)
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        followed = command.replace("PASSWORD", quote(password, safe=""))
+        shell = await asyncio.create_subprocess_exec("sh", "-c", followed, env={"PATH": path}, cwd=tmp_path)
+        assert await shell.wait() == 0
+        assert (await host.service(db).cleanup_stuck_jobs())["cleaned_jobs"]["total"] == 0
     await engine.dispose()
 
 

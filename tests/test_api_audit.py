@@ -1,14 +1,18 @@
 """Every call is in the audit log before it is answered: who, what, with which parameters, what came of it."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from tests.api_support import (
+    AUTH,
     CALLS,
     CLEANUP,
+    SECRET,
     STATS,
     STUCK,
     MemoryLedger,
@@ -16,9 +20,11 @@ from tests.api_support import (
     assert_problem,
     bearer,
     client,
+    host,
     service,
     token,
 )
+from unstick.api.auth import jwt_principal
 from unstick.domain.access import Role
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import LedgerMissingError, SourceUnavailableError
@@ -184,6 +190,31 @@ async def test_a_subject_no_database_can_keep_is_cleaned_in_the_record() -> None
     assert {row.actor for row in world.ledger.rows} == {"a\N{REPLACEMENT CHARACTER}" + "b" * 198}
 
 
+@pytest.mark.parametrize(
+    "app", [service, lambda world: host(world, jwt_principal(SECRET, AUTH))], ids=["service", "host"]
+)
+@pytest.mark.parametrize(("call", "method"), [("jobs.stuck", "DELETE"), ("jobs.cleanup", "GET"), ("stats", "BREW")])
+async def test_a_method_that_a_call_does_not_take_is_recorded_and_does_nothing(
+    app: Callable[[World], FastAPI], call: str, method: str
+) -> None:
+    world = World()
+    before = world.states()
+    right, path = CALLS[call]
+    async with client(app(world), Role.ADMIN) as caller:
+        answer = await caller.request(method, f"{path}?threshold_minutes=7")
+    problem = assert_problem(answer, 405)
+    row = one_row(world)
+    assert (row.call, row.outcome, row.result) == (
+        call,
+        AuditOutcome.REFUSED,
+        {"status": 405, "problem": f"This address takes {right}, not {method}."},
+    )
+    assert row.parameters == {"threshold_minutes": "7", "client_address": "127.0.0.1"}
+    assert (problem["detail"], answer.headers["allow"]) == (row.result["problem"], right)
+    assert answer.headers["cache-control"] == "no-store"
+    assert world.states() == before
+
+
 @pytest.mark.parametrize("path", ["/", "/openapi.json", "/api/v1/admin", "/api/v1/admin/jobs", "/favicon.ico"])
 async def test_a_call_that_is_none_of_ours_is_not_recorded(path: str) -> None:
     world = World()
@@ -207,9 +238,9 @@ async def test_what_cant_be_recorded_is_not_answered_and_not_done(call: str, que
 async def test_only_who_was_let_in_hears_why_it_cant_be_recorded() -> None:
     world = World(ledger=MemoryLedger(failure=LedgerMissingError("Run `unstick db upgrade` first.")))
     async with client(service(world)) as caller:
-        nobody = assert_problem(await caller.get(STUCK), 503)
+        nobody = assert_problem(await caller.get(STUCK), 401)
         known = assert_problem(await caller.get(STUCK, headers=bearer(token(Role.VIEWER))), 503)
-        low = assert_problem(await caller.post(CLEANUP, headers=bearer(token(Role.VIEWER))), 503)
+        low = assert_problem(await caller.post(CLEANUP, headers=bearer(token(Role.VIEWER))), 403)
     assert "unstick db upgrade" in known["detail"]
     assert "upgrade" not in nobody["detail"] + low["detail"]
 

@@ -1,6 +1,8 @@
 """Every error is an RFC 9457 problem that says what happened, and tells nothing of our insides."""
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -10,6 +12,7 @@ from tests.api_support import (
     CLEANUP,
     SECRET,
     STUCK,
+    MemoryLedger,
     World,
     assert_problem,
     client,
@@ -31,6 +34,12 @@ from unstick.domain.errors import (
     UnstickError,
 )
 from unstick.domain.job import JobState
+from unstick.domain.policy import Policy
+from unstick.pipeline.watched import OpenWatched, Watched
+from unstick.sql.connections import EngineConnections
+from unstick.sql.engine import open_engine
+from unstick.sql.mapping import JobTable
+from unstick.wiring import watch
 
 KNOWN = [
     (SourceUnavailableError("The database of source 'main' does not answer."), 503),
@@ -127,7 +136,56 @@ async def test_a_source_that_cant_be_opened_is_503_with_its_sentence_for_those_l
             assert str(error) in assert_problem(await caller.request(*call), 503)["detail"]
     async with client(app) as caller:
         for call in CALLS.values():
-            assert str(error) not in assert_problem(await caller.request(*call), 503)["detail"]
+            assert str(error) not in assert_problem(await caller.request(*call), 401)["detail"]
+
+
+def nobody_answers() -> OpenWatched:
+    """Open a database where no server listens, as in an outage."""
+    declared = JobTable(name="jobs", columns={"id": "id", "state": "status", "started_at": "started_at"}, states={})
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Watched]:
+        engine = open_engine("postgresql://nobody@127.0.0.1:1/none")
+        try:
+            yield watch("main", declared, EngineConnections(engine), Policy())
+        finally:
+            await engine.dispose()
+
+    return opened
+
+
+@pytest.mark.parametrize(
+    ("role", "status"), [(None, 401), (Role.VIEWER, 403), (Role.OPERATOR, 503)], ids=["nobody", "viewer", "operator"]
+)
+async def test_in_an_outage_nobody_is_let_in_who_else_wouldnt_be_and_each_call_is_one_line_in_the_log(
+    caplog: pytest.LogCaptureFixture, role: Role | None, status: int
+) -> None:
+    app = create_app(watched={"main": nobody_answers()}, principal=jwt_principal(SECRET, AUTH))
+    async with client(app, role) as caller:
+        assert_problem(await caller.post(CLEANUP), status)
+    [logged] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "jobs.cleanup" in logged.getMessage()
+    assert "doesn't answer" in logged.getMessage()
+    assert "\n" not in logged.getMessage()
+    assert logged.exc_info is None
+
+
+async def test_a_sweep_stopped_by_an_outage_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.source.failure, world.source.fail_at = SourceUnavailableError("The database doesn't answer."), 1
+    async with client(service(world), Role.OPERATOR) as caller:
+        assert_problem(await caller.post(CLEANUP), 503)
+    [logged] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert logged.exc_info is None
+
+
+async def test_an_unexpected_error_of_the_ledger_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(ledger=MemoryLedger(failure=RuntimeError("a bug")))
+    async with client(service(world)) as caller:
+        assert_problem(await caller.get(STUCK), 401)
+    [logged] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert logged.exc_info
+    assert str(logged.exc_info[1]) == "a bug"
 
 
 async def test_every_answer_of_the_service_forbids_what_a_browser_need_not_do() -> None:

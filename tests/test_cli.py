@@ -124,7 +124,13 @@ def enqueue(*, status: str = "queued", minutes: float, kind: str = "essay", star
 
 
 @pytest.fixture
-def jobs(run: Run) -> dict[str, int]:
+def embedded() -> None:
+    """The embedded jobs table, and a file that says so."""
+    configure("[sources.main]\n")
+
+
+@pytest.fixture
+def jobs(run: Run, embedded: None) -> dict[str, int]:
     """The embedded jobs table with two jobs that are stuck and three that aren't."""
     assert run("db", "upgrade").status == 0
     return {
@@ -153,9 +159,48 @@ def configure(text: str = MAPPED) -> None:
 
 def test_with_nothing_configured_an_empty_directory_has_nothing_stuck(run: Run) -> None:
     ran = run("stuck")
-    assert (ran.status, ran.err) == (0, "")
+    assert ran.status == 0
     assert ran.out.startswith("0 stuck at ")
     assert rows("SELECT * FROM jobs") == []
+
+
+@pytest.mark.parametrize(
+    "command", [("stuck",), ("sweep",), ("sweep", "--dry-run"), ("db", "upgrade"), ("db", "current"), ("db", "sql")]
+)
+def test_with_nothing_configured_a_command_says_which_jobs_it_is_about(
+    run: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    ran = run(*command, "--json")
+    assert ran.status == 0
+    assert ran.document
+    assert ran.err == (
+        f"unstick: warning: No configuration found, using the embedded jobs table in {tmp_path / 'unstick.db'}; set "
+        "UNSTICK_CONFIG, or run it in the folder of unstick.toml.\n"
+    )
+
+
+def test_whoever_configures_the_embedded_jobs_table_is_not_warned_of_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure('[policy]\nqueued_after = "7m"\n')
+    assert run("stuck").err == ""
+    Path("unstick.toml").rename("elsewhere.toml")
+    monkeypatch.setenv("UNSTICK_CONFIG", "elsewhere.toml")
+    assert run("stuck").err == ""
+    monkeypatch.setenv("UNSTICK_CONFIG", "")
+    monkeypatch.setenv("UNSTICK_POLICY__QUEUED_AFTER", "7m")
+    assert run("stuck").err != ""
+    monkeypatch.setenv("UNSTICK_SOURCES__MAIN__URL", "sqlite:///unstick.db")
+    assert run("stuck").err == ""
+
+
+@pytest.mark.parametrize("command", ["stuck", "sweep"])
+def test_a_file_that_is_named_and_not_there_is_an_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("UNSTICK_CONFIG", "nowhere.toml")
+    assert sentence(run(command)) == "There is no configuration file nowhere.toml."
+    assert not Path("unstick.db").exists()
 
 
 def test_stuck_jobs_are_a_table_with_the_reason_on_each_row_and_status_1(run: Run, jobs: dict[str, int]) -> None:
@@ -236,6 +281,24 @@ def test_in_80_columns_every_line_fits_and_nothing_is_cut(job_id: JobId) -> None
     assert str(job_id) in text
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     assert set(found.diagnosis.sentence.split()) <= set(text.split())
+
+
+@pytest.mark.usefixtures("app_table")
+@pytest.mark.parametrize("command", [("stuck",), ("sweep",), ("sweep", "--dry-run")])
+def test_a_mistyped_state_word_is_told_wherever_it_would_hide_jobs(run: Run, command: tuple[str, ...]) -> None:
+    configure(MAPPED.replace('"running"', '"runing"'))
+    assert run("db", "upgrade").status == 0
+    with sqlite("app.db") as connection:
+        connection.execute("INSERT INTO ai_jobs VALUES ('a', 'completed', ?, ?)", (ago(99), ago(90)))
+    assert run(*command, "--json").err == ""
+    with sqlite("app.db") as connection:
+        connection.execute("INSERT INTO ai_jobs VALUES ('b', 'running', ?, NULL)", (ago(45),))
+    ran = run(*command, "--json")
+    assert (ran.status, bool(ran.document)) == (0, True)
+    assert ran.err == (
+        "unstick: warning: Open jobs of source 'main' are in the state 'running', which `states` doesn't name: they "
+        "are never looked at. Name it there; what is named under `scheduled` is left alone.\n"
+    )
 
 
 # Sweeping
@@ -377,6 +440,7 @@ def test_missing_tables_of_ours_are_told_with_the_command_that_makes_them(run: R
     assert run("stuck").status == 0
 
 
+@pytest.mark.usefixtures("embedded")
 @pytest.mark.parametrize("command", [("stuck",), ("sweep",), ("db", "upgrade"), ("db", "current"), ("db", "sql")])
 def test_an_unknown_source_is_told_with_those_there_are(run: Run, command: tuple[str, ...]) -> None:
     assert sentence(run(*command, "--source", "mian")) == "There is no source 'mian'; configured are: main."
@@ -389,6 +453,7 @@ def test_a_configuration_file_can_be_named(run: Run) -> None:
     assert sentence(run("--config", "none.toml", "stuck")) == "There is no configuration file none.toml."
 
 
+@pytest.mark.usefixtures("embedded")
 def test_a_limit_out_of_range_is_one_sentence(run: Run) -> None:
     assert sentence(run("stuck", "--limit", "0")) == "limit must be from 1 to 1000, not 0."
 
@@ -400,6 +465,7 @@ def _fail_to_open(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None
     monkeypatch.setattr("unstick.wiring.open_watched", fail)
 
 
+@pytest.mark.usefixtures("embedded")
 def test_an_error_in_several_lines_becomes_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     _fail_to_open(monkeypatch, SourceUnavailableError("It doesn't answer:\n\tHINT: \x1b[1mstart it."))
     assert sentence(run("stuck")) == "It doesn't answer: HINT: \N{REPLACEMENT CHARACTER}[1mstart it."
@@ -414,6 +480,7 @@ def test_a_bug_ends_with_a_traceback_and_never_with_the_status_of_stuck_jobs(
     assert "Traceback" in ran.err
 
 
+@pytest.mark.usefixtures("embedded")
 def test_an_interrupted_command_ends_quietly(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     _fail_to_open(monkeypatch, KeyboardInterrupt())
     assert run("sweep") == Ran(130, "", "")
@@ -583,6 +650,7 @@ def test_a_password_is_never_repeated(run: Run) -> None:
 # Tables of our own
 
 
+@pytest.mark.usefixtures("embedded")
 def test_the_tables_are_made_and_told(run: Run) -> None:
     assert run("db", "current", "--json") == Ran(0, '{\n  "revisions": []\n}\n', "")
     assert "not there yet" in run("db", "current").out
@@ -608,6 +676,7 @@ def test_the_service_answers_logs_json_and_stops_quietly(
 ) -> None:
     monkeypatch.setenv("UNSTICK_SECRET_KEY", SECRET)
     token = run("token", "--role", "viewer").out.strip()
+    Path("unstick.toml").unlink()
     port = free_port()
     command = [sys.executable, "-m", "unstick", "serve", "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as service:
@@ -622,7 +691,8 @@ def test_the_service_answers_logs_json_and_stops_quietly(
     assert (service.returncode, out) == (130, "")
     logged = [json.loads(line) for line in err.splitlines()]
     assert all({"event", "level", "logger", "timestamp"} <= line.keys() for line in logged)
-    assert not [line for line in logged if line["level"] in ("error", "critical")]
+    [warned] = [line["event"] for line in logged if line["level"] != "info"]
+    assert warned.startswith("No configuration found, using the embedded jobs table in ")
 
 
 def answer_of(url: str, headers: dict[str, str]) -> httpx.Response:

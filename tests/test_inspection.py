@@ -86,7 +86,7 @@ def time_type() -> sa.DateTime:
 def jobs_table(
     *more: sa.schema.SchemaItem, name: str = "jobs", status: sa.types.TypeEngine[Any] | None = None
 ) -> sa.Table:
-    """The plainest table that raises no doubt: every time knows its zone, and an index leads to the open jobs."""
+    """The plainest table: every time knows its zone, an index leads to the open jobs, and only a retry is in doubt."""
     table = sa.Table(
         name,
         sa.MetaData(),
@@ -134,7 +134,7 @@ def without_timezone(found: Inspection) -> list[str]:
 
 
 async def test_a_clear_table_is_understood_and_raises_no_doubt(engine: AsyncEngine) -> None:
-    await fill(engine, jobs_table(), rows(*WORDS))
+    await fill(engine, jobs_table(sa.Column("scheduled_at", time_type())), rows(*WORDS))
     found = await inspect_table(engine, "jobs")
     assert without_timezone(found) == []
     assert not found.blocked
@@ -143,6 +143,7 @@ async def test_a_clear_table_is_understood_and_raises_no_doubt(engine: AsyncEngi
         "id": "id",
         "state": "status",
         "enqueued_at": "created_at",
+        "scheduled_at": "scheduled_at",
         "started_at": "started_at",
         "completed_at": "completed_at",
     }
@@ -337,7 +338,7 @@ class TestShapes:
             "tokens": "tokens_used",
             "cost": "cost_usd",
         }
-        assert [doubt.key for doubt in found.doubts if doubt.key != "timezone"] == ["heartbeat_at"]
+        assert [doubt.key for doubt in found.doubts if doubt.key != "timezone"] == ["heartbeat_at", "scheduled_at"]
 
     async def test_a_uuid_key_and_words_in_capitals_are_understood(self, engine: AsyncEngine) -> None:
         table = sa.Table(
@@ -588,6 +589,31 @@ class TestRunningWithoutStart:
         table = jobs_table(sa.Column("heartbeat_at", time_type()))
         await fill(engine, table, rows("running", started_at=None, heartbeat_at=NOON))
         assert "by `heartbeat_at` alone" in messages(await inspect_table(engine, "jobs"), "started_at")
+
+
+class TestRetry:
+    async def test_without_a_time_to_wait_for_a_claim_by_a_null_start_is_doubted(self, engine: AsyncEngine) -> None:
+        await fill(engine, jobs_table(), rows(*WORDS))
+        [doubt] = doubts(await inspect_table(engine, "jobs"), "scheduled_at")
+        assert (doubt.severity, "`retry` sets jobs.started_at to now" in doubt.message) == ("warning", True)
+
+    async def test_where_nothing_can_be_retried_or_no_start_is_written_there_is_no_doubt(
+        self, engine: AsyncEngine
+    ) -> None:
+        await fill(engine, jobs_table(name="never_queued"), rows("running", "completed", "failed"))
+        assert doubts(await inspect_table(engine, "never_queued"), "scheduled_at") == []
+        await fill(engine, jobs_table(sa.Column("run_at", time_type()), name="timed"), rows(*WORDS))
+        assert doubts(await inspect_table(engine, "timed"), "scheduled_at") == []
+
+    async def test_an_attempt_that_worker_and_retry_could_both_count_is_doubted(self, engine: AsyncEngine) -> None:
+        assert doubts(await self._inspected(engine), "attempt") == []
+        attempts = sa.Column("attempts", sa.Integer, server_default="0")
+        assert "jobs.attempts goes up by one" in messages(await self._inspected(engine, attempts), "attempt")
+
+    async def _inspected(self, engine: AsyncEngine, *more: sa.Column[Any]) -> Inspection:
+        await run(engine, "DROP TABLE IF EXISTS jobs")
+        await fill(engine, jobs_table(*more), rows(*WORDS))
+        return await inspect_table(engine, "jobs")
 
 
 INDEX_STATEMENTS = {

@@ -17,6 +17,8 @@ from unstick.domain.recovery import Action
 from unstick.domain.suspect import Position
 from unstick.pipeline.report import report_stats, report_stuck
 from unstick.sql import source as source_module
+from unstick.sql.connections import EngineConnections
+from unstick.sql.unmapped import unmapped_words
 from unstick.testing.conformance import batch_of, look_at, since_of, suspects_of
 
 if TYPE_CHECKING:
@@ -100,6 +102,7 @@ async def use_everything(bench: SqlBench) -> None:
     """Every read and every write there is, first pages and later ones, by decision and by ruling."""
     bench.batches_of(15)
     await report_stats(bench.watched())
+    await unmapped_words(EngineConnections(bench.engine), bench.jobs)
     await report_stuck(bench.watched(), limit=5)
     look = await look_at(bench)
     for state in (JobState.QUEUED, JobState.RUNNING):
@@ -118,7 +121,7 @@ async def use_everything(bench: SqlBench) -> None:
 
 async def scans(bench: SqlBench, backend: str, said: Said) -> list[str]:
     """Return what in a statement's plan reads a whole table, its rows or its key's index."""
-    newest_only = " LIMIT " in said.text.replace("\n", " ") and "avg(" in said.text  # usage: a bounded part of the key
+    newest_only = " LIMIT " in said.text.replace("\n", " ") and "newest" in said.text  # a bounded part of the key
     async with bench.engine.connect() as connection:
         if backend == "sqlite":
             rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {said.text}", said.parameters)

@@ -22,6 +22,7 @@ from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.watched import Watched
 from unstick.sql import schema
 from unstick.sql.connections import SessionConnections
+from unstick.sql.engine import PLACEHOLDER, url_without_secrets
 from unstick.sql.mapping import JobTable
 from unstick.wiring import chosen_source, watch
 
@@ -134,10 +135,12 @@ async def need_ledger(connections: SessionConnections, table: str) -> None:
     async with connections.reading() as (connection, _):
         lacking = await connection.run_sync(schema.lacking, schema.branches(own_jobs=False))
     if lacking:
-        url = connections.engine.url.render_as_string(hide_password=True)
+        url, has_secret = url_without_secrets(connections.engine.url)
+        secret = f"with what the app's own URL says in place of {PLACEHOLDER}; " if has_secret else ""
         raise LedgerMissingError(
-            f"Unstick's own tables are missing or behind in {url}. Make them with: UNSTICK_SOURCES__MAIN__URL='{url}' "
-            f"UNSTICK_SOURCES__MAIN__TABLE={table} unstick db upgrade (unstick db sql prints the statements first)."
+            f"Unstick's own tables are missing or behind in the database of {table}. Make them with: "
+            f"UNSTICK_SOURCES__MAIN__URL='{url}' UNSTICK_SOURCES__MAIN__TABLE={table} unstick db upgrade "
+            f"({secret}unstick db sql prints the statements first)."
         )
     _migrated.add(connections.engine)
 

@@ -36,8 +36,9 @@ from unstick.domain.policy import Policy
 from unstick.domain.recovery import Action
 
 DEFAULT_FILE = "unstick.toml"
-EMBEDDED_URL = "sqlite:///unstick.db"
+EMBEDDED_FILE = "unstick.db"
 """With nothing configured: a file in the working directory that holds Unstick's own jobs table."""
+EMBEDDED_URL = f"sqlite:///{EMBEDDED_FILE}"
 
 ColumnKey = Literal[
     "id", "state", "kind", "queue", "enqueued_at", "scheduled_at", "started_at", "heartbeat_at", "completed_at",
@@ -213,6 +214,11 @@ def load_settings(file: Path | None = None) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     raise ConfigurationError(_sentence(first, path))
+
+
+def nothing_configured(settings: Settings, file: Path | None = None) -> bool:
+    """Tell whether neither a file nor a variable said where the jobs are, so that settings are about the default."""
+    return settings_file(file) is None and "sources" not in settings.model_fields_set
 
 
 def settings_file(file: Path | None = None) -> Path | None:

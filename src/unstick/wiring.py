@@ -23,6 +23,7 @@ from unstick.sql.inspection import Inspection, inspect_table, to_toml
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
 from unstick.sql.source import SqlSource
+from unstick.sql.unmapped import unmapped_words
 
 _DEFAULT_SOURCE = "main"
 
@@ -48,6 +49,7 @@ def watch(
         source=SqlSource(name, declared, connections, records=ledger is None),
         ledger=SqlLedger(ledger or connections),
         policy=policy,
+        unmapped_words=partial(unmapped_words, connections, declared),
     )
 
 

@@ -40,6 +40,11 @@ class Call:
         return self._request
 
     @property
+    def name(self) -> str:
+        """What was asked for, as the audit log names it."""
+        return self._name
+
+    @property
     def actor(self) -> str:
         """Who asks, as the audit log names them."""
         return self._actor or _ANONYMOUS

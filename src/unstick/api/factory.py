@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from unstick import __version__
-from unstick.api.problems import problem_of
+from unstick.api.problems import log_failure, problem_of
 from unstick.api.router import PREFIX, admin_router
 from unstick.pipeline.watched import OpenWatched
 
@@ -57,7 +57,10 @@ async def _root(request: Request) -> dict[str, str]:
 
 async def _render(request: Request, error: Exception) -> Response:
     del request
-    return problem_of(error).response()
+    problem = problem_of(error)
+    if problem.failed:
+        log_failure(f"A call is answered {problem.status}: {problem.detail}", error)
+    return problem.response()
 
 
 class _SecurityHeaders:

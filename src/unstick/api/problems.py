@@ -52,21 +52,31 @@ class Problem:
     members: Mapping[str, object] = field(default_factory=dict)
     """What this kind of problem tells beyond the standard members."""
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is the service's doing, and not the caller's."""
+        return self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
     def response(self) -> JSONResponse:
         """Render it."""
         body = {"type": "about:blank", "title": _title(self.status), "status": self.status, "detail": self.detail}
         return JSONResponse({**body, **self.members}, self.status, dict(self.headers), MEDIA_TYPE)
 
 
+def is_outage(error: BaseException | None) -> bool:
+    """Tell whether a database that doesn't answer is what happened: its sentence says all, and each call meets it."""
+    return isinstance(error, SourceUnavailableError) or (
+        isinstance(error, RecoveryStoppedError) and is_outage(error.__cause__)
+    )
+
+
+def log_failure(sentence: str, error: Exception) -> None:
+    """Log what a call failed by: an outage in one line, anything else with its traceback."""
+    _logger.error("%s", sentence, exc_info=None if is_outage(error) else error)
+
+
 def problem_of(error: Exception) -> Problem:
-    """Say any error as a problem; one that nobody foresaw is logged and told in general words only."""
-    problem = _problem_of(error)
-    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        _logger.error("A call is answered %d: %s", problem.status, problem.detail, exc_info=error)
-    return problem
-
-
-def _problem_of(error: Exception) -> Problem:
+    """Say any error as a problem; one that nobody foresaw is told in general words only, so log it."""
     match error:
         case RequestValidationError():
             return _invalid([_field_error(found) for found in error.errors()[:_MOST_ERRORS]])

@@ -5,17 +5,17 @@ router must keep its word in any app that includes it.
 """
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.types import Receive, Scope, Send
 
 from unstick.api.call import Call
-from unstick.api.problems import Problem, RefusedError, problem_of
+from unstick.api.problems import Problem, RefusedError, is_outage, log_failure, problem_of
 from unstick.api.sources import Sources
 from unstick.api.words import said
 from unstick.domain.audit import AuditOutcome
@@ -23,8 +23,13 @@ from unstick.domain.errors import RecoveryStoppedError, UnstickError
 
 _Handler = Callable[[Request], Awaitable[Response]]
 _UNRECORDED = "This call can't be recorded in the audit log, so it is not answered."
-
-_logger = logging.getLogger("unstick")
+_ANSWERED_ANYWAY = (
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
+"""Answers that let nobody in and tell nothing of a job, and the one that says as much: recorded where that can be."""
 
 
 def recorded_route(sources: Sources) -> type[APIRoute]:
@@ -35,13 +40,31 @@ def recorded_route(sources: Sources) -> type[APIRoute]:
             handler = super().get_route_handler()
 
             async def answer(request: Request) -> Response:
-                response = await _answer(Call(self.name, request, sources), handler)
-                response.headers["Cache-Control"] = "no-store"
-                return response
+                return _kept_by_no_cache(await _answer(Call(self.name, request, sources), handler))
 
             return answer
 
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            """Answer a method that the call doesn't take, which no handler would ever see, as a call like others."""
+            allowed = self.methods or {scope["method"]}
+            if scope["method"] in allowed:
+                await super().handle(scope, receive, send)
+                return
+            request = Request(scope, receive)
+            response = await _answer_error(Call(self.name, request, sources), _wrong_method(request, allowed))
+            await _kept_by_no_cache(response)(scope, receive, send)
+
     return RecordedRoute
+
+
+def _kept_by_no_cache(response: Response) -> Response:
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _wrong_method(request: Request, allowed: Collection[str]) -> HTTPException:
+    takes = ", ".join(sorted(allowed))
+    return HTTPException(405, f"This address takes {takes}, not {said(request.method)}.", {"Allow": takes})
 
 
 async def _answer(call: Call, handler: _Handler) -> Response:
@@ -56,7 +79,10 @@ async def _answer(call: Call, handler: _Handler) -> Response:
     if call.swept:
         return response
     lost = await _record(call, AuditOutcome.DONE, {"status": response.status_code, **call.result})
-    return response if lost is None else _unrecorded(lost).response()
+    if lost is None:
+        return response
+    _log_lost(call, lost)
+    return _unrecorded(lost).response()
 
 
 async def _answer_error(call: Call, error: Exception) -> Response:
@@ -65,9 +91,10 @@ async def _answer_error(call: Call, error: Exception) -> Response:
     if _is_the_hosts(call, error):
         return await _leave_to_the_host(call, error)
     problem = problem_of(_login_first(call, error))
-    if isinstance(error, RecoveryStoppedError):  # the sweep has recorded its end
-        return problem.response()
-    lost = await _record(call, _outcome(problem), {"status": problem.status, "problem": said(problem.detail)})
+    lost = None
+    if not isinstance(error, RecoveryStoppedError):  # of which the sweep has recorded its end
+        lost = await _record(call, _outcome(problem), {"status": problem.status, "problem": said(problem.detail)})
+    _log(call, problem, error, lost)
     return (problem if lost is None else _unrecorded(lost, problem)).response()
 
 
@@ -91,28 +118,45 @@ async def _leave_to_the_host(call: Call, error: Exception) -> Response:
     lost = await _record(call, AuditOutcome.REFUSED, {"problem": said_so})
     if lost is None:
         raise error
+    _log_lost(call, lost)
     return _unrecorded(lost).response()
 
 
 def _outcome(problem: Problem) -> AuditOutcome:
-    failed = problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return AuditOutcome.FAILED if failed else AuditOutcome.REFUSED
+    return AuditOutcome.FAILED if problem.failed else AuditOutcome.REFUSED
 
 
 async def _record(call: Call, outcome: AuditOutcome, result: Mapping[str, object]) -> Exception | None:
     """Write the call to the audit log; return why that failed, if it did."""
     try:
         await call.record(outcome, result)
-    except Exception as error:
-        _logger.exception("A call can't be recorded in the audit log.")
+    except Exception as error:  # noqa: BLE001 - the caller of this logs it, beside what it answers
         return error
     return None
 
 
+def _log(call: Call, problem: Problem, error: Exception, lost: Exception | None) -> None:
+    """Log what failed, once a call where the same outage keeps it from its answer and from the audit log."""
+    same_outage = is_outage(error) and is_outage(lost)
+    if problem.failed:
+        unrecorded = " and is not in the audit log" if same_outage else ""
+        log_failure(f"{_named(call)} is answered {problem.status}{unrecorded}: {problem.detail}", error)
+    if lost is not None and not same_outage:
+        _log_lost(call, lost)
+
+
+def _log_lost(call: Call, lost: Exception) -> None:
+    log_failure(f"{_named(call)} can't be recorded in the audit log: {lost}", lost)
+
+
+def _named(call: Call) -> str:
+    return f"The call {call.name} by {call.actor!r}"
+
+
 def _unrecorded(lost: Exception, problem: Problem | None = None) -> Problem:
-    """Say that a call isn't answered; only whoever was let in hears why."""
-    if problem is not None and problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
+    """Say that a call isn't answered; only whoever was let in hears why, and whoever wasn't hears that they weren't."""
+    if problem is not None and problem.status in _ANSWERED_ANYWAY:
         return problem
-    was_let_in = problem is None or problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    was_let_in = problem is None or problem.failed
     why = f" {lost}" if was_let_in and isinstance(lost, UnstickError) else ""
     return Problem(status=503, detail=_UNRECORDED + why)

@@ -1,4 +1,4 @@
-"""The `unstick` command: exit codes are 0 ok, 1 stuck jobs found (`stuck` only), 2 error, 130 interrupted."""
+"""The `unstick` command: exit codes are 0 ok, 1 stuck jobs found (`stuck` only), 2 error, 130 and 143 stopped."""
 
 import contextlib
 import sys

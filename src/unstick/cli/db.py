@@ -3,7 +3,7 @@
 
 import typer
 
-from unstick.cli.options import AsJson, SourceName, settings_of
+from unstick.cli.options import AsJson, SourceName, source_settings_of
 from unstick.cli.output import say, say_json
 
 app = typer.Typer(help="Make, upgrade or show Unstick's own tables in a source's database.", no_args_is_help=True)
@@ -16,7 +16,7 @@ def upgrade(ctx: typer.Context, source: SourceName = None, as_json: AsJson = Fal
 
     from unstick.wiring import upgrade_database
 
-    revisions = asyncio.run(upgrade_database(settings_of(ctx), source))
+    revisions = asyncio.run(upgrade_database(source_settings_of(ctx), source))
     _say(revisions, f"Unstick's own tables are at {', '.join(revisions)}.", as_json=as_json)
 
 
@@ -27,7 +27,7 @@ def current(ctx: typer.Context, source: SourceName = None, as_json: AsJson = Fal
 
     from unstick.wiring import current_revision
 
-    revisions = asyncio.run(current_revision(settings_of(ctx), source))
+    revisions = asyncio.run(current_revision(source_settings_of(ctx), source))
     _say(revisions, ", ".join(revisions) or "None: Unstick's own tables are not there yet.", as_json=as_json)
 
 
@@ -36,7 +36,7 @@ def sql(ctx: typer.Context, source: SourceName = None, as_json: AsJson = False) 
     """Print the statements that make the tables; nothing is run."""
     from unstick.wiring import upgrade_sql
 
-    statements = upgrade_sql(settings_of(ctx), source)
+    statements = upgrade_sql(source_settings_of(ctx), source)
     if as_json:
         say_json({"sql": statements})
     else:

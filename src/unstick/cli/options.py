@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unstick.cli.output import warn
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.policy import requested_threshold
 
 if TYPE_CHECKING:
     from unstick.config import Settings
+    from unstick.pipeline.watched import Watched
 
 
 def _threshold(said: str) -> timedelta:
@@ -48,6 +50,38 @@ def settings_of(ctx: typer.Context) -> "Settings":
     from unstick.config import load_settings  # noqa: PLC0415 - only commands that need settings wait for pydantic
 
     return load_settings(config_file(ctx))
+
+
+def source_settings_of(ctx: typer.Context) -> "Settings":
+    """Read the settings of a command that looks at jobs, and warn where nobody said where those are."""
+    settings = settings_of(ctx)
+    sentence = unconfigured(ctx, settings)
+    if sentence is not None:
+        warn(sentence)
+    return settings
+
+
+def unconfigured(ctx: typer.Context, settings: "Settings") -> str | None:
+    """Return what is to be said where nobody said where the jobs are: the wrong folder looks like nothing stuck."""
+    from unstick.config import EMBEDDED_FILE, nothing_configured  # noqa: PLC0415
+
+    if not nothing_configured(settings, config_file(ctx)):
+        return None
+    return (
+        f"No configuration found, using the embedded jobs table in {Path(EMBEDDED_FILE).absolute()}; set "
+        "UNSTICK_CONFIG, or run it in the folder of unstick.toml."
+    )
+
+
+async def warn_of_unmapped(watched: "Watched") -> None:
+    """Warn where open jobs hold words that the mapping doesn't name: they would be missing in silence."""
+    words = await watched.unmapped_words()
+    if words:
+        listed = ", ".join(repr(word) for word in words)
+        warn(
+            f"Open jobs of source {watched.source.name!r} are in the state {listed}, which `states` doesn't name: they "
+            "are never looked at. Name it there; what is named under `scheduled` is left alone."
+        )
 
 
 def os_user() -> str:

@@ -54,6 +54,11 @@ def complain(sentence: str) -> None:
     note(f"unstick: {sentence}")
 
 
+def warn(sentence: str) -> None:
+    """Say what the result alone would hide."""
+    note(f"unstick: warning: {sentence}")
+
+
 def plain(text: object) -> str:
     """Return text from elsewhere on one line, without what could steer a terminal."""
     line = " ".join(str(text).split())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unstick.cli.options import settings_of
+from unstick.cli.options import settings_of, unconfigured
 from unstick.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def serve(
 ) -> None:
     """Run the service: the API, until it is stopped."""
     import asyncio
+    import logging
 
     import uvicorn
 
@@ -34,6 +35,9 @@ def serve(
     asyncio.run(_check(settings))
     listener = _listen(host, port)
     configure_logging()
+    sentence = unconfigured(ctx, settings)
+    if sentence is not None:
+        logging.getLogger("unstick").warning(sentence)
     server = uvicorn.Server(uvicorn.Config(service, host=host, port=port, log_config=None))
     try:
         server.run(sockets=[listener])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, settings_of
+from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, source_settings_of, warn_of_unmapped
 from unstick.cli.output import UNLIMITED, plain, result_console, say, say_json
 from unstick.domain.wording import say_duration, say_instant
 
@@ -36,7 +36,7 @@ def stuck(
 
     from unstick.pipeline.shapes import stuck_shape
 
-    report = asyncio.run(_report(settings_of(ctx), source, threshold_minutes, limit))
+    report = asyncio.run(_report(source_settings_of(ctx), source, threshold_minutes, limit))
     if as_json:
         say_json(stuck_shape(report))
     else:
@@ -65,6 +65,7 @@ async def _report(
     from unstick.wiring import open_watched
 
     async with open_watched(settings, source) as watched:
+        await warn_of_unmapped(watched)
         return await report_stuck(
             watched,
             queued_after=threshold,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, os_user, settings_of
+from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, os_user, source_settings_of, warn_of_unmapped
 from unstick.cli.output import is_watched, say, say_json
 from unstick.domain.recovery import Action
 
@@ -28,14 +28,13 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Recover the jobs that are stuck, once."""
-    import asyncio
-
+    from unstick.cli.running import run
     from unstick.pipeline.shapes import cleanup_shape
     from unstick.pipeline.sweep import SweepOrder
 
     order = SweepOrder(actor=f"cli:{os_user()}", queued_after=threshold_minutes, action=action, dry_run=dry_run)
     watch_it = is_watched(sys.stderr) and not as_json
-    shape = cleanup_shape(asyncio.run(_sweep(settings_of(ctx), source, order, watch_it=watch_it)))
+    shape = cleanup_shape(run(_sweep(source_settings_of(ctx), source, order, watch_it=watch_it)))
     if as_json:
         say_json(shape)
     else:
@@ -47,6 +46,7 @@ async def _sweep(settings: "Settings", source: str | None, order: "SweepOrder", 
     from unstick.wiring import open_watched
 
     async with open_watched(settings, source) as watched:
+        await warn_of_unmapped(watched)
         return await (_watched_sweep(watched, order) if watch_it else carry_out(watched, order))
 
 

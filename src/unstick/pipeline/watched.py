@@ -1,11 +1,15 @@
 """What every use case works on."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from unstick.domain.policy import Policy
 from unstick.ports import JobSource, Ledger
+
+
+async def _none() -> tuple[str, ...]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +19,8 @@ class Watched:
     source: JobSource
     ledger: Ledger
     policy: Policy
+    unmapped_words: Callable[[], Awaitable[tuple[str, ...]]] = _none
+    """Names words of open jobs that the source's mapping gives no meaning, so that no look sees those jobs."""
 
 
 OpenWatched = Callable[[], AbstractAsyncContextManager[Watched]]

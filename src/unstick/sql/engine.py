@@ -1,8 +1,10 @@
 """Engines from plain URLs, set up so that no update is lost and nobody is blocked for long."""
 
 import asyncio
+import sqlite3
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import aiosqlite
 from sqlalchemy import URL, Connection, event, make_url
@@ -22,7 +24,17 @@ _DRIVERS = {
     "mysql": "mysql+asyncmy",
     "mariadb": "mysql+asyncmy",
 }
-_EXTRAS = {"psycopg": "postgres", "asyncpg": "postgres", "asyncmy": "mysql", "aiomysql": "mysql"}
+_BROUGHT_BY = {
+    "psycopg": "'unstick[postgres]'",
+    "asyncmy": "'unstick[mysql]'",
+    "asyncpg": "asyncpg",
+    "aiomysql": "aiomysql",
+}
+"""What to install for each driver: an extra of ours brings one a database, others come by themselves."""
+PLACEHOLDER = "PASSWORD"
+"""What a URL that is shown says in place of its password: a word that needs no quoting anywhere."""
+SECRETS = frozenset({"password", "passwd", "sslpassword"})
+"""What in a URL's query is as secret as its password."""
 _BUSY_TIMEOUT_MS = 5_000
 
 
@@ -39,6 +51,13 @@ def async_url(url: str) -> URL:
             "The database URL can't be read; it looks like postgresql://user:password@host/database."
         ) from None
     return parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
+
+
+def url_without_secrets(url: URL) -> tuple[str, bool]:
+    """Return a URL to paste, with a placeholder for each secret, and whether there is any."""
+    shown = url if url.password is None else url.set(password=PLACEHOLDER)
+    shown = shown.update_query_dict(dict.fromkeys(SECRETS & url.query.keys(), PLACEHOLDER))
+    return shown.render_as_string(hide_password=False), shown != url
 
 
 def open_engine(url: str, *, create: bool = False) -> AsyncEngine:
@@ -89,9 +108,27 @@ def _options(url: URL) -> dict[str, Any]:
             return {}
 
 
+class _SqliteConnection(sqlite3.Connection):
+    """Gives its locks back when it is closed: a statement that a cancellation left open would keep them."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - what sqlite3 takes
+        super().__init__(*args, **options)
+        self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
+
+    def cursor(self, *args: Any) -> Any:  # noqa: ANN401 - as in sqlite3
+        cursor = super().cursor(*args)
+        self._cursors.add(cursor)
+        return cursor
+
+    def close(self) -> None:
+        while self._cursors:
+            self._cursors.pop().close()
+        super().close()
+
+
 async def _connect_sqlite(*args: Any, **options: Any) -> aiosqlite.Connection:  # noqa: ANN401 - the driver's own
     """Connect, and where that fails wait for the driver's thread, which would outlive the loop and say so."""
-    connection = aiosqlite.connect(*args, **options)
+    connection = aiosqlite.connect(*args, factory=_SqliteConnection, **options)
     connection._thread.daemon = True  # noqa: SLF001 - as SQLAlchemy does, which this function stands in for
     try:
         return await connection
@@ -101,10 +138,10 @@ async def _connect_sqlite(*args: Any, **options: Any) -> aiosqlite.Connection:  
 
 
 def _missing_driver(url: URL) -> str:
-    extra = _EXTRAS.get(url.drivername.partition("+")[2])
-    if extra is None:
+    package = _BROUGHT_BY.get(url.drivername.partition("+")[2])
+    if package is None:
         return f"There is no driver for {url.drivername}://; use sqlite://, postgresql:// or mysql://."
-    return f"The driver for {url.drivername}:// isn't installed. Install it with: pip install 'unstick[{extra}]'"
+    return f"The driver for {url.drivername}:// isn't installed. Install it with: pip install {package}"
 
 
 def _prepare_sqlite(engine: AsyncEngine) -> None:

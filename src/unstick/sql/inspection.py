@@ -25,6 +25,7 @@ from unstick.config import ColumnKey, StateValue
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobState
 from unstick.sql.connections import reachable
+from unstick.sql.engine import SECRETS
 from unstick.sql.proposal import (
     TIME_KEYS,
     ColumnFacts,
@@ -62,7 +63,6 @@ _SAME_STEP = timedelta(seconds=1)
 _JUST_NOW = timedelta(minutes=1)
 _PREFIX = 32
 """How much of a status MariaDB's index keeps where the column is TEXT."""
-_SECRETS = frozenset({"password", "passwd", "sslpassword"})
 
 _KINDS: tuple[tuple[type[TypeEngine[Any]] | tuple[type[TypeEngine[Any]], ...], ColumnKind], ...] = (
     (sa.Enum, "text"),
@@ -473,6 +473,7 @@ def _data_doubts(examined: _Examined) -> Iterator[Doubt]:
     yield from _doubt_running_without_start(examined)
     yield from _doubt_missing_index(examined)
     yield from _doubt_indexed_heartbeat(examined)
+    yield from _doubt_retry(examined)
 
 
 def _doubt_still_heartbeat(examined: _Examined) -> Iterator[Doubt]:
@@ -589,6 +590,26 @@ def _doubt_indexed_heartbeat(examined: _Examined) -> Iterator[Doubt]:
         )
 
 
+def _doubt_retry(examined: _Examined) -> Iterator[Doubt]:
+    """Say what a retry writes where a worker's claim could stumble over it."""
+    columns = examined.proposal.columns
+    if JobState.QUEUED not in examined.proposal.states:
+        return
+    if "started_at" in columns and "scheduled_at" not in columns:
+        yield warning(
+            "scheduled_at",
+            f"{examined.facts.spelling} has no `scheduled_at` for a retried job to wait by, so `retry` sets "
+            f"{examined.at('started_at')} to now: a worker that claims only rows where it is null never takes such a "
+            "job; let it claim by the state, or leave the action at mark_failed",
+        )
+    if "attempt" in columns:
+        yield warning(
+            "attempt",
+            f"{examined.at('attempt')} goes up by one when `retry` puts a running job back: where the worker counts as "
+            "it claims, that attempt counts twice; then leave `columns.attempt` out",
+        )
+
+
 # The file
 
 
@@ -610,7 +631,7 @@ def _toml_url(name: str, url: str) -> Iterator[str]:
 
 def _without_password(url: str) -> str:
     parsed = sa.make_url(url)
-    if parsed.password is None and not _SECRETS & parsed.query.keys():
+    if parsed.password is None and not SECRETS & parsed.query.keys():
         return url
     bare = sa.URL.create(
         parsed.drivername,
@@ -620,7 +641,7 @@ def _without_password(url: str) -> str:
         database=parsed.database,
         query=parsed.query,
     )
-    return bare.difference_update_query(_SECRETS).render_as_string(hide_password=False)
+    return bare.difference_update_query(SECRETS).render_as_string(hide_password=False)
 
 
 def _toml_timezone(inspection: Inspection) -> Iterator[str]:
