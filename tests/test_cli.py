@@ -215,6 +215,23 @@ def test_stuck_jobs_are_a_table_with_the_reason_on_each_row_and_status_1(run: Ru
     assert re.search(r"2 stuck at .*: 1 queued, 1 running\.\nLimits: queued 5 minutes, running 30 minutes\.", ran.out)
 
 
+def test_sweep_says_which_jobs_could_not_be_changed_and_why_and_ends_with_2(run: Run, jobs: dict[str, int]) -> None:
+    """A cron line must not look fine while rows are refused."""
+    with sqlite() as connection:
+        connection.execute(
+            "CREATE TRIGGER kept BEFORE UPDATE ON jobs WHEN NEW.id = "
+            f"{jobs['running']} BEGIN SELECT RAISE(ABORT, 'under legal hold'); END"
+        )
+
+    ran = run("sweep")
+    again = run("sweep", "--json")
+
+    assert (ran.status, again.status) == (2, 2)
+    assert ran.err.splitlines()[-1] == f"unstick: job {jobs['running']} could not be changed: under legal hold"
+    assert again.document["failures"] == [{"id": jobs["running"], "state": "running", "detail": "under legal hold"}]
+    assert again.document["outcomes"]["failed"] == 1
+
+
 def test_stuck_json_is_the_apis_shape(run: Run, jobs: dict[str, int]) -> None:
     ran = run("stuck", "--json")
     shape = ran.document

@@ -9,6 +9,7 @@ import pytest
 
 from tests.jobs import open_bench
 from unstick.domain.job import Job, JobId, JobState
+from unstick.sql.source import RULED_FROM
 from unstick.testing.conformance import JobSourceConformance
 from unstick.testing.memory import MemoryJobs, MemorySource, StoredJob
 
@@ -71,8 +72,20 @@ class TestMemorySource(JobSourceConformance):
 
 
 class TestSqlSource(JobSourceConformance):
+    """Few jobs alike: each is looked at, decided on and recorded by itself."""
+
     @pytest.fixture
     async def bench(self, database: Database) -> AsyncIterator[SqlBench]:
-        bench = await open_bench(database)
+        bench = await open_bench(database, ruled_from=RULED_FROM)
+        yield bench
+        await bench.close()
+
+
+class TestSqlSourceByRuling(JobSourceConformance):
+    """Many jobs alike: the database rules on them by itself."""
+
+    @pytest.fixture
+    async def bench(self, database: Database) -> AsyncIterator[SqlBench]:
+        bench = await open_bench(database, ruled_from=1)
         yield bench
         await bench.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,6 +16,8 @@ from unstick.domain.job import JobState
 from unstick.domain.policy import Policy, decide, rule
 from unstick.domain.recovery import Action, Outcome, Ruled
 from unstick.pipeline.sweep import SweepOrder, sweep, take_look
+from unstick.sql import source as source_module
+from unstick.sql.tables import recoveries
 from unstick.testing.conformance import MINUTE, Ages, suspects_of
 
 if TYPE_CHECKING:
@@ -64,6 +67,85 @@ async def test_the_message_is_the_one_python_would_have_written(bench: SqlBench)
 
     assert written == expected
     assert {record.job_id: record.detail for record in await bench.recoveries()} == sentences
+
+
+async def test_jobs_share_a_record_only_if_they_held_the_same_and_each_pre_image_is_exact(bench: SqlBench) -> None:
+    """What undo will need: state, success and error as they were, to the letter, whatever a column's collation."""
+    held: list[dict[str, Any]] = [
+        {"status": "running"},
+        {"status": "running"},
+        {"status": "running", "success": False},
+        {"status": "running", "error_message": "Timeout"},
+        {"status": "running", "error_message": "timeout"},
+        {"status": "running", "error_message": "Timeout", "success": False},
+        {"status": "running", "error_message": ""},
+        {"status": "queued"},
+        {"status": "pending"},
+        {"status": "pending"},
+    ]
+    await bench.put(*held)
+
+    report = await bench.sweep()
+
+    blank = {"success": None, "error_message": None, "completed_at": None}
+    images = {int(record.job_id): json.loads(record.pre_image) for record in await bench.recoveries()}
+    assert images == {place: blank | each for place, each in enumerate(held, start=1)}
+    assert report.tally.of(outcome=Outcome.APPLIED) == len(held)
+    async with bench.engine.connect() as connection:
+        counts = list(await connection.scalars(sa.select(recoveries.c.job_count)))
+    assert sorted(counts) == [1, 1, 1, 1, 1, 1, 2, 2]
+
+
+async def test_few_jobs_alike_are_looked_at_and_recorded_one_by_one(database: Database) -> None:
+    """A record a job is what people read; only where there are many does a batch share one."""
+    bench = await open_bench(database, ruled_from=3)
+    await bench.put({}, {}, {}, {"error_message": "a"}, {"error_message": "a"})
+
+    await bench.sweep()
+
+    async with bench.engine.connect() as connection:
+        rows = (await connection.execute(sa.select(recoveries.c.job_count, recoveries.c.job_id))).all()
+    await bench.close()
+    assert sorted((row.job_count, row.job_id is None) for row in rows) == [(1, False), (1, False), (3, True)]
+
+
+async def test_more_jobs_than_a_stride_are_all_ruled_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next stride is read when the first is done, and what was left does not come up for ever."""
+    monkeypatch.setattr(source_module, "STRIDE", 4)
+    bench = await open_bench(database)
+    await bench.put(*({} for _ in range(11)))
+    bench.batches_of(2)
+    await bench.execute(*REFUSING[database.backend])
+
+    report = await bench.sweep()
+
+    await bench.close()
+    assert (report.tally.of(outcome=Outcome.APPLIED), report.tally.of(outcome=Outcome.FAILED)) == (10, 1)
+    assert [failure.job_id for failure in report.failures] == [2]
+    assert "legal hold" in report.failures[0].detail
+
+
+REFUSING = {
+    "sqlite": [
+        (
+            "CREATE TRIGGER kept BEFORE UPDATE ON ai_generation_jobs WHEN NEW.id = 2 "
+            "BEGIN SELECT RAISE(ABORT, 'legal hold'); END"
+        )
+    ],
+    "postgresql": [
+        (
+            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN IF NEW.id = 2 THEN RAISE 'legal hold'; END IF; RETURN NEW; END $$"
+        ),
+        "CREATE TRIGGER kept BEFORE UPDATE ON ai_generation_jobs FOR EACH ROW EXECUTE FUNCTION keep()",
+    ],
+    "mysql": [
+        (
+            "CREATE TRIGGER kept BEFORE UPDATE ON ai_generation_jobs FOR EACH ROW BEGIN "
+            "IF NEW.id = 2 THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'legal hold'; END IF; END"
+        )
+    ],
+}
 
 
 async def test_a_ruling_leaves_what_is_no_suspect_when_its_row_is_locked(bench: SqlBench) -> None:

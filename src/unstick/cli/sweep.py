@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, os_user, source_settings_of, warn_of_unmapped
-from unstick.cli.output import is_watched, say, say_json
-from unstick.domain.recovery import Action
+from unstick.cli.output import complain, is_watched, say, say_json
+from unstick.domain.recovery import Action, Outcome
 
 if TYPE_CHECKING:
     from unstick.config import Settings
     from unstick.pipeline.shapes import CleanupShape
     from unstick.pipeline.sweep import SweepOrder, SweepReport
     from unstick.pipeline.watched import Watched
+
+_SHOWN = 10
+"""How many jobs that couldn't be changed are named one by one."""
 
 
 def sweep(
@@ -27,7 +30,7 @@ def sweep(
     source: SourceName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recover the jobs that are stuck, once."""
+    """Recover the jobs that are stuck, once; exit code 2 if any of them couldn't be changed."""
     from unstick.cli.running import run
     from unstick.pipeline.shapes import cleanup_shape
     from unstick.pipeline.sweep import SweepOrder
@@ -39,6 +42,17 @@ def sweep(
         say_json(shape)
     else:
         say(_summary(shape))
+    failed = shape["outcomes"].get(Outcome.FAILED, 0)
+    if failed:
+        _complain_of(shape, failed)
+        raise typer.Exit(2)
+
+
+def _complain_of(shape: "CleanupShape", failed: int) -> None:
+    for failure in shape["failures"][:_SHOWN]:
+        complain(f"job {failure['id']} could not be changed: {failure['detail']}")
+    if failed > _SHOWN:
+        complain(f"{failed - _SHOWN} more could not be changed; unstick_job_recoveries has the reason of each.")
 
 
 async def _sweep(settings: "Settings", source: str | None, order: "SweepOrder", *, watch_it: bool) -> "SweepReport":
