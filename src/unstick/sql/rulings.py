@@ -7,9 +7,8 @@ Known weakness: jobs that are alike with few others are left to be looked at one
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import sqlalchemy as sa
@@ -71,25 +70,20 @@ def batches_of_addresses(mapped: MappedTable, found: Iterable[Sequence[Any]]) ->
     return [Alike(count, rows, _by_key(mapped, alike)) for count, rows, *alike in found]
 
 
-def batches_of_ids(mapped: MappedTable, found: Sequence[Sequence[Any]], size: int) -> list[Alike]:
-    """Group what `ids` returned: at most `size` together, and only those alike."""
-    batches: list[Alike] = []
-    for start in range(0, len(found), size):
-        by_alike = sorted(found[start : start + size], key=_repr_of_alike)
-        for _, group in groupby(by_alike, key=_repr_of_alike):
-            members = list(group)
-            rows = sorted(member[0] for member in members)
-            batches.append(Alike(len(rows), rows, _by_key(mapped, members[0][1:])))
-    return batches
+async def batches_of_ids(mapped: MappedTable, found: AsyncIterable[Sequence[Any]], size: int) -> list[Alike]:
+    """Group what `ids` yields, at most `size` together and only those alike; no more than the ids is kept."""
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    async for key, *alike in found:
+        groups.setdefault(tuple(alike), []).append(key)
+    return [
+        Alike(len(rows := keys[start : start + size]), rows, _by_key(mapped, alike))
+        for alike, keys in groups.items()
+        for start in range(0, len(keys), size)
+    ]
 
 
 def _by_key(mapped: MappedTable, alike: Sequence[Any]) -> dict[ColumnKey, Any]:
     return dict(zip(_stored(mapped), alike, strict=True))
-
-
-def _repr_of_alike(row: Sequence[Any]) -> str:
-    """Order values of any type, nulls among them, so that equal ones stand together."""
-    return repr(tuple(row[1:]))
 
 
 def recover_in_one(mapped: MappedTable, state: JobState, *, skip_held: bool) -> sa.Insert:

@@ -252,8 +252,9 @@ class SqlSource:
             if mapped.dialect.one_statement:
                 found = await connection.execute(rulings.addresses(mapped, state, size), values)
                 return rulings.batches_of_addresses(mapped, found)
-            rows = (await connection.execute(rulings.ids(mapped, state), values)).all()
-            return rulings.batches_of_ids(mapped, rows, size)
+            return await rulings.batches_of_ids(
+                mapped, await connection.stream(rulings.ids(mapped, state), values), size
+            )
 
     async def _rule_on(self, rescue: RuledRescue, batch: rulings.Alike) -> int:
         """Carry out one batch; one that fails for a row's sake, or is in somebody's way, is left to be looked at."""
