@@ -13,25 +13,55 @@ In a FastAPI app of your own, with your own jobs table:
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unstick.admin import AdminService, admin_router, configure
+    from unstick.admin import AdminService, admin_router
     from unstick.domain.access import Principal, Role
+    from unstick.domain.errors import LateFinishError, LeaseLostError
     from unstick.domain.policy import Policy
     from unstick.domain.recovery import Action
+    from unstick.domain.work import ClaimedJob
+    from unstick.hosting import configure
+    from unstick.kit import enqueue, open_worker, running
     from unstick.sql.mapping import JobTable
+    from unstick.worker import Heartbeat, Registry
 
 __version__ = "0.1.0"
 
-__all__ = ["Action", "AdminService", "JobTable", "Policy", "Principal", "Role", "admin_router", "configure"]
+__all__ = [
+    "Action",
+    "AdminService",
+    "ClaimedJob",
+    "Heartbeat",
+    "JobTable",
+    "LateFinishError",
+    "LeaseLostError",
+    "Policy",
+    "Principal",
+    "Registry",
+    "Role",
+    "admin_router",
+    "configure",
+    "enqueue",
+    "open_worker",
+    "running",
+]
 
 _HOMES = {
     "Action": "unstick.domain.recovery",
     "AdminService": "unstick.admin",
+    "ClaimedJob": "unstick.domain.work",
+    "Heartbeat": "unstick.worker",
     "JobTable": "unstick.sql.mapping",
+    "LateFinishError": "unstick.domain.errors",
+    "LeaseLostError": "unstick.domain.errors",
     "Policy": "unstick.domain.policy",
     "Principal": "unstick.domain.access",
+    "Registry": "unstick.worker",
     "Role": "unstick.domain.access",
     "admin_router": "unstick.admin",
-    "configure": "unstick.admin",
+    "configure": "unstick.hosting",
+    "enqueue": "unstick.kit",
+    "open_worker": "unstick.kit",
+    "running": "unstick.kit",
 }
 
 

@@ -2,8 +2,6 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 from weakref import WeakSet
 
@@ -13,9 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from unstick.api import router
 from unstick.api.auth import jwt_principal
-from unstick.config import Settings, load_settings
 from unstick.domain.errors import ConfigurationError, LedgerMissingError
 from unstick.domain.policy import Policy, requested_action, requested_threshold
+from unstick.hosting import host_settings, hosted
 from unstick.pipeline.report import DEFAULT_LIMIT, report_stats, report_stuck
 from unstick.pipeline.shapes import CleanupShape, StatsShape, StuckShape, cleanup_shape, stats_shape, stuck_shape
 from unstick.pipeline.sweep import SweepOrder, sweep
@@ -24,34 +22,9 @@ from unstick.sql import schema
 from unstick.sql.connections import SessionConnections
 from unstick.sql.engine import PLACEHOLDER, url_without_secrets
 from unstick.sql.mapping import JobTable
-from unstick.wiring import chosen_source, watch
+from unstick.wiring import watch
 
 _migrated: WeakSet[sa.Engine] = WeakSet()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Host:
-    """What a host app watches, and how."""
-
-    source: str
-    jobs: JobTable
-    policy: Policy
-
-
-_configured: list[_Host] = []
-
-
-def configure(*, jobs: JobTable, policy: Policy | None = None, source: str = "main") -> None:
-    """Say once, where the app starts, which table `AdminService(db)` is about.
-
-    Without it `unstick.toml` and `UNSTICK_*` say so.
-
-    Args:
-        jobs: the table, as `JobTable.from_model(…)` or `JobTable(…)` declares it.
-        policy: thresholds, action and budget; the contract's where nothing is said.
-        source: the name it goes by in the ledger.
-    """
-    _configured[:] = [_Host(source=source, jobs=jobs, policy=policy or Policy())]
 
 
 class AdminService:
@@ -75,7 +48,7 @@ class AdminService:
         policy: Policy | None = None,
         actor: str = "AdminService",
     ) -> None:
-        host = _host(jobs, policy)
+        host = hosted(jobs, policy)
         self._table = host.jobs.full_name
         self._connections = SessionConnections(db)
         self._watched = watch(host.source, host.jobs, self._connections, host.policy)
@@ -167,39 +140,19 @@ def admin_router(
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Watched]:
-        host = _host(jobs, policy)
+        host = hosted(jobs, policy)
         async with sessions() as session:
             connections = SessionConnections(session)
             await need_ledger(connections, host.jobs.full_name)
             yield watch(host.source, host.jobs, connections, host.policy)
 
-    return router.admin_router(watched={_host(jobs, policy).source: opened}, principal=auth or _token_auth())
-
-
-def _host(jobs: JobTable | None, policy: Policy | None) -> _Host:
-    """Return what is watched: what is passed, or else what was configured in code, or else in the settings."""
-    if _configured:
-        base = _configured[0]
-    else:
-        name, section = chosen_source(_settings())
-        if _settings().ledger is not None:
-            raise ConfigurationError(
-                "[ledger] names a database of its own, but AdminService keeps its record in the session's database, "
-                "where each change commits together with it. Leave [ledger] out, or pass the table to configure()."
-            )
-        base = _Host(source=name, jobs=JobTable.from_settings(section), policy=_settings().policy.policy())
-    return _Host(source=base.source, jobs=jobs or base.jobs, policy=policy or base.policy)
-
-
-@cache
-def _settings() -> Settings:
-    return load_settings()
+    return router.admin_router(watched={hosted(jobs, policy).source: opened}, principal=auth or _token_auth())
 
 
 def _token_auth() -> Callable[..., Any]:
-    secret = _settings().secret_key
+    secret = host_settings().secret_key
     if secret is None:
         raise ConfigurationError(
             "Nothing says who may call: pass the app's own dependency as `auth`, or set UNSTICK_SECRET_KEY."
         )
-    return jwt_principal(secret, _settings().auth)
+    return jwt_principal(secret, host_settings().auth)

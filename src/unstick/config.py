@@ -43,6 +43,7 @@ EMBEDDED_URL = f"sqlite:///{EMBEDDED_FILE}"
 ColumnKey = Literal[
     "id", "state", "kind", "queue", "enqueued_at", "scheduled_at", "started_at", "heartbeat_at", "completed_at",
     "success", "error", "attempt", "max_attempts", "worker", "token", "progress", "payload", "tokens", "cost",
+    "key",
 ]  # fmt: skip
 
 _FILE_VARIABLE = "UNSTICK_CONFIG"

@@ -10,6 +10,7 @@ from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.policy import Ruling
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
 from unstick.domain.suspect import Look, Page, Position, StuckCounts
+from unstick.domain.work import Beat, ClaimedJob, WorkerIdentity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +129,36 @@ class JobSource(Protocol):
 
     async def usage(self) -> Usage:
         """Sum up the newest jobs, at most a fixed number of them."""
+
+
+class JobQueue(Protocol):
+    """What a worker needs from the system its jobs live in. Every end of a job is conditional on its fence.
+
+    Every method raises `SourceUnavailableError` where the system behind it doesn't answer.
+    """
+
+    async def join(self, worker: WorkerIdentity, lease: timedelta) -> None:
+        """Begin to vouch for a worker, for the length of a lease."""
+
+    async def leave(self, worker: WorkerIdentity) -> None:
+        """Cease to vouch for a worker."""
+
+    async def claim(
+        self, worker: WorkerIdentity, *, limit: int, kinds: Sequence[str] | None = None, job_id: JobId | None = None
+    ) -> Sequence[ClaimedJob]:
+        """Claim at most `limit` queued jobs that are due, of these kinds, or only the one of this id."""
+
+    async def beat(self, worker: WorkerIdentity, lease: timedelta, beats: Sequence[Beat]) -> frozenset[JobId]:
+        """Say that a worker and these jobs of its live, and return which of the jobs it still holds."""
+
+    async def finish(self, job: ClaimedJob, values: Mapping[str, object]) -> bool:
+        """End a job as succeeded, with its results by column name; False and recorded as late if it was taken."""
+
+    async def fail(self, job: ClaimedJob, error: str) -> bool:
+        """End a job as failed; False and recorded as late if it was taken."""
+
+    async def requeue(self, job: ClaimedJob, wait: timedelta, *, error: str | None, counted: bool) -> bool:
+        """Queue a job again, as a new attempt if `counted`; False if it was taken."""
 
 
 class Ledger(Protocol):

@@ -1,8 +1,10 @@
 """Builds the whole from settings; the only module that knows every adapter."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 import sqlalchemy as sa
@@ -14,6 +16,7 @@ from unstick.api.factory import create_app
 from unstick.config import Settings, SourceSettings
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
 from unstick.domain.policy import Policy
+from unstick.domain.work import BEAT_EVERY, LEASE
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.sql import schema
@@ -22,8 +25,10 @@ from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
 from unstick.sql.inspection import Inspection, inspect_table, to_toml
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
+from unstick.sql.queue import SqlJobQueue
 from unstick.sql.source import SqlSource
 from unstick.sql.unmapped import unmapped_words
+from unstick.worker import Heartbeats, Worker, this_process
 
 _DEFAULT_SOURCE = "main"
 
@@ -74,6 +79,58 @@ async def open_watched(settings: Settings, source: str | None = None) -> AsyncIt
         await watched.source.clock()  # holds the mapping against the table: what doesn't fit is told now
         await settle_intents(watched)
         yield watched
+
+
+@asynccontextmanager
+async def open_worker(settings: Settings, source: str | None = None) -> AsyncIterator[Worker]:
+    """Make this process a worker of one source, and cease to be one after.
+
+    Raises:
+        ConfigurationError: there is no such source, its settings don't fit, or its ledger is elsewhere.
+        LedgerMissingError: Unstick's own tables are missing or behind.
+        SourceUnavailableError: the database doesn't answer.
+    """
+    name, chosen = chosen_source(settings, source)
+    jobs, *elsewhere = _homes(settings, name)
+    if elsewhere:
+        raise ConfigurationError(
+            f"A worker's lease and its late finishes are kept beside its jobs, but [ledger] puts the ledger of source "
+            f"{name!r} in another database. Run workers with the ledger in the source's database."
+        )
+    async with _open(jobs) as engine:
+        await _prepare(engine, jobs)
+    url, declared = chosen.url.get_secret_value(), JobTable.from_settings(chosen)
+    async with worker_on(name, url, declared, every=BEAT_EVERY, lease=LEASE) as worker:
+        yield worker
+
+
+@asynccontextmanager
+async def worker_on(
+    name: str, url: str, declared: JobTable, *, every: timedelta, lease: timedelta
+) -> AsyncIterator[Worker]:
+    """Make this process a worker of a jobs table; its signs of life go over connections of their own.
+
+    Raises:
+        ConfigurationError: the mapping doesn't fit the table, or a job in it can't show that it lives.
+        SourceUnavailableError: the database doesn't answer.
+    """
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[SqlJobQueue]:
+        engine = open_engine(url)
+        try:
+            yield SqlJobQueue(name, declared, EngineConnections(engine))
+        finally:
+            await engine.dispose()
+
+    identity = this_process()
+    heartbeats = Heartbeats(opened, identity, every=every, lease=lease)
+    await asyncio.to_thread(heartbeats.start)
+    try:
+        async with opened() as queue:
+            yield Worker(queue, heartbeats, identity)
+    finally:
+        await asyncio.to_thread(heartbeats.stop)
 
 
 def create_service(settings: Settings) -> FastAPI:

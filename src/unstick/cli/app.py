@@ -14,6 +14,7 @@ from unstick.cli.serve import serve
 from unstick.cli.stuck import stuck
 from unstick.cli.sweep import sweep
 from unstick.cli.token import token
+from unstick.cli.worker import worker
 
 app = typer.Typer(
     help="Finds background jobs that will never finish, says why, and recovers them.",
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (serve, stuck, sweep, token, inspect):
+for command in (serve, stuck, sweep, worker, token, inspect):
     app.command()(command)
 app.add_typer(db, name="db")
 app.command()(demo)

@@ -16,6 +16,8 @@ class Reason(StrEnum):
     """Running, no update, and nobody to ask."""
     NEVER_CLAIMED = "never_claimed"
     """Queued, and no worker has taken it."""
+    LEASE_EXPIRED = "lease_expired"
+    """Running, and its worker's lease ran out."""
     POISON = "poison"
     """Recovered as often as the budget allows, and stuck again."""
 
@@ -27,8 +29,10 @@ class Diagnosis(NamedTuple):
     sentence: str
 
 
-def diagnose(state: JobState, since: datetime) -> Diagnosis:
-    """Say why a suspect is stuck, where its row is the only witness."""
+def diagnose(state: JobState, since: datetime, *, lease_expired: bool = False) -> Diagnosis:
+    """Say why a suspect is stuck, where its row and its worker's lease are the only witnesses."""
+    if lease_expired:
+        return Diagnosis(Reason.LEASE_EXPIRED, f"its worker last beat at {say_instant(since)}, and its lease ran out")
     reason = suspected_reason(state)
     if reason is Reason.NEVER_CLAIMED:
         return Diagnosis(reason, f"no worker has claimed it since {say_instant(since)}")
@@ -40,12 +44,15 @@ def suspected_reason(state: JobState) -> Reason:
     return Reason.NEVER_CLAIMED if state is JobState.QUEUED else Reason.SILENT
 
 
-def row_evidence(job: Job) -> tuple[Evidence, ...]:
-    """Return what a job's own row says, each time that it records."""
+def evidence_of(job: Job) -> tuple[Evidence, ...]:
+    """Return what a job's own row says, each time that it records, and what its worker's lease says."""
     times = {
         "row.enqueued_at": job.enqueued_at,
         "row.scheduled_at": job.scheduled_at,
         "row.started_at": job.started_at,
         "row.heartbeat_at": job.heartbeat_at,
     }
-    return tuple(Evidence(witness=name, holding=Holding.UNKNOWN, at=at) for name, at in times.items() if at is not None)
+    said = [Evidence(witness=name, holding=Holding.UNKNOWN, at=at) for name, at in times.items() if at is not None]
+    if job.lease_beat_at is not None:
+        said.append(Evidence(witness="lease", holding=Holding.RELEASED, at=job.lease_beat_at))
+    return tuple(said)

@@ -6,6 +6,8 @@ UnstickError
 │   └── LedgerMissingError   the unstick_* tables are missing or old
 ├── PendingChangesError      the caller's session holds changes we would commit
 ├── SourceUnavailableError   the jobs' database doesn't answer
+├── LeaseLostError           a job was taken from this worker while it ran
+├── LateFinishError          a result came after its job had been taken; it was refused
 └── RecoveryStoppedError     a batch was rolled back; what was committed before it stays
 """
 
@@ -32,6 +34,14 @@ class PendingChangesError(UnstickError):
 
 class SourceUnavailableError(UnstickError):
     """The jobs' database doesn't answer, or answers with an error that no job of it caused."""
+
+
+class LeaseLostError(UnstickError):
+    """A job was taken from this worker while it ran: another attempt may be under way, so stop at once."""
+
+
+class LateFinishError(UnstickError):
+    """A result came after its job had been taken from this worker; it was refused and recorded as late."""
 
 
 class RecoveryStoppedError(UnstickError):

@@ -37,6 +37,8 @@ class Job:
     attempt: int | None = None
     max_attempts: int | None = None
     worker: str | None = None
+    lease_beat_at: datetime | None = None
+    """When the worker last said that it lives, by a lease that is over since."""
 
 
 def sign_of_life(job: Job) -> datetime | None:

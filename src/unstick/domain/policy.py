@@ -81,7 +81,7 @@ def rule(state: JobState, look: Look, policy: Policy, action: Action) -> Ruling 
     """Return the ruling for a state, or None where a job's own history has a say, as the budget of a retry has."""
     if action is not Action.MARK_FAILED:
         return None
-    suspect = Suspect("", state, look.taken_at)
+    suspect = Suspect("", state, look.horizon(state))
     decision = decide(suspect, diagnose(state, suspect.since), policy, action, 0)
     said = say_instant(suspect.since).removesuffix(" UTC")
     sentence, message = (text.replace(said, SINCE) for text in (decision.sentence, decision.error_message(look)))

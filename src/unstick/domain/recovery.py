@@ -48,8 +48,9 @@ class Decision(NamedTuple):
         It starts with `Job stuck` and ends with `Automatically cleaned up.`, as the contract says; what is
         too long is cut in between.
         """
-        limit = say_duration(look.threshold(self.suspect.state))
-        said = f"Job stuck in {self.suspect.state.value} for more than {limit}: {self.sentence}."
+        age, limit = look.taken_at - self.suspect.since, look.threshold(self.suspect.state)
+        long = f"more than {say_duration(limit)}" if age >= limit else say_duration(age)
+        said = f"Job stuck in {self.suspect.state.value} for {long}: {self.sentence}."
         if length is not None and len(said) + len(_CLEANED_UP) > length:
             said = said[: max(0, length - len(_CLEANED_UP) - 1)] + "…"
         return (said + _CLEANED_UP)[:length]

@@ -42,6 +42,8 @@ class Suspect(NamedTuple):
     """The sign of life it is judged by."""
     seen: tuple[object, ...] = ()
     """The fence: the source's own raw values of this look. Opaque outside the source."""
+    lease_expired: bool = False
+    """Its worker held it by a lease, and let that run out; `since` is when the worker last beat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

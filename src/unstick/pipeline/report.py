@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from unstick.domain.diagnosis import Diagnosis, diagnose, row_evidence
+from unstick.domain.diagnosis import Diagnosis, diagnose, evidence_of
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.evidence import Evidence
 from unstick.domain.job import Job, JobState, sign_of_life
@@ -134,10 +134,11 @@ def _findings(jobs: Sequence[Job], look: Look) -> tuple[Finding, ...]:
 
 
 def _finding(job: Job, since: datetime, look: Look) -> Finding:
+    since = since if job.lease_beat_at is None else max(since, job.lease_beat_at)
     return Finding(
         job=job,
         since=since,
         age=look.taken_at - since,
-        diagnosis=diagnose(job.state, since),
-        evidence=row_evidence(job),
+        diagnosis=diagnose(job.state, since, lease_expired=job.lease_beat_at is not None),
+        evidence=evidence_of(job),
     )

@@ -29,7 +29,13 @@ async def decide_page(watched: Watched, page: Page, look: Look, action: Action) 
     """Diagnose and decide a whole page; a retry costs one statement a page to read the budgets."""
     spent = await _spent(watched, page, look) if action is Action.RETRY else {}
     decisions = tuple(
-        decide(suspect, diagnose(suspect.state, suspect.since), watched.policy, action, spent.get(suspect.job_id, 0))
+        decide(
+            suspect,
+            diagnose(suspect.state, suspect.since, lease_expired=suspect.lease_expired),
+            watched.policy,
+            action,
+            spent.get(suspect.job_id, 0),
+        )
         for suspect in page.suspects
     )
     return Decided(action=action, decisions=decisions, unreadable=page.unreadable)

@@ -43,6 +43,10 @@ class Dialect(ABC):
         """Bound what this transaction may cost the host, and return the database's clock."""
 
     @abstractmethod
+    async def clock(self, connection: AsyncConnection) -> datetime:
+        """Return the database's clock, and set nothing."""
+
+    @abstractmethod
     def time_form(self, column: sa.Column[Any], zone: tzinfo) -> TimeForm | None:
         """Return how a column stores instants, or None where it doesn't."""
 
@@ -152,6 +156,13 @@ class PostgresDialect(Dialect):
         """Set both timeouts for this transaction only, and read the clock in the same round trip."""
         row = (await connection.execute(_POSTGRES_ENTER)).one()
         return AwareTime().read(row[0]) or _no_clock()
+
+    async def clock(self, connection: AsyncConnection) -> datetime:
+        """Read it."""
+        return (
+            AwareTime().read((await connection.execute(sa.text("SELECT statement_timestamp()"))).scalar())
+            or _no_clock()
+        )
 
     async def check_each_row(self, connection: AsyncConnection) -> None:
         """Check deferred constraints at once, within this transaction."""
@@ -270,6 +281,10 @@ class MysqlDialect(Dialect):
 
     async def enter(self, connection: AsyncConnection) -> datetime:
         """Read the clock; the limits were set with the connection."""
+        return await self.clock(connection)
+
+    async def clock(self, connection: AsyncConnection) -> datetime:
+        """Read it in UTC, whatever the session's zone."""
         raw = (await connection.execute(sa.text("SELECT UTC_TIMESTAMP(6)"))).scalar_one()
         return NaiveTime(UTC).read(raw) or _no_clock()
 
@@ -358,7 +373,11 @@ class SqliteDialect(Dialect):
         await connection.execute(sa.text("UPDATE unstick_audit SET repeats = repeats WHERE 1 = 0"))
 
     async def enter(self, connection: AsyncConnection) -> datetime:
-        """Read the clock, which is the machine's, as the database tells it."""
+        """Read the clock."""
+        return await self.clock(connection)
+
+    async def clock(self, connection: AsyncConnection) -> datetime:
+        """Read it: it is the machine's, as the database tells it."""
         raw = (await connection.execute(sa.text("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')"))).scalar_one()
         return TextTime(NaiveTime(UTC)).read(raw) or _no_clock()
 

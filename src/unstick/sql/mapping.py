@@ -113,6 +113,8 @@ class MappedTable:
     table: sa.Table
     dialect: Dialect
     times: Mapping[ColumnKey, TimeForm]
+    leases: bool = False
+    """Its `worker` may point at a lease in the same database, which then says whether the job is held."""
 
     def has(self, key: ColumnKey) -> bool:
         """Tell whether the table has such a column."""
@@ -229,6 +231,7 @@ _OWN_COLUMNS: Mapping[ColumnKey, str] = {
     "token": "token",
     "progress": "progress",
     "payload": "payload",
+    "key": "idempotency_key",
 }
 _OWN_STATES: Mapping[JobState, tuple[StateValue, ...]] = {
     JobState.QUEUED: ("queued",),
@@ -252,8 +255,14 @@ def _goes_without_saying(doubt: Doubt) -> bool:
 _SETTLED = {"timezone", "heartbeat_at", "states", "states.queued", "states.running", "states.succeeded"}
 
 
-def map_table(declared: JobTable, table: sa.Table, dialect: Dialect) -> MappedTable:
+def map_table(declared: JobTable, table: sa.Table, dialect: Dialect, *, leases: bool = False) -> MappedTable:
     """Hold a declaration against the real table.
+
+    Args:
+        declared: names and words.
+        table: the real table.
+        dialect: its database.
+        leases: Unstick's own table of leases is in the same database.
 
     Raises:
         ConfigurationError: a column isn't there or can't mean what the mapping says.
@@ -261,7 +270,10 @@ def map_table(declared: JobTable, table: sa.Table, dialect: Dialect) -> MappedTa
     _check_columns(declared, table)
     zone = _zone(declared)
     times = {key: _time_form(declared, table, dialect, key, zone) for key in TIME_KEYS if key in declared.columns}
-    mapped = MappedTable(declared=_typed_words(declared, table), table=table, dialect=dialect, times=times)
+    leases = leases and "worker" in declared.columns and isinstance(table.c[declared.columns["worker"]].type, sa.String)
+    mapped = MappedTable(
+        declared=_typed_words(declared, table), table=table, dialect=dialect, times=times, leases=leases
+    )
     _check_key(mapped)
     _check_words(mapped)
     _check_success(mapped)

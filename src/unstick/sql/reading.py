@@ -28,6 +28,7 @@ class SuspectReader:
         read = _time_readers(mapped, place)
         self._queued = (read["enqueued_at"], read["scheduled_at"], read["started_at"])
         self._running = (read["started_at"], read["heartbeat_at"])
+        self._width = len(place)
 
     def page(self, rows: Iterable[Row]) -> Page:
         """Read a page of rows."""
@@ -53,7 +54,11 @@ class SuspectReader:
             return Unreadable(job_id=job_id, state=state, problem=f"its row can't be read: {error}")
         if since is None:
             return Unreadable(job_id=job_id, state=state, problem="its row can't be read: no time tells its age")
-        return Suspect(job_id, state, since, tuple(row))
+        if not self._mapped.leases:
+            return Suspect(job_id, state, since, tuple(row))
+        beat_at = row[self._width]
+        seen = tuple(row[: self._width])
+        return Suspect(job_id, state, since if beat_at is None else max(since, beat_at), seen, beat_at is not None)
 
     def _state_meant(self, word: Any) -> JobState:  # noqa: ANN401 - text or a number
         """Remember what a word means; the statement only lets words of two states through."""
@@ -66,6 +71,7 @@ class JobReader:
     def __init__(self, mapped: MappedTable, state: JobState) -> None:
         self._place = {key: at for at, key in enumerate(statements.job_columns(mapped))}
         self._times = _time_readers(mapped, self._place)
+        self._mapped = mapped
         self._state = state
 
     def read(self, row: Row) -> Job | None:
@@ -75,6 +81,8 @@ class JobReader:
             known |= {key: convert(row[self._place[key]]) for key, convert in _PLAIN.items() if key in self._place}
         except _UNDERSTOOD:
             return None
+        if self._mapped.leases:
+            known["lease_beat_at"] = row[len(self._place)]
         job_id, status = plain_id(row[self._place["id"]]), str(row[self._place["state"]])
         return Job(id=job_id, state=self._state, status=status, **known)
 

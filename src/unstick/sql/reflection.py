@@ -9,6 +9,7 @@ from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.domain.errors import ConfigurationError
+from unstick.sql import tables
 from unstick.sql.connections import Connections
 from unstick.sql.dialects import Address
 from unstick.sql.mapping import JobTable, MappedTable, map_table
@@ -25,7 +26,11 @@ async def mapped_table(connections: Connections, connection: AsyncConnection, de
     known = _known.setdefault(connections.engine, WeakKeyDictionary())
     if declared not in known:
         table = await connection.run_sync(_reflect, declared)
-        known[declared] = map_table(declared, table, connections.dialect)
+        leases = await connection.run_sync(lambda sync: sa.inspect(sync).has_table(tables.leases.name))
+        mapped = map_table(declared, table, connections.dialect, leases=leases)
+        if "worker" in declared.columns and not leases:
+            return mapped  # and look again: the ledger may be made at any time, and with it leases that acquit
+        known[declared] = mapped
     return known[declared]
 
 

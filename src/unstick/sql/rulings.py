@@ -21,7 +21,7 @@ from unstick.domain.recovery import Action, Outcome
 from unstick.sql import tables, writes
 from unstick.sql.dialects import Address
 from unstick.sql.mapping import TIME_KEYS, MappedTable
-from unstick.sql.statements import Predicate, Values, is_bound, is_suspect, rows_first, since_expression
+from unstick.sql.statements import Predicate, Values, has_lease, is_bound, is_suspect, rows_first, since_expression
 
 _TEXT = sa.Text()
 _OVERWRITTEN: tuple[ColumnKey, ...] = ("state", "success", "error")
@@ -43,7 +43,12 @@ def addresses(mapped: MappedTable, state: JobState, size: int) -> sa.Select[Any]
     """Read suspects by where they lie, in batches of those alike: only text crosses, no row does (PostgreSQL)."""
     stored = _stored(mapped)
     at = mapped.table.c.ctid.label("at")
-    suspects = sa.select(at, *_labelled(stored)).where(is_suspect(mapped, state)).order_by(at).limit(_STRIDE)
+    suspects = (
+        sa.select(at, *_labelled(stored))
+        .where(is_suspect(mapped, state), _age_alone(mapped))
+        .order_by(at)
+        .limit(_STRIDE)
+    )
     found = suspects.subquery("suspects")
     everywhere = sa.func.array_agg(found.c.at, type_=ARRAY(Address())).label("everywhere")
     alike = sa.select(everywhere, *(found.c[key] for key in stored)).group_by(*(found.c[key] for key in stored))
@@ -58,7 +63,7 @@ def addresses(mapped: MappedTable, state: JobState, size: int) -> sa.Select[Any]
 def ids(mapped: MappedTable, state: JobState) -> sa.Select[Any]:
     """Read the ids of suspects, with what a ruling would overwrite of each."""
     key = mapped.column("id")
-    found = sa.select(key, *_labelled(_stored(mapped))).where(is_suspect(mapped, state))
+    found = sa.select(key, *_labelled(_stored(mapped))).where(is_suspect(mapped, state), _age_alone(mapped))
     return found.order_by(key).limit(_STRIDE)
 
 
@@ -171,7 +176,12 @@ def _guard(mapped: MappedTable, state: JobState) -> Predicate:
         for key, column in _stored(mapped).items()
     ]
     readable = [mapped.dialect.is_time(column) for column in mapped.columns(TIME_KEYS).values()]
-    return sa.and_(is_suspect(mapped, state, bound=True), *alike, *readable)
+    return sa.and_(is_suspect(mapped, state, bound=True), _age_alone(mapped), *alike, *readable)
+
+
+def _age_alone(mapped: MappedTable) -> Predicate:
+    """Hold where no lease has a say: what a worker let run out is said of each job by itself."""
+    return sa.not_(has_lease(mapped)) if mapped.leases else sa.true()
 
 
 def _changes(mapped: MappedTable, state: JobState) -> dict[str, Any]:

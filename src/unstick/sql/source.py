@@ -124,6 +124,8 @@ class SqlSource:
                 recovered = await self._rule_on(rescue, batch) if batch.count >= self._ruled_from else 0
                 more |= full and recovered > 0
                 yield Ruled(recovered=recovered, left=recovered < batch.count)
+        if mapped.leases and ruling.state is JobState.RUNNING:
+            yield Ruled(recovered=0, left=True)  # there may be jobs whose worker's lease ran out
 
     async def recover(self, batch: Batch) -> BatchResult:
         """Carry out a batch in one transaction.

@@ -12,14 +12,13 @@ import sqlalchemy as sa
 from unstick.config import ColumnKey
 from unstick.domain.job import JobId, JobState
 from unstick.domain.suspect import ACCUSED_STATES, Look, Position
+from unstick.sql import tables
 from unstick.sql.mapping import MappedTable
 
 JOB_KEYS: tuple[ColumnKey, ...] = (
     "kind", "queue", "enqueued_at", "scheduled_at", "started_at", "heartbeat_at", "completed_at", "attempt",
     "max_attempts", "worker",
 )  # fmt: skip
-_EACH = sa.Text()
-_RECORDED = ("operation_id", "source", "job_id", "state", "action", "reason", "outcome", "detail", "pre_image", "at")
 USAGE_JOBS = 10_000
 """How many of the newest jobs statistics are taken over: bounded, so that history costs nothing."""
 
@@ -75,6 +74,29 @@ def _is_unclaimed(mapped: MappedTable) -> Predicate:
 
 
 def _is_silent(mapped: MappedTable) -> Predicate:
+    """Hold where age accuses and no lease acquits, and where a lease that ran out convicts."""
+    if not mapped.leases:
+        return _is_aged(mapped)
+    looked_at = sa.bindparam("unstick_looked_at", type_=tables.UtcDateTime())
+    held = has_lease(mapped, tables.leases.c.expires_at > looked_at)
+    return sa.or_(sa.and_(_is_aged(mapped), sa.not_(held)), has_lease(mapped, tables.leases.c.expires_at <= looked_at))
+
+
+def has_lease(mapped: MappedTable, *conditions: Predicate) -> Predicate:
+    """Hold where a job's worker has a lease of which these conditions are true."""
+    lease = tables.leases
+    return sa.exists().where(lease.c.id == mapped.column("worker"), *conditions).correlate(mapped.table)
+
+
+def lease_beat(mapped: MappedTable) -> sa.ColumnElement[Any]:
+    """Return when a job's worker last beat, by a lease that is over at the look; null where there is none."""
+    lease, looked_at = tables.leases, sa.bindparam("unstick_looked_at", type_=tables.UtcDateTime())
+    over = sa.select(lease.c.beat_at).where(lease.c.id == mapped.column("worker"), lease.c.expires_at <= looked_at)
+    running = mapped.column("state").in_(mapped.words(JobState.RUNNING))
+    return sa.case((running, over.correlate(mapped.table).scalar_subquery()), else_=sa.null()).label("lease_beat_at")
+
+
+def _is_aged(mapped: MappedTable) -> Predicate:
     signs = list(mapped.columns(("started_at", "heartbeat_at")))
     return sa.and_(
         sa.or_(*(mapped.column(key).is_not(None) for key in signs)),
@@ -117,9 +139,11 @@ def look_values(mapped: MappedTable, look: Look) -> Values:
     judged = [
         (state, key, form) for state in ACCUSED_STATES for key, form in mapped.times.items() if key != "completed_at"
     ]
-    return {_horizon_name(state, key): form.horizon(look.horizon(state)) for state, key, form in judged} | {
-        f"{_horizon_name(state, key)}_utc": form.horizon_utc(look.horizon(state)) for state, key, form in judged
-    }
+    return (
+        {_horizon_name(state, key): form.horizon(look.horizon(state)) for state, key, form in judged}
+        | {f"{_horizon_name(state, key)}_utc": form.horizon_utc(look.horizon(state)) for state, key, form in judged}
+        | {"unstick_looked_at": look.taken_at}
+    )
 
 
 def count_suspects(mapped: MappedTable) -> sa.Select[Any]:
@@ -140,7 +164,7 @@ def suspect_ids(mapped: MappedTable, *states: JobState, after: bool) -> sa.Selec
 def suspects_among(mapped: MappedTable) -> sa.Select[Any]:
     """Read those of the bound ids that are suspects still, by ascending id."""
     key, given = mapped.column("id"), mapped.dialect.rows({"id": mapped.column("id").type}).subquery("given")
-    columns = _raw(mapped, suspect_columns(mapped))
+    columns = [*_raw(mapped, suspect_columns(mapped)), *([lease_beat(mapped)] if mapped.leases else [])]
     found = sa.select(*columns).select_from(given.join(mapped.table, key == given.c.id))
     return rows_first(found.where(is_bound(mapped, given), is_suspect(mapped, *ACCUSED_STATES, bound=True))).order_by(
         key
@@ -173,7 +197,8 @@ def state_of_one(mapped: MappedTable) -> sa.Select[Any]:
 def oldest_suspects(mapped: MappedTable, state: JobState, *, after: bool) -> sa.Select[Any]:
     """Read a state's suspects, oldest sign of life first, after a position."""
     key, since = mapped.column("id"), since_expression(mapped, state)
-    oldest = sa.select(*_raw(mapped, job_columns(mapped))).where(is_suspect(mapped, state))
+    leases = [lease_beat(mapped)] if mapped.leases else []
+    oldest = sa.select(*_raw(mapped, job_columns(mapped)), *leases).where(is_suspect(mapped, state))
     if after:
         # The same expression as of the column, or a rounding of it would leave a job out between two pages.
         last = mapped.since_form.comparable(sa.bindparam("after_since", type_=mapped.since_type))

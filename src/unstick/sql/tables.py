@@ -44,6 +44,11 @@ Key = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 JobKey = sa.Text().with_variant(mysql.VARCHAR(1024, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 """Any job's id as text, compared to the letter."""
 
+WorkerName = sa.String(255).with_variant(
+    mysql.VARCHAR(255, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+)
+"""A worker's name, compared to the letter."""
+
 LongText = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 """Text of any length: MariaDB's and MySQL's TEXT ends at 64 KiB."""
 
@@ -132,11 +137,39 @@ intents = sa.Table(
 )
 """What is about to be done to jobs in another database; a row is struck when what came of it is recorded."""
 
+leases = sa.Table(
+    "unstick_leases",
+    metadata,
+    sa.Column("id", WorkerName, primary_key=True),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("began_at", UtcDateTime, nullable=False),
+    sa.Column("beat_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+)
+"""Signs of life of workers: a row a process, which all its jobs point at by their `worker`."""
+
+late_finishes = sa.Table(
+    "unstick_late_finishes",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("source", sa.String(63), nullable=False),
+    sa.Column("job_id", JobKey, nullable=False),
+    sa.Column("worker", WorkerName, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=True),
+    sa.Column("ended", sa.String(16), nullable=False),
+    sa.Column("detail", sa.Text, nullable=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Index("unstick_late_finishes_at", "at"),
+)
+"""Results that came after their job had been taken from the worker: refused, and counted."""
+
 jobs = sa.Table(
     "jobs",
     jobs_metadata,
     sa.Column("id", Key, primary_key=True),
     sa.Column("job_type", sa.String(255), nullable=False),
+    sa.Column("idempotency_key", sa.String(255), nullable=True, unique=True),
     sa.Column("queue", sa.String(255), nullable=False, server_default="default"),
     sa.Column("status", sa.String(16), nullable=False, server_default="queued"),
     sa.Column("payload", sa.JSON, nullable=True),

@@ -16,6 +16,7 @@ def upgrade() -> None:
         "jobs",
         sa.Column("id", Key, primary_key=True),
         sa.Column("job_type", sa.String(255), nullable=False),
+        sa.Column("idempotency_key", sa.String(255), nullable=True, unique=True),
         sa.Column("queue", sa.String(255), nullable=False, server_default="default"),
         sa.Column("status", sa.String(16), nullable=False, server_default="queued"),
         sa.Column("payload", sa.JSON, nullable=True),

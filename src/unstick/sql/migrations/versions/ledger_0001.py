@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from unstick.sql.tables import JobKey, Key, LongText, UtcDateTime
+from unstick.sql.tables import JobKey, Key, LongText, UtcDateTime, WorkerName
 
 revision = "ledger_0001"
 down_revision = None
@@ -63,6 +63,27 @@ def upgrade() -> None:
         sa.Column("at", UtcDateTime, nullable=False),
     )
     op.create_index("unstick_intents_source", "unstick_intents", ["source", "at"])
+    op.create_table(
+        "unstick_leases",
+        sa.Column("id", WorkerName, primary_key=True),
+        sa.Column("host", sa.String(255), nullable=False),
+        sa.Column("pid", sa.Integer, nullable=False),
+        sa.Column("began_at", UtcDateTime, nullable=False),
+        sa.Column("beat_at", UtcDateTime, nullable=False),
+        sa.Column("expires_at", UtcDateTime, nullable=False),
+    )
+    op.create_table(
+        "unstick_late_finishes",
+        sa.Column("id", Key, primary_key=True),
+        sa.Column("source", sa.String(63), nullable=False),
+        sa.Column("job_id", JobKey, nullable=False),
+        sa.Column("worker", WorkerName, nullable=False),
+        sa.Column("attempt", sa.Integer, nullable=True),
+        sa.Column("ended", sa.String(16), nullable=False),
+        sa.Column("detail", sa.Text, nullable=True),
+        sa.Column("at", UtcDateTime, nullable=False),
+    )
+    op.create_index("unstick_late_finishes_at", "unstick_late_finishes", ["at"])
     dialect = op.get_context().dialect.name
     if dialect == "postgresql":
         # Compressing thousands of ids costs more than it saves: nearly a tenth of a large recovery.
@@ -103,6 +124,8 @@ _EACH_JOB = {
 
 def downgrade() -> None:
     op.execute("DROP VIEW unstick_job_recoveries")
+    op.drop_table("unstick_late_finishes")
+    op.drop_table("unstick_leases")
     op.drop_table("unstick_intents")
     op.drop_table("unstick_recoveries")
     op.drop_table("unstick_audit")

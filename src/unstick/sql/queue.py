@@ -1,0 +1,175 @@
+"""A jobs table as a queue for workers: claims, signs of life, and ends that are conditional on the claim.
+
+Guarantee: a claim is exclusive (locked, or under the database's one write lock), and an end is written only to the
+attempt that was claimed. Known weakness: a table without `token`, `attempt` and `worker` tells two attempts apart by
+their `started_at` alone.
+"""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from unstick.config import ColumnKey
+from unstick.domain.errors import ConfigurationError
+from unstick.domain.job import JobId, JobState
+from unstick.domain.work import Beat, ClaimedJob, WorkerIdentity
+from unstick.sql import endings, tables
+from unstick.sql.connections import Connections
+from unstick.sql.mapping import JobTable, MappedTable
+from unstick.sql.reading import plain_id
+from unstick.sql.reflection import mapped_table
+from unstick.sql.statements import typed_id
+from unstick.sql.writes import bound_rows
+
+
+class SqlJobQueue:
+    """Jobs in a SQL table, for the workers that run them."""
+
+    def __init__(self, name: str, declared: JobTable, connections: Connections) -> None:
+        self._name = name
+        self._declared = declared
+        self._connections = connections
+
+    async def join(self, worker: WorkerIdentity, lease: timedelta) -> None:
+        """Make the worker's lease, where the table's jobs can point at one.
+
+        Raises:
+            ConfigurationError: the table has neither a column for leases nor one for heartbeats.
+        """
+        async with self._writing() as (connection, mapped, now):
+            if not mapped.leases:
+                _need_heartbeats(mapped)
+                return
+            row = {"id": worker.name, "host": worker.host, "pid": worker.pid, "began_at": now, "beat_at": now}
+            await connection.execute(sa.insert(tables.leases).values(**row, expires_at=now + lease))
+
+    async def leave(self, worker: WorkerIdentity) -> None:
+        """Strike the worker's lease."""
+        async with self._writing() as (connection, mapped, _):
+            if mapped.leases:
+                await connection.execute(sa.delete(tables.leases).where(tables.leases.c.id == worker.name))
+
+    async def claim(
+        self, worker: WorkerIdentity, *, limit: int, kinds: Sequence[str] | None = None, job_id: JobId | None = None
+    ) -> Sequence[ClaimedJob]:
+        """Lock jobs that are due, skipping what others hold, and make them this worker's."""
+        async with self._writing() as (connection, mapped, now):
+            only = None if job_id is None else typed_id(mapped, job_id)
+            due = endings.due(mapped, now, limit=limit, kinds=kinds, only=only)
+            ids = (await connection.execute(due)).scalars().all()
+            if not ids:
+                return ()
+            await connection.execute(endings.claim(mapped, ids, worker.name, now))
+            rows = (await connection.execute(endings.claimed(mapped, ids))).mappings().all()
+            return [_claimed(mapped, row, worker) for row in rows]
+
+    async def beat(self, worker: WorkerIdentity, lease: timedelta, beats: Sequence[Beat]) -> frozenset[JobId]:
+        """Say that all of them live in one statement, and return which the worker still holds."""
+        async with self._writing() as (connection, mapped, now):
+            if mapped.leases:
+                renewed = await connection.execute(endings.renew(worker.name, now, now + lease))
+                if not renewed.rowcount:
+                    return frozenset()
+                moved = [beat for beat in beats if beat.progress is not None]
+                if moved and mapped.has("progress"):
+                    await connection.execute(endings.progress(mapped), _bound(mapped, moved))
+            elif beats:
+                lived = await connection.execute(endings.heartbeat(mapped, now), _bound(mapped, beats))
+                if lived.rowcount == len(beats):
+                    return frozenset(beat.job.id for beat in beats)
+            if not beats:
+                return frozenset()
+            held = set((await connection.execute(endings.held(mapped), _bound(mapped, beats))).scalars())
+            return frozenset(beat.job.id for beat in beats if str(beat.job.id) in held)
+
+    async def finish(self, job: ClaimedJob, values: Mapping[str, object]) -> bool:
+        """End a job as succeeded, with its results by column name."""
+        async with self._writing() as (connection, mapped, now):
+            _need_columns(mapped, values)
+            ended = await connection.execute(endings.finish(mapped, job, now, values))
+            return bool(ended.rowcount) or await self._late(connection, job, JobState.SUCCEEDED, None, now)
+
+    async def fail(self, job: ClaimedJob, error: str) -> bool:
+        """End a job as failed."""
+        async with self._writing() as (connection, mapped, now):
+            ended = await connection.execute(endings.fail(mapped, job, now, error))
+            return bool(ended.rowcount) or await self._late(connection, job, JobState.FAILED, error, now)
+
+    async def requeue(self, job: ClaimedJob, wait: timedelta, *, error: str | None, counted: bool) -> bool:
+        """Queue a job again, as a new attempt if `counted`."""
+        async with self._writing() as (connection, mapped, now):
+            statement = endings.requeue(mapped, job, now, wait=wait, error=error, counted=counted)
+            return bool((await connection.execute(statement)).rowcount)
+
+    async def _late(
+        self, connection: AsyncConnection, job: ClaimedJob, ended: JobState, detail: str | None, now: datetime
+    ) -> bool:
+        row = {
+            "source": self._name,
+            "job_id": str(job.id),
+            "worker": job.worker,
+            "attempt": job.attempt,
+            "ended": ended.value,
+            "detail": detail,
+            "at": now,
+        }
+        await connection.execute(sa.insert(tables.late_finishes).values(row))
+        return False
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[tuple[AsyncConnection, MappedTable, datetime]]:
+        async with self._connections.writing() as (connection, now):
+            yield connection, await mapped_table(self._connections, connection, self._declared), now
+
+
+def _need_heartbeats(mapped: MappedTable) -> None:
+    if not mapped.has("heartbeat_at"):
+        raise ConfigurationError(
+            f"{mapped.declared.full_name} has no column in which a job could show that it lives: map `worker`, a text "
+            f"column of 100 characters or more, or `heartbeat_at`."
+        )
+
+
+def _need_columns(mapped: MappedTable, values: Mapping[str, object]) -> None:
+    unknown = [name for name in values if name not in mapped.table.c]
+    if unknown:
+        raise ConfigurationError(f"{mapped.declared.full_name} has no column {unknown[0]!r} to write a result to.")
+
+
+def _claimed(mapped: MappedTable, row: sa.RowMapping, worker: WorkerIdentity) -> ClaimedJob:
+    def value(key: ColumnKey) -> Any:  # noqa: ANN401 - a column of any type
+        return row[mapped.column(key)] if mapped.has(key) else None
+
+    kind, queue = value("kind"), value("queue")
+    return ClaimedJob(
+        id=plain_id(value("id")),
+        kind=None if kind is None else str(kind),
+        queue=None if queue is None else str(queue),
+        payload=_payload(value("payload")),
+        attempt=value("attempt"),
+        max_attempts=value("max_attempts"),
+        worker=worker.name,
+        row={column.name: row[column] for column in endings.own_columns(mapped)},
+        fence=tuple(row[f"fence_{key}"] for key in endings.fence_keys(mapped)),
+    )
+
+
+def _payload(raw: object) -> object:
+    """Read a payload that is stored as text."""
+    if not isinstance(raw, str):
+        return raw
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return raw
+
+
+def _bound(mapped: MappedTable, beats: Sequence[Beat]) -> dict[str, Any]:
+    return bound_rows(
+        [(typed_id(mapped, beat.job.id), str(beat.job.id), beat.progress, *beat.job.fence) for beat in beats]
+    )

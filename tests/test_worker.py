@@ -1,0 +1,735 @@
+"""The worker kit: exclusive claims, signs of life, fenced ends, and a runner, on every database."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from tests.jobs import COLUMNS, declared, jobs_table, open_bench
+from unstick.config import SourceSettings
+from unstick.domain.diagnosis import Reason
+from unstick.domain.errors import ConfigurationError, LateFinishError, LeaseLostError
+from unstick.domain.policy import Policy
+from unstick.domain.recovery import Action, Outcome
+from unstick.kit import enqueue
+from unstick.pipeline.report import report_stuck
+from unstick.pipeline.sweep import SweepOrder, sweep, take_look
+from unstick.pipeline.watched import Watched
+from unstick.sql import schema, tables
+from unstick.sql.connections import EngineConnections
+from unstick.sql.engine import open_engine, use_write_ahead_log
+from unstick.sql.ledger import SqlLedger
+from unstick.sql.mapping import JobTable
+from unstick.sql.source import SqlSource
+from unstick.testing.conformance import batch_of
+from unstick.wiring import worker_on
+from unstick.worker import Heartbeat, Heartbeats, Registry, Runner, Worker, this_process
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from pathlib import Path
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from tests.servers import Database
+    from unstick.domain.job import JobId
+    from unstick.domain.work import ClaimedJob
+    from unstick.sql.queue import SqlJobQueue
+
+BEAT = timedelta(milliseconds=50)
+SELDOM = timedelta(seconds=10)
+LEASE = timedelta(seconds=30)
+OWN = JobTable.from_settings(SourceSettings())
+
+
+@dataclass
+class Shop:
+    """Unstick's own jobs table, and what works on it."""
+
+    url: str
+    engine: AsyncEngine
+    jobs: JobTable = OWN
+
+    @property
+    def watched(self) -> Watched:
+        connections = EngineConnections(self.engine)
+        source = SqlSource("main", self.jobs, connections)
+        return Watched(source=source, ledger=SqlLedger(connections), policy=Policy())
+
+    @property
+    def watched_at_once(self) -> Watched:
+        """Whose retries wait for next to nothing."""
+        return replace(self.watched, policy=Policy(retry_backoff=timedelta(milliseconds=1)))
+
+    def worker(self, *, every: timedelta = SELDOM, lease: timedelta = LEASE) -> Any:  # noqa: ANN401
+        return worker_on("main", self.url, self.jobs, every=every, lease=lease)
+
+    async def put(self, kind: str = "essay", payload: object = None, **options: Any) -> JobId:  # noqa: ANN401
+        async with AsyncSession(self.engine) as session:
+            queued = await enqueue(session, kind, payload, jobs=self.jobs, **options)
+            await session.commit()
+            return queued.job_id
+
+    async def row(self, job_id: JobId) -> sa.RowMapping:
+        async with self.engine.connect() as connection:
+            return (await connection.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id))).mappings().one()
+
+    async def execute(self, statement: sa.Executable) -> Any:  # noqa: ANN401
+        async with self.engine.begin() as connection:
+            return await connection.execute(statement)
+
+    async def sweep(self, action: Action = Action.RETRY) -> Any:  # noqa: ANN401
+        return await sweep(self.watched, SweepOrder(actor="test", action=action))
+
+    async def expire_leases(self) -> None:
+        """Let every lease have run out a second ago."""
+        now = await self.watched.source.clock()
+        await self.execute(sa.update(tables.leases).values(expires_at=now - timedelta(seconds=1)))
+
+    async def late(self) -> list[Any]:
+        return list(await self.execute(sa.select(tables.late_finishes)))
+
+
+@pytest.fixture
+async def shop(database: Database) -> AsyncIterator[Shop]:
+    engine = open_engine(database.url, create=True)
+    if database.backend == "sqlite":
+        await use_write_ahead_log(engine)
+    await schema.upgrade(engine, schema.branches(own_jobs=True))
+    yield Shop(database.url, engine)
+    await engine.dispose()
+
+
+async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await condition():  # noqa: ASYNC110 - the condition is the database's
+            await asyncio.sleep(0.01)
+
+
+def finish_later(shop: Shop) -> Callable[[JobId], Callable[[], Coroutine[Any, Any, bool]]]:
+    def of(job_id: JobId) -> Callable[[], Coroutine[Any, Any, bool]]:
+        async def over() -> bool:
+            return (await shop.row(job_id))["completed_at"] is not None
+
+        return over
+
+    return of
+
+
+# Enqueueing
+
+
+async def test_a_job_and_the_callers_row_commit_together_or_not_at_all(shop: Shop) -> None:
+    """The first user's race: a row was committed, and the job it stood for was never scheduled."""
+    async with AsyncSession(shop.engine) as session:
+        await enqueue(session, "essay", {"n": 1}, jobs=OWN)
+        await session.rollback()
+    async with AsyncSession(shop.engine) as session:
+        kept = await enqueue(session, "essay", {"n": 2}, jobs=OWN)
+        await session.commit()
+
+    rows = (await shop.execute(sa.select(tables.jobs))).all()
+    assert [(row.id, row.status, row.payload, row.attempt) for row in rows] == [(kept.job_id, "queued", {"n": 2}, 0)]
+    age = await shop.watched.source.clock() - rows[0].created_at
+    assert abs(age) < timedelta(seconds=5)
+
+
+async def test_a_key_is_queued_once_by_however_many_callers(shop: Shop) -> None:
+    async def ask() -> Any:  # noqa: ANN401
+        async with AsyncSession(shop.engine) as session:
+            queued = await enqueue(session, "essay", key="order-7", jobs=OWN)
+            await session.commit()
+            return queued
+
+    answers = await asyncio.gather(*(ask() for _ in range(5)))
+
+    assert len({answer.job_id for answer in answers}) == 1
+    assert [answer.created for answer in answers].count(True) == 1
+    assert (await shop.execute(sa.select(sa.func.count()).select_from(tables.jobs))).scalar_one() == 1
+
+
+async def test_a_host_table_takes_jobs_by_its_mapping_and_says_what_it_has_no_column_for(database: Database) -> None:
+    table = jobs_table(sa.Column("user_id", sa.String(20), nullable=False), sa.Column("prompt", sa.Text))
+    jobs = declared(table, columns=COLUMNS | {"payload": "prompt"})
+    bench = await open_bench(database, table, jobs)
+    async with AsyncSession(bench.engine) as session:
+        queued = await enqueue(session, "quiz", ["a"], values={"user_id": "ada"}, wait=timedelta(hours=1), jobs=jobs)
+        with pytest.raises(ConfigurationError, match="'key'"):
+            await enqueue(session, "quiz", key="k", values={"user_id": "ada"}, jobs=jobs)
+        await session.commit()
+
+    row = await bench.row(queued.job_id)
+    await bench.close()
+    assert (row["status"], row["job_type"], row["user_id"], row["prompt"]) == ("queued", "quiz", "ada", '["a"]')
+    assert row["scheduled_at"] is not None
+
+
+# Claims
+
+
+async def test_a_job_is_claimed_by_one_worker_however_many_ask(shop: Shop) -> None:
+    ids = [await shop.put() for _ in range(12)]
+    async with shop.worker() as one, shop.worker() as other:
+        taken = await asyncio.gather(*(each.claim(limit=3) for each in (one, other, one, other, one, other)))
+
+        claimed = [job.id for jobs in taken for job in jobs]
+        rest = [job.id for jobs in (await one.claim(limit=12), await other.claim(limit=12)) for job in jobs]
+    assert len(claimed) == len(set(claimed))
+    assert sorted(claimed + rest) == sorted(ids)
+
+
+async def test_a_claim_takes_what_is_due_of_the_kinds_asked_for_oldest_first(shop: Shop) -> None:
+    first, second = await shop.put("essay"), await shop.put("essay")
+    later, other = await shop.put("essay", wait=timedelta(hours=1)), await shop.put("quiz")
+    async with shop.worker() as worker:
+        claimed = await worker.claim(limit=5, kinds=["essay"])
+        (quiz,) = await worker.claim(limit=5)
+        none = await worker.claim_one(later)
+
+    assert [job.id for job in claimed] == [first, second]
+    assert quiz.id == other
+    assert none is None
+    row = await shop.row(first)
+    assert (row["status"], row["worker"], row["token"], row["attempt"]) == ("running", worker.identity.name, 1, 0)
+    assert row["started_at"] is not None
+
+
+def test_a_restarted_process_is_another_worker() -> None:
+    """Item 13 of the users' list: a name that survives a restart hides the jobs the first one left."""
+    one, other = this_process(), this_process()
+
+    assert (one.host, one.pid) == (other.host, other.pid)
+    assert one.name != other.name
+
+
+# Ends
+
+
+@pytest.mark.parametrize("ended", ["finish", "fail", "requeue"])
+async def test_a_late_end_is_refused_recorded_and_told(shop: Shop, ended: str) -> None:
+    """A zombie's result never lands on a new attempt (section 1, item 4; R5, R6)."""
+    job_id = await shop.put()
+    async with shop.worker() as zombie, shop.worker() as worker:
+        (stale,) = await zombie.claim()
+        await shop.execute(sa.update(tables.leases).where(tables.leases.c.id == zombie.identity.name).values(
+            expires_at=await shop.watched.source.clock() - timedelta(seconds=1)))  # fmt: skip
+        report = await shop.sweep()
+        assert report.tally.of(outcome=Outcome.APPLIED, reason=Reason.LEASE_EXPIRED) == 1
+        await shop.execute(sa.update(tables.jobs).values(scheduled_at=None))
+        (fresh,) = await worker.claim()
+        before = await shop.row(job_id)
+        late: Mapping[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "finish": lambda: zombie.finish(stale, {"progress": 100}),
+            "fail": lambda: zombie.fail(stale, "too late"),
+            "requeue": lambda: zombie.requeue(stale),
+        }
+
+        with pytest.raises(LateFinishError, match="taken"):
+            await late[ended]()
+
+        assert await shop.row(job_id) == before
+        await worker.finish(fresh, {"progress": 100})
+    row = await shop.row(job_id)
+    assert (row["status"], row["success"], row["progress"], row["attempt"]) == ("completed", True, 100, 1)
+    recorded = [(each.job_id, each.worker, each.ended) for each in await shop.late()]
+    told = {"finish": "succeeded", "fail": "failed"}
+    assert recorded == ([(str(job_id), zombie.identity.name, told[ended])] if ended in told else [])
+
+
+async def test_an_end_is_written_once_and_a_second_one_is_late(shop: Shop) -> None:
+    """No job is final twice (R3)."""
+    await shop.put()
+    async with shop.worker() as worker:
+        (job,) = await worker.claim()
+        await worker.finish(job)
+        with pytest.raises(LateFinishError):
+            await worker.fail(job, "after all")
+
+    assert (await shop.row(job.id))["status"] == "completed"
+
+
+@pytest.mark.parametrize("lacking", [set(), {"token"}, {"token", "attempt"}, {"token", "attempt", "worker"}])
+async def test_a_host_table_fences_by_whatever_it_has(database: Database, lacking: set[str]) -> None:
+    """R2, R5: token, attempt, worker, or else the start of the attempt."""
+    extra: dict[str, Any] = {"token": sa.Integer(), "worker": sa.String(200)}
+    table = jobs_table(*(sa.Column(name, type_) for name, type_ in extra.items()))
+    columns = {key: name for key, name in (COLUMNS | {name: name for name in extra}).items() if key not in lacking}
+    jobs = declared(table, columns=columns)
+    bench = await open_bench(database, table, jobs)
+    if database.backend == "sqlite":
+        await use_write_ahead_log(bench.engine)
+    await bench.execute("INSERT INTO ai_generation_jobs (status, attempt) VALUES ('queued', 0)")
+    async with worker_on("main", database.url, jobs, every=BEAT, lease=LEASE) as one:
+        (stale,) = await one.claim()
+        await one.requeue(stale, counted=True)
+        await bench.execute("UPDATE ai_generation_jobs SET scheduled_at = NULL")
+        (fresh,) = await one.claim()
+        with pytest.raises(LateFinishError):
+            await one.finish(stale)
+        await one.finish(fresh)
+
+    rows = await bench.rows()
+    await bench.close()
+    assert [row["status"] for row in rows] == ["completed"]
+
+
+# Signs of life
+
+
+async def test_a_job_whose_worker_lives_is_never_recovered_however_old(shop: Shop) -> None:
+    """Section 1, item 1: a healthy long job; the lease acquits what age accuses."""
+    job_id = await shop.put()
+    async with shop.worker() as worker:
+        (job,) = await worker.claim()
+        async with worker.heartbeat(job):
+            old = await shop.watched.source.clock() - timedelta(hours=5)
+            await shop.execute(sa.update(tables.jobs).values(started_at=old, updated_at=old))
+            report, stuck = await shop.sweep(), await report_stuck(shop.watched)
+
+    assert (report.tally.of(), stuck.counts.total) == (0, 0)
+    assert (await shop.row(job_id))["status"] == "running"
+
+
+async def test_a_job_whose_lease_ran_out_is_recovered_at_once_however_young(shop: Shop) -> None:
+    """Half an hour's silence is for those who can't say more; the finding tells who stopped beating and when."""
+    job_id = await shop.put()
+    async with shop.worker() as worker:
+        await worker.claim()
+        await shop.expire_leases()
+
+        stuck = await report_stuck(shop.watched)
+        report = await shop.sweep(Action.MARK_FAILED)
+
+    (finding,) = stuck.running
+    assert finding.diagnosis.reason is Reason.LEASE_EXPIRED
+    assert "its lease ran out" in finding.diagnosis.sentence
+    assert [each.holding for each in finding.evidence if each.witness == "lease"] == ["released"]
+    assert report.tally.of(reason=Reason.LEASE_EXPIRED, outcome=Outcome.APPLIED) == 1
+    row = await shop.row(job_id)
+    assert row["status"] == "failed"
+    assert row["error_message"].startswith("Job stuck in running for ")
+    assert row["error_message"].endswith(" Automatically cleaned up.")
+
+
+async def test_a_lease_renewed_between_look_and_write_saves_its_jobs(shop: Shop) -> None:
+    """R1, R4: the write asks the lease again."""
+    await shop.put()
+    async with shop.worker() as worker:
+        await worker.claim()
+        await shop.expire_leases()
+        watched = shop.watched
+        look = await take_look(watched)
+        (page,) = [page async for page in watched.source.suspects(look)]
+        await shop.execute(sa.update(tables.leases).values(expires_at=look.taken_at + LEASE))
+        result = await watched.source.recover(batch_of(page.suspects, look))
+
+    assert result.applied == frozenset()
+
+
+async def test_a_job_that_was_taken_learns_it_within_a_beat(shop: Shop) -> None:
+    """The coroutine is cancelled and the error raised in its own code, in the block's place."""
+    job_id = await shop.put()
+    async with shop.worker(every=BEAT) as worker:
+        (job,) = await worker.claim()
+
+        async def work() -> None:
+            async with worker.heartbeat(job):
+                await shop.execute(sa.update(tables.jobs).values(token=99))
+                await asyncio.wait_for(asyncio.Event().wait(), 20)
+
+        working = asyncio.create_task(work())
+        with pytest.raises(LeaseLostError, match=str(job_id)):
+            await working
+        assert working.cancelling() == 0
+
+
+async def test_a_job_in_a_thread_learns_that_it_was_taken_where_it_asks(shop: Shop) -> None:
+    await shop.put()
+    async with shop.worker(every=BEAT) as worker:
+        (job,) = await worker.claim()
+        began = threading.Event()
+
+        def work() -> None:
+            with worker.heartbeat(job) as beat:
+                began.set()
+                while True:
+                    beat.progress(1)
+
+        working = asyncio.create_task(asyncio.to_thread(work))
+        await asyncio.to_thread(began.wait)
+        await shop.execute(sa.update(tables.jobs).values(token=99))
+        with pytest.raises(LeaseLostError):
+            await asyncio.wait_for(working, 20)
+
+
+async def test_a_cancellation_from_elsewhere_stays_a_cancellation(shop: Shop) -> None:
+    await shop.put()
+    async with shop.worker() as worker:
+        (job,) = await worker.claim()
+
+        async def work() -> None:
+            async with worker.heartbeat(job):
+                await asyncio.Event().wait()
+
+        working = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+
+
+async def test_beats_go_on_while_a_job_blocks_the_loop(shop: Shop) -> None:
+    """L8: a busy job is no dead one; the beats have a thread, a loop and a connection of their own."""
+    await shop.put()
+    async with shop.worker(every=BEAT, lease=LEASE) as worker:
+        (job,) = await worker.claim()
+        async with worker.heartbeat(job):
+            before = (await shop.execute(sa.select(tables.leases.c.beat_at))).scalar_one()
+            _burn(0.5)
+            after = (await shop.execute(sa.select(tables.leases.c.beat_at))).scalar_one()
+
+    assert after > before
+
+
+def _burn(seconds: float) -> None:
+    from time import process_time  # noqa: PLC0415
+
+    until_then = process_time() + seconds
+    while process_time() < until_then:
+        pass
+
+
+async def test_progress_rides_along_with_the_beats(shop: Shop) -> None:
+    job_id = await shop.put()
+    async with shop.worker(every=BEAT) as worker:
+        (job,) = await worker.claim()
+        async with worker.heartbeat(job) as beat:
+            beat.progress(42)
+
+            async def arrived() -> bool:
+                return bool((await shop.row(job_id))["progress"] == 42)
+
+            await until(arrived)
+
+
+async def test_a_lease_ends_with_its_worker_and_with_nothing_else(shop: Shop) -> None:
+    async with shop.worker() as one:
+        async with shop.worker():
+            assert (await shop.execute(sa.select(sa.func.count()).select_from(tables.leases))).scalar_one() == 2
+        names = (await shop.execute(sa.select(tables.leases.c.id))).scalars().all()
+        assert names == [one.identity.name]
+    assert (await shop.execute(sa.select(sa.func.count()).select_from(tables.leases))).scalar_one() == 0
+
+
+async def test_a_table_with_only_a_heartbeat_column_beats_there_in_one_statement(database: Database) -> None:
+    """And a job that was taken from it is told so all the same."""
+    table = jobs_table()
+    jobs = declared(table)
+    bench = await open_bench(database, table, jobs)
+    if database.backend == "sqlite":
+        await use_write_ahead_log(bench.engine)
+    await bench.execute("INSERT INTO ai_generation_jobs (status, attempt) VALUES ('queued', 0), ('queued', 0)")
+    async with worker_on("main", database.url, jobs, every=BEAT, lease=LEASE) as worker:
+        one, other = await worker.claim(limit=2)
+        before = [row["updated_at"] for row in await bench.rows()]
+        async with worker.heartbeat(one):
+
+            async def moved() -> bool:
+                return bool((await bench.rows())[0]["updated_at"] > before[0])
+
+            await until(moved)
+
+            async def work() -> None:
+                async with worker.heartbeat(other):
+                    await bench.execute("UPDATE ai_generation_jobs SET attempt = 5 WHERE id = 2")
+                    await asyncio.wait_for(asyncio.Event().wait(), 20)
+
+            with pytest.raises(LeaseLostError):
+                await work()
+    await bench.close()
+
+
+async def test_a_table_that_can_show_no_sign_of_life_is_refused_at_the_start(sqlite_database: Database) -> None:
+    table = jobs_table()
+    jobs = declared(table, columns={key: name for key, name in COLUMNS.items() if key != "heartbeat_at"})
+    bench = await open_bench(sqlite_database, table, jobs)
+    with pytest.raises(ConfigurationError, match="`heartbeat_at`"):
+        async with worker_on("main", sqlite_database.url, jobs, every=BEAT, lease=LEASE):
+            pass
+    await bench.close()
+
+
+def test_a_lease_that_could_not_outlast_a_missed_beat_is_refused() -> None:
+    """L5: interval as long as the threshold."""
+    with pytest.raises(ValueError, match="longer"):
+        Heartbeats(_never, this_process(), every=LEASE, lease=LEASE)
+
+
+@asynccontextmanager
+async def _never() -> AsyncIterator[SqlJobQueue]:
+    raise AssertionError
+    yield
+
+
+# The runner
+
+
+@dataclass
+class Ran:
+    registry: Registry
+    jobs: list[ClaimedJob]
+
+
+@pytest.fixture
+def ran() -> Ran:
+    registry, jobs = Registry(), list[Any]()
+
+    @registry.job("essay")
+    async def essay(job: ClaimedJob, beat: Heartbeat) -> Mapping[str, object]:
+        jobs.append(job)
+        beat.progress(50)
+        return {"progress": 100}
+
+    @registry.job("counted")
+    def counted(job: ClaimedJob, _beat: Heartbeat) -> None:
+        jobs.append(job)
+        assert threading.current_thread() is not threading.main_thread()
+
+    @registry.job("broken")
+    async def broken(job: ClaimedJob, _beat: Heartbeat) -> None:
+        jobs.append(job)
+        raise RuntimeError("no such model")
+
+    @registry.job("wrong")
+    async def wrong(_job: ClaimedJob, _beat: Heartbeat) -> Mapping[str, object]:
+        return {"nowhere": 1}
+
+    return Ran(registry, jobs)
+
+
+def runner(worker: Worker, registry: Registry, **options: Any) -> Runner:  # noqa: ANN401
+    quick: dict[str, Any] = {"poll": timedelta(milliseconds=20), "retry_backoff": timedelta(milliseconds=1)}
+    return Runner(worker, registry, **(quick | options))
+
+
+async def test_jobs_run_by_their_kind_on_the_loop_or_in_threads_and_are_finished(shop: Shop, ran: Ran) -> None:
+    essay, count = await shop.put("essay", {"title": "On tea"}), await shop.put("counted")
+    over = finish_later(shop)
+    async with shop.worker() as worker, runner(worker, ran.registry).running():
+        await until(over(essay))
+        await until(over(count))
+
+    assert {job.id: job.payload for job in ran.jobs} == {essay: {"title": "On tea"}, count: None}
+    rows = [await shop.row(job_id) for job_id in (essay, count)]
+    assert [(row["status"], row["success"]) for row in rows] == [("completed", True)] * 2
+    assert rows[0]["progress"] == 100
+
+
+async def test_a_handler_that_raises_is_tried_as_often_as_the_job_says_and_then_failed(shop: Shop, ran: Ran) -> None:
+    once = await shop.put("broken")
+    thrice = await shop.put("broken", values={"max_attempts": 3})
+    wrong = await shop.put("wrong")
+    over = finish_later(shop)
+    async with shop.worker() as worker, runner(worker, ran.registry).running():
+        for job_id in (once, thrice, wrong):
+            await until(over(job_id))
+
+    assert [job.attempt for job in ran.jobs if job.id == once] == [0]
+    assert [job.attempt for job in ran.jobs if job.id == thrice] == [0, 1, 2]
+    rows = [await shop.row(job_id) for job_id in (once, thrice, wrong)]
+    assert [row["status"] for row in rows] == ["failed"] * 3
+    assert [row["error_message"] for row in rows[:2]] == ["RuntimeError: no such model"] * 2
+    assert "nowhere" in rows[2]["error_message"]
+
+
+async def test_no_more_jobs_run_at_a_time_than_may(shop: Shop) -> None:
+    registry, at_once, most = Registry(), 0, 0
+    ids = [await shop.put() for _ in range(6)]
+
+    @registry.job("essay")
+    async def essay(_job: ClaimedJob, _beat: Heartbeat) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.02)
+        at_once -= 1
+
+    over = finish_later(shop)
+    async with shop.worker() as worker, runner(worker, registry, concurrency=2).running():
+        for job_id in ids:
+            await until(over(job_id))
+
+    assert most == 2
+
+
+async def test_a_runner_that_stops_lets_jobs_end_and_hands_back_what_takes_too_long(shop: Shop) -> None:
+    """The job handed back is the same attempt, and at once anybody's."""
+    registry, began, go = Registry(), asyncio.Event(), asyncio.Event()
+    quick, slow = await shop.put("quick"), await shop.put("slow")
+
+    @registry.job("quick")
+    async def quick_one(_job: ClaimedJob, _beat: Heartbeat) -> None:
+        await go.wait()
+
+    @registry.job("slow")
+    async def slow_one(_job: ClaimedJob, _beat: Heartbeat) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    async with shop.worker() as worker:
+        loop = runner(worker, registry, drain=timedelta(milliseconds=300))
+        running = asyncio.create_task(loop.run())
+        await began.wait()
+        loop.stop()
+        go.set()
+        await running
+
+    assert (await shop.row(quick))["status"] == "completed"
+    row = await shop.row(slow)
+    assert (row["status"], row["attempt"], row["worker"], row["started_at"]) == ("queued", 0, None, None)
+
+
+async def test_a_job_taken_from_the_runner_is_left_to_whoever_has_it(shop: Shop) -> None:
+    registry, stopped = Registry(), asyncio.Event()
+    job_id = await shop.put()
+
+    @registry.job("essay")
+    async def essay(_job: ClaimedJob, _beat: Heartbeat) -> None:
+        await shop.execute(sa.update(tables.jobs).values(token=99, worker="another"))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async with shop.worker(every=BEAT) as worker, runner(worker, registry).running():
+        await asyncio.wait_for(stopped.wait(), 20)
+
+    row = await shop.row(job_id)
+    assert (row["status"], row["worker"], row["token"]) == ("running", "another", 99)
+    assert await shop.late() == []
+
+
+# Real processes
+
+
+HANDLERS = """
+import time
+from pathlib import Path
+from unstick import Registry
+
+registry = Registry()
+
+@registry.job("essay")
+def essay(job, beat):
+    with Path("ran.txt").open("a") as file:
+        print(job.id, job.attempt, file=file, flush=True)
+    if job.payload == "hang":
+        while not Path("go").exists():
+            beat.check()
+            time.sleep(0.01)
+    return {"progress": 100}
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    return [sys.executable, "-m", "unstick", "worker", "handlers:registry"]
+
+
+async def test_unstick_worker_runs_jobs_until_sigterm_and_lets_the_last_one_end(
+    tmp_path: Path, command: list[str]
+) -> None:
+    """On the embedded table, as a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("UNSTICK_")}
+    subprocess.run([*command[:3], "db", "upgrade"], cwd=tmp_path, env=environment, check=True)  # noqa: ASYNC221
+    engine = open_engine(f"sqlite:///{tmp_path / 'unstick.db'}")
+    shop = Shop(f"sqlite:///{tmp_path / 'unstick.db'}", engine)
+    done, hanging = await shop.put(), await shop.put(payload="hang")
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)  # noqa: ASYNC220
+    over = finish_later(shop)
+
+    async def began() -> bool:
+        assert process.poll() is None
+        return (tmp_path / "ran.txt").exists() and len((tmp_path / "ran.txt").read_text().splitlines()) == 2
+
+    await until(over(done))
+    await until(began)
+    process.send_signal(signal.SIGTERM)
+    (tmp_path / "go").touch()
+
+    assert await asyncio.to_thread(process.wait, 30) == 0
+    assert (await shop.row(hanging))["status"] == "completed"
+    assert (await shop.execute(sa.select(sa.func.count()).select_from(tables.leases))).scalar_one() == 0
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("named", ["nowhere:registry", "handlers:nothing", "handlers"])
+def test_a_registry_that_is_not_there_is_told_in_one_sentence(tmp_path: Path, command: list[str], named: str) -> None:
+    ran = subprocess.run([*command[:4], named], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+    assert named.partition(":")[0] in ran.stderr
+
+
+async def test_a_killed_workers_job_is_running_again_within_five_seconds(
+    postgres_database: Database, tmp_path: Path, command: list[str]
+) -> None:
+    """SIGKILL; a lease of three seconds, a look every second. None of the others does it in less than thirty."""
+    engine = open_engine(postgres_database.url)
+    await schema.upgrade(engine, schema.branches(own_jobs=True))
+    shop = Shop(postgres_database.url, engine)
+    job_id = await shop.put(payload="hang")
+    script = (
+        "import asyncio, sys\nfrom datetime import timedelta\nfrom handlers import registry\n"
+        "from unstick.config import SourceSettings\nfrom unstick.kit import running\n"
+        "from unstick.sql.mapping import JobTable\n"
+        "async def main():\n"
+        "    jobs = JobTable.from_settings(SourceSettings())\n"
+        f"    async with running(registry, url={postgres_database.url!r}, jobs=jobs,\n"
+        "                       beat_every=timedelta(seconds=1), lease=timedelta(seconds=3)):\n"
+        "        await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path) for _ in range(2)]  # noqa: ASYNC220
+
+    async def running() -> bool:
+        return bool((await shop.row(job_id))["status"] == "running")
+
+    try:
+        await until(running)
+        first = (await shop.row(job_id))["worker"]
+        victim = next(process for process in processes if f":{process.pid}:" in first)
+        victim.kill()
+        killed_at = asyncio.get_running_loop().time()
+
+        async def again() -> bool:
+            await sweep(shop.watched_at_once, SweepOrder(actor="test", action=Action.RETRY))
+            await asyncio.sleep(1)
+            row = await shop.row(job_id)
+            return bool(row["status"] == "running" and row["worker"] != first)
+
+        await until(again)
+        took = asyncio.get_running_loop().time() - killed_at
+        (tmp_path / "go").touch()
+        await until(finish_later(shop)(job_id))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        await engine.dispose()
+    assert took < 6
+    assert (tmp_path / "ran.txt").read_text().splitlines() == [f"{job_id} 0", f"{job_id} 1"]
