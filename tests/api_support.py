@@ -156,6 +156,9 @@ class MemoryLedger:
     async def settle(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
         raise AssertionError((source, operation_id, recoveries))
 
+    async def find_out(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
+        raise AssertionError((source, operation_id, recoveries))
+
     async def unsettled(self, source: str, older_than: timedelta) -> Mapping[int, Sequence[Intent]]:
         raise AssertionError((source, older_than))
 

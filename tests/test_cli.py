@@ -313,7 +313,7 @@ def test_a_mistyped_state_word_is_told_wherever_it_would_hide_jobs(run: Run, com
     ran = run(*command, "--json")
     assert (ran.status, bool(ran.document)) == (0, True)
     assert ran.err == (
-        "unstick: warning: Open jobs of source 'main' are in the state 'running', which `states` doesn't name: they "
+        "unstick: warning: Jobs of source 'main' are in the state 'running', which `states` doesn't name: they "
         "are never looked at. Name it there; what is named under `scheduled` is left alone.\n"
     )
 

@@ -443,7 +443,8 @@ async def test_on_sqlite_nobody_writes_between_our_comparison_and_our_write(
             connections = SessionConnections(session)
             source = SqlSource("main", bench.jobs, connections, ruled_from=1)
             watched = Watched(source=source, ledger=SqlLedger(connections), policy=Policy())
-        with after_first(app if lent else bench.engine, "json_each", act) as seen:
+        comparing = "seen_state" if lent or way is by_decision else "json_each"  # a session isn't ruled for
+        with after_first(app if lent else bench.engine, comparing, act) as seen:
             applied = await way(bench, watched)
     await bench.close()
 

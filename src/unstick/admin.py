@@ -106,7 +106,7 @@ async def need_ledger(connections: SessionConnections, table: str) -> None:
     if connections.engine in _migrated:
         return
     async with connections.reading() as (connection, _):
-        lacking = await connection.run_sync(schema.lacking, schema.branches(own_jobs=False))
+        lacking = await connection.run_sync(schema.missing_from, schema.branches(own_jobs=False))
     if lacking:
         url, has_secret = url_without_secrets(connections.engine.url)
         secret = f"with what the app's own URL says in place of {PLACEHOLDER}; " if has_secret else ""

@@ -177,7 +177,13 @@ class Ledger(Protocol):
         """Write what is about to be done; it is committed when this returns."""
 
     async def settle(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
-        """Write what came of intents, and strike them; one that somebody else has settled is left."""
+        """Write what came of intents, as who carried them out knows it, and strike them.
+
+        Where somebody found out about one meanwhile, this is written all the same: the last word is the right one.
+        """
+
+    async def find_out(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
+        """Write what seems to have come of intents that nobody settled, and strike them; those struck are left."""
 
     async def unsettled(self, source: str, older_than: timedelta) -> Mapping[int, Sequence[Intent]]:
         """Return intents by operation that nobody has settled for so long, by the ledger's clock."""

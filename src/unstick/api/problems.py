@@ -104,12 +104,11 @@ def _status_of(error: BaseException | None) -> int:
 
 def _stopped(error: RecoveryStoppedError) -> Problem:
     detail = str(error)
-    if error.__cause__ is not None and not isinstance(error.__cause__, UnstickError):
-        detail = (
-            f"The cleanup stopped at an unexpected error. The batch it hit was rolled back; {error.recovered} job(s) "
-            "recovered before it stay recovered and are in the audit log."
-        )
-    return Problem(status=_status_of(error.__cause__), detail=detail, members={"recovered": error.recovered})
+    cause = error.__cause__
+    if cause is not None and not isinstance(cause, UnstickError):
+        # What went wrong inside is the log's to tell; what became of the jobs is everybody's.
+        detail = detail.replace(str(cause), "an unexpected error.") if str(cause) else detail
+    return Problem(status=_status_of(cause), detail=detail, members={"recovered": error.recovered})
 
 
 def _http_problem(error: StarletteHTTPException) -> Problem:

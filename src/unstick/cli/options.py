@@ -79,8 +79,8 @@ async def warn_of_unmapped(watched: "Watched") -> None:
     if words:
         listed = ", ".join(repr(word) for word in words)
         warn(
-            f"Open jobs of source {watched.source.name!r} are in the state {listed}, which `states` doesn't name: they "
-            "are never looked at. Name it there; what is named under `scheduled` is left alone."
+            f"Jobs of source {watched.source.name!r} are in the state {listed}, which `states` doesn't name: they are "
+            "never looked at. Name it there; what is named under `scheduled` is left alone."
         )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
@@ -75,6 +75,8 @@ class BatchResult:
     applied: frozenset[JobId]
     refused: Mapping[JobId, str]
     """What the database said of each row it refused."""
+    pre_images: Mapping[JobId, str] = field(default_factory=dict)
+    """What each applied decision overwrote, as read under the lock; only where the source records nothing itself."""
 
     def outcome(self, job_id: JobId) -> Outcome:
         """Return what came of the decision on this job."""
@@ -116,8 +118,8 @@ class Intent:
     post_image: str
     """What it is to be then."""
 
-    def came_to(self, outcome: Outcome, detail: str | None = None) -> Recovery:
-        """Return the record of what came of it."""
+    def came_to(self, outcome: Outcome, detail: str | None = None, pre_image: str | None = None) -> Recovery:
+        """Return the record of what came of it, with the pre-image as it was overwritten, where that is known."""
         return Recovery(
             job_id=self.job_id,
             state=self.state,
@@ -125,7 +127,7 @@ class Intent:
             reason=self.reason,
             outcome=outcome,
             detail=self.detail if detail is None else detail,
-            pre_image=self.pre_image,
+            pre_image=self.pre_image if pre_image is None else pre_image,
         )
 
 
@@ -152,8 +154,8 @@ def _same(one: str, other: str) -> bool:
 
 
 def _equal(one: object, other: object) -> bool:
-    """Compare values as a database may give them back: times to the second, for a column may round them."""
-    if one == other:
+    """Compare values as a database may give them back: it may round times, and fill text up with blanks."""
+    if one == other or (isinstance(one, str) and isinstance(other, str) and one.rstrip() == other.rstrip()):
         return True
     earlier, later = _instant(one), _instant(other)
     return earlier is not None and later is not None and abs(earlier - later) <= timedelta(seconds=1)

@@ -82,15 +82,15 @@ async def _recover(watched: Watched, batch: Batch) -> BatchResult:
     result = await watched.source.recover(replace(batch, decisions=intended))
     lost = [_recovery(d, Outcome.LOST_RACE, LOST_RACE) for d in batch.decisions if d.suspect.job_id not in intents]
     await watched.ledger.record(watched.source.name, batch.operation_id, lost)
-    done = [_settled(intent, result) for intent in intents.values()]
+    done = [_outcome_of(intent, result) for intent in intents.values()]
     await watched.ledger.settle(watched.source.name, batch.operation_id, done)
     return result
 
 
-def _settled(intent: Intent, result: BatchResult) -> Recovery:
+def _outcome_of(intent: Intent, result: BatchResult) -> Recovery:
     outcome = result.outcome(intent.job_id)
     said = {Outcome.LOST_RACE: LOST_RACE, Outcome.FAILED: result.refused.get(intent.job_id)}
-    return intent.came_to(outcome, said.get(outcome))
+    return intent.came_to(outcome, said.get(outcome), result.pre_images.get(intent.job_id))
 
 
 def _recovery(decision: Decision, outcome: Outcome, detail: str) -> Recovery:

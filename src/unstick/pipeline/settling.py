@@ -5,8 +5,8 @@ from datetime import timedelta
 from unstick.domain.recovery import settled
 from unstick.pipeline.watched import Watched
 
-IN_FLIGHT = timedelta(minutes=2)
-"""How long an intent may be under way: several times what a batch may take."""
+IN_FLIGHT = timedelta(minutes=10)
+"""How long an intent may be under way: several times what a batch may take, with all its tries and halvings."""
 
 
 async def settle_intents(watched: Watched) -> int:
@@ -22,5 +22,5 @@ async def settle_intents(watched: Watched) -> int:
     for operation_id, intents in unsettled.items():
         images = await source.images(intents)
         recoveries = [settled(intent, images.get(intent.job_id)) for intent in intents]
-        await ledger.settle(source.name, operation_id, recoveries)
+        await ledger.find_out(source.name, operation_id, recoveries)
     return sum(len(intents) for intents in unsettled.values())

@@ -8,9 +8,10 @@ recovered, as the contract says; give such kinds a longer threshold or a heartbe
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar
 
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import InvalidRequestError, RecoveryStoppedError
@@ -56,6 +57,7 @@ class SweepReport:
 
 MAX_FAILURES = 100
 _MOMENT_SECONDS = 2
+_Ending = TypeVar("_Ending")
 
 
 async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None = None) -> SweepReport:
@@ -152,6 +154,17 @@ class _Course:
     failures: list[Recovery] = field(default_factory=list)
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def recovered(self) -> int:
+        return Tally(counts=self.census).of(outcome=Outcome.APPLIED)
+
+    @property
+    def said(self) -> str:
+        return (
+            f"{self.recovered} job(s) recovered before it stay recovered and are in the audit log as operation "
+            f"{self.operation_id}."
+        )
+
     def came_to(self, counts: Mapping[CensusKey, int], failures: Sequence[Recovery] = ()) -> None:
         self.census.update(counts)
         self.failures.extend(failures[: MAX_FAILURES - len(self.failures)])
@@ -163,28 +176,61 @@ class _Course:
 
 
 async def _carry_out(course: _Course) -> None:
-    """Do the work and record its end; interrupted, it gives the batch under way a moment to end and be counted."""
-    watched = course.operation.watched
+    """Do the work and record its end, however often somebody interrupts it meanwhile."""
     work = asyncio.ensure_future(_work(course))
     try:
         await asyncio.shield(work)
-        await watched.ledger.append(course.end(AuditOutcome.DONE))
     except asyncio.CancelledError:
-        course.interrupted.set()
-        await asyncio.wait([work], timeout=_MOMENT_SECONDS)
-        work.cancel()
-        await asyncio.wait([work])
-        await asyncio.shield(watched.ledger.append(course.end(AuditOutcome.FAILED, "interrupted")))
+        await _surely(_interrupt(course, work))
         raise
     except Exception as error:
-        recovered = Tally(counts=course.census).of(outcome=Outcome.APPLIED)
-        unrecorded = await _record_failure(watched.ledger, course.end(AuditOutcome.FAILED, str(error)))
+        raise await _surely(_stopped(course, error)) from error
+    await _surely(_end(course))
+
+
+async def _end(course: _Course) -> None:
+    try:
+        await course.operation.watched.ledger.append(course.end(AuditOutcome.DONE))
+    except Exception as error:
+        name = course.operation.watched.source.name
         raise RecoveryStoppedError(
-            f"The sweep of source {watched.source.name!r} stopped: {error} {_what_it_hit(watched.source)}; "
-            f"{recovered} job(s) recovered before it stay recovered and are in the audit log as operation "
-            f"{course.operation_id}.{unrecorded}",
-            recovered=recovered,
+            f"The sweep of source {name!r} was done, but its end could not be recorded: {error} {course.said}",
+            recovered=course.recovered,
         ) from error
+
+
+async def _interrupt(course: _Course, work: asyncio.Future[None]) -> None:
+    """Give the batch under way a moment to end and be counted, and record the interruption."""
+    course.interrupted.set()
+    await asyncio.wait([work], timeout=_MOMENT_SECONDS)
+    work.cancel()
+    await asyncio.wait([work])
+    failure = None if work.cancelled() else work.exception()
+    problem = "interrupted" if failure is None else f"interrupted, after this: {failure}"
+    await _record_failure(course.operation.watched.ledger, course.end(AuditOutcome.FAILED, problem))
+
+
+async def _stopped(course: _Course, error: Exception) -> RecoveryStoppedError:
+    watched = course.operation.watched
+    unrecorded = await _record_failure(watched.ledger, course.end(AuditOutcome.FAILED, str(error)))
+    return RecoveryStoppedError(
+        f"The sweep of source {watched.source.name!r} stopped: {error} {_what_it_hit(watched.source)}; "
+        f"{course.said}{unrecorded}",
+        recovered=course.recovered,
+    )
+
+
+async def _surely(ending: Coroutine[object, object, _Ending]) -> _Ending:
+    """Wait until an end is recorded; a cancellation, be it the tenth, doesn't cut it off and is passed on after."""
+    task, cancelled = asyncio.ensure_future(ending), False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return task.result()
 
 
 async def _work(course: _Course) -> None:
@@ -194,8 +240,8 @@ async def _work(course: _Course) -> None:
 
 def _what_it_hit(source: JobSource) -> str:
     if source.capabilities.records:
-        return "The batch it hit was rolled back"
-    return "The batch it hit is recorded as intended, and the next sweep finds out what became of it"
+        return "What was under way was rolled back"
+    return "What was under way is recorded as intended, and a later sweep finds out what became of it"
 
 
 async def _record_failure(ledger: Ledger, entry: AuditEntry) -> str:

@@ -7,11 +7,11 @@ from typing import Protocol
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidRequestError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
-from unstick.domain.errors import PendingChangesError, SourceUnavailableError
+from unstick.domain.errors import ConfigurationError, PendingChangesError, SourceUnavailableError
 from unstick.sql.dialects import Dialect, dialect_for
 from unstick.sql.engine import WRITES
 
@@ -96,6 +96,7 @@ class SessionConnections:
             await self._end()
         try:
             async with reachable(self.engine), self._borrowed() as connection:
+                await self._refuse_autocommit()
                 await self.dialect.take_write_lock(connection)
                 yield connection, await self.dialect.enter(connection)
             await self._end()
@@ -114,12 +115,30 @@ class SessionConnections:
 
     @asynccontextmanager
     async def _borrowed(self) -> AsyncIterator[AsyncConnection]:
-        connection = await self._session.connection()
+        try:
+            connection = await self._session.connection()
+        except InvalidRequestError as error:
+            raise PendingChangesError(
+                "The session given to AdminService is inside a `session.begin()` or `begin_nested()` block, which a "
+                "cleanup would end. Call it outside of the block, or give it another session."
+            ) from error
         restore = await self.dialect.borrow(connection)
         try:
             yield connection
-        finally:
-            await restore()
+        except BaseException:
+            if not self.dialect.settings_end_with_a_failure:
+                await restore()
+            raise
+        await restore()
+
+    async def _refuse_autocommit(self) -> None:
+        """Refuse a connection on which nothing can be taken back: each of our statements would stand alone."""
+        level = await (await self._session.connection()).get_isolation_level()
+        if level == "AUTOCOMMIT":
+            raise ConfigurationError(
+                "The session given to AdminService is in AUTOCOMMIT mode, where a change and its record can't be one "
+                "transaction. Give it a session with transactions."
+            )
 
     async def _end(self) -> None:
         """Commit without expiring what the caller has loaded, which an async session couldn't load again by itself."""

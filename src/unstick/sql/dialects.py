@@ -6,7 +6,7 @@ from datetime import UTC, datetime, tzinfo
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect as SqlDialect
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,7 +19,6 @@ from unstick.sql.times import AwareTime, NaiveTime, TextTime, TimeForm
 
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 5_000
-_MOMENT_MS = 100
 
 Restore = Callable[[], Awaitable[object]]
 Seen = Mapping[str, TypeEngine[Any]]
@@ -34,6 +33,8 @@ class Dialect(ABC):
     """Jobs a statement: large enough that round trips don't count, small enough that the host's writers don't wait."""
     one_statement: ClassVar[bool] = False
     """A batch is locked, changed and recorded in one statement."""
+    settings_end_with_a_failure: ClassVar[bool] = False
+    """What we set is undone by the rollback of whatever failed."""
 
     def __init__(self, compiled_for: SqlDialect) -> None:
         self.sql = compiled_for
@@ -79,14 +80,6 @@ class Dialect(ABC):
         del column
         return sa.true()
 
-    def is_at(self, table: sa.Table, name: str) -> sa.ColumnElement[bool]:
-        """Hold for the rows at the addresses bound to a name; only PostgreSQL has such."""
-        raise NotImplementedError(f"{self.name} has no addresses for {name} of {table}")
-
-    async def expect_addresses(self, connection: AsyncConnection, *, waits: bool) -> None:
-        """Prepare a transaction for a write by address, and say whether it may wait for rows, for a moment."""
-        raise NotImplementedError(f"{self.name} has no addresses: {connection}, {waits}")
-
     def without_zone(self, time: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """Return a time in UTC in a form that has no zone."""
         return time
@@ -95,6 +88,16 @@ class Dialect(ABC):
         """Tell whether a write found a row held by somebody and didn't wait any longer."""
         del error
         return False
+
+    def is_slow(self, error: DBAPIError) -> bool:
+        """Tell whether a statement took longer than a guest's may; half as many rows may take half as long."""
+        del error
+        return False
+
+    def is_text(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """Hold where a text column holds text or nothing; only SQLite's can hold anything else."""
+        del column
+        return sa.true()
 
     @property
     @abstractmethod
@@ -146,11 +149,21 @@ class PostgresDialect(Dialect):
     name = "postgresql"
     batch_size = 5_000
     one_statement = True
+    settings_end_with_a_failure = True
 
     _ROW_CLASSES = ("0A", "21", "22", "23", "27", "2F", "38", "39", "44", "54", "P0")
     """SQLSTATE classes a single row can cause: data, constraints, and whatever a trigger of its table runs into."""
     _SERVERS_FAULT = ("53", "55", "57", "58", "72")
     _TRANSIENT = ("40001", "40P01")
+
+    async def borrow(self, connection: AsyncConnection) -> Restore:
+        """Note the limits in force: the transaction that ours end with may be the host's, and longer than our work."""
+        theirs = (await connection.execute(_POSTGRES_LIMITS)).mappings().one()
+
+        async def restore() -> object:
+            return await connection.execute(_POSTGRES_RESTORE, dict(theirs))
+
+        return restore
 
     async def enter(self, connection: AsyncConnection) -> datetime:
         """Set both timeouts for this transaction only, and read the clock in the same round trip."""
@@ -202,18 +215,6 @@ class PostgresDialect(Dialect):
         """Leave out minus infinity and times before Christ, which Python doesn't know."""
         return sa.or_(column.is_(None), column > sa.literal_column("'0001-01-02'"))
 
-    def is_at(self, table: sa.Table, name: str) -> sa.ColumnElement[bool]:
-        """Compare with an array the server wrote."""
-        return table.c.ctid == sa.any_(sa.cast(sa.bindparam(name, type_=sa.Text()), postgresql.ARRAY(Address())))
-
-    async def expect_addresses(self, connection: AsyncConnection, *, waits: bool) -> None:
-        """Rule out every plan but one that goes to the addresses, and leave the commit to be flushed with the last.
-
-        The planner takes thousands of addresses for dearer than a scan of all open jobs. A batch that a crash of
-        the server takes back is taken back whole; the operation's last entry is flushed, and with it all before.
-        """
-        await connection.execute(_POSTGRES_BY_ADDRESS, {"wait": f"{_MOMENT_MS if waits else LOCK_TIMEOUT_MS}ms"})
-
     def without_zone(self, time: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """Bring aware times to UTC."""
         aware = isinstance(time.type, sa.DateTime) and time.type.timezone
@@ -222,6 +223,10 @@ class PostgresDialect(Dialect):
     def is_held(self, error: DBAPIError) -> bool:
         """A lock that wasn't to be had in time."""
         return _sqlstate(error) == "55P03"
+
+    def is_slow(self, error: DBAPIError) -> bool:
+        """The statement timeout, and no administrator's cancellation."""
+        return _sqlstate(error) == "57014" and "statement timeout" in str(error.orig)
 
     @property
     def common_form(self) -> TimeForm:
@@ -245,6 +250,8 @@ class PostgresDialect(Dialect):
     def refuses_row(self, error: DBAPIError) -> bool:
         """Judge by SQLSTATE."""
         code = _sqlstate(error)
+        if code == "42501":  # a policy or a trigger says so of a row; of the table it is nobody's fault but the role's
+            return "row-level security" in str(error.orig) or _is_from_a_function(error)
         user_defined = len(code) == _SQLSTATE_LENGTH and (code[0] in "56789" or code[0] in "IJKLMNOQRSTUVWYZ")
         return code[:2] in self._ROW_CLASSES or (user_defined and code[:2] not in self._SERVERS_FAULT)
 
@@ -357,6 +364,10 @@ class MysqlDialect(Dialect):
         """Judge by error number: SIGNAL and CHECK arrive as operational errors here."""
         return isinstance(error, IntegrityError | DataError) or _errno(error) not in self._NOT_A_ROWS_FAULT
 
+    def is_slow(self, error: DBAPIError) -> bool:
+        """MariaDB's and MySQL's own limits on a statement's time."""
+        return _errno(error) in {1969, 3024}
+
     def is_transient(self, error: DBAPIError) -> bool:
         """Deadlocks, and MariaDB's record-changed-since-last-read."""
         return _errno(error) in {1020, 1213}
@@ -438,8 +449,12 @@ class SqliteDialect(Dialect):
         return sa.func.strftime("%Y-%m-%d %H:%M:%S", since, type_=sa.Text)
 
     def refuses_row(self, error: DBAPIError) -> bool:
-        """Constraints and RAISE(ABORT) are both integrity errors here."""
-        return isinstance(error, IntegrityError)
+        """Constraints and RAISE(ABORT) are both integrity errors here; bytes where text belongs are not."""
+        return isinstance(error, IntegrityError) or "JSON cannot hold BLOB values" in str(error.orig)
+
+    def is_text(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """Ask for the value's own type."""
+        return sa.func.typeof(sa.type_coerce(column, sa.String)).in_(("text", "null"))
 
 
 class Address(UserDefinedType[str]):
@@ -459,11 +474,12 @@ _POSTGRES_ENTER = sa.text(
     f" set_config('statement_timeout', '{STATEMENT_TIMEOUT_MS}', true),"
     f" set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true)"
 )
-
-_POSTGRES_BY_ADDRESS = sa.text(
-    "SELECT set_config('lock_timeout', CAST(:wait AS text), true), set_config(name, 'off', true)"
-    " FROM unnest(ARRAY['enable_seqscan', 'enable_indexscan', 'enable_indexonlyscan', 'enable_bitmapscan',"
-    " 'enable_hashjoin', 'enable_mergejoin', 'jit', 'synchronous_commit']) AS s(name)"
+_POSTGRES_LIMITS = sa.text(
+    "SELECT current_setting('statement_timeout') AS statement, current_setting('lock_timeout') AS lock"
+)
+_POSTGRES_RESTORE = sa.text(
+    "SELECT set_config('statement_timeout', CAST(:statement AS text), true),"
+    " set_config('lock_timeout', CAST(:lock AS text), true)"
 )
 
 
@@ -513,6 +529,12 @@ def _sqlstate(error: DBAPIError) -> str:
         if isinstance(code, str):
             return code
     return ""
+
+
+def _is_from_a_function(error: DBAPIError) -> bool:
+    """Tell whether PostgreSQL names a function an error came from."""
+    cause = getattr(error.orig, "__cause__", None)
+    return bool(getattr(getattr(error.orig, "diag", None), "context", None) or getattr(cause, "context", None))
 
 
 def _errno(error: DBAPIError) -> int:

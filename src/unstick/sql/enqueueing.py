@@ -26,6 +26,9 @@ async def enqueue(connections: Connections, connection: AsyncConnection, declare
     Raises:
         ConfigurationError: the table has no column for what is asked.
     """
+    if connections.dialect.name == "sqlite":
+        # A transaction that reads first finds, too late to wait for it, that somebody else has written since.
+        await connection.execute(_nothing(declared))
     mapped = await mapped_table(connections, connection, declared)
     row = _row(mapped, job, await connections.dialect.clock(connection))
     if job.key is None:
@@ -39,6 +42,13 @@ async def enqueue(connections: Connections, connection: AsyncConnection, declare
         if there is None:  # it was something else that the database refused
             raise
         return Enqueued(job_id=plain_id(there), created=False)
+
+
+def _nothing(declared: JobTable) -> sa.Update:
+    """Write nothing to the table, which takes the database's write lock."""
+    key = declared.columns["id"]
+    table = sa.table(declared.name, sa.column(key), schema=declared.schema)
+    return sa.update(table).values({key: table.c[key]}).where(sa.false())
 
 
 async def _insert(connection: AsyncConnection, mapped: MappedTable, row: Mapping[str, Any]) -> Enqueued:

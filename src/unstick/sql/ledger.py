@@ -57,9 +57,17 @@ class SqlLedger:
             await connection.execute(sa.insert(tables.intents), _intent_rows(source, operation_id, intents, now))
 
     async def settle(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
-        """Write what came of intents and strike them in one transaction; one that isn't there any more is left."""
+        """Write what came of intents and strike them, in one transaction."""
         if not recoveries:
             return
+        theirs = _intents_of(source, operation_id, [str(each.job_id) for each in recoveries])
+        async with self._connections.writing() as (connection, now):
+            rows = recovery_rows(source, operation_id, recoveries, now)
+            await connection.execute(sa.insert(tables.recoveries), rows)
+            await connection.execute(sa.delete(tables.intents).where(theirs))
+
+    async def find_out(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
+        """Write what seems to have come of intents and strike them; one that isn't there any more is left."""
         theirs = _intents_of(source, operation_id, [str(each.job_id) for each in recoveries])
         async with self._connections.writing() as (connection, now):
             there = set(await connection.scalars(sa.select(tables.intents.c.job_id).where(theirs).with_for_update()))

@@ -115,6 +115,10 @@ class MappedTable:
     times: Mapping[ColumnKey, TimeForm]
     leases: bool = False
     """Its `worker` may point at a lease in the same database, which then says whether the job is held."""
+    plain: bool = True
+    """It has no partitions and no children, so that an address is one row's."""
+    triggered: bool = False
+    """Triggers may change a row as it is written."""
 
     def has(self, key: ColumnKey) -> bool:
         """Tell whether the table has such a column."""
@@ -189,9 +193,12 @@ class MappedTable:
 
     @cached_property
     def can_rule(self) -> bool:
-        """Tell whether the database can say by itself what is written: UTC times and a wide enough error column."""
+        """Tell whether the database can say by itself what is written, and where.
+
+        It needs UTC times, a wide enough error column, and rows that lie in one table.
+        """
         narrow = self.error_length is not None and self.error_length < LONGEST_MESSAGE
-        return not narrow and not self.mixes_times and self.since_form.is_utc
+        return self.plain and not narrow and not self.mixes_times and self.since_form.is_utc
 
     @cached_property
     def error_length(self) -> int | None:
@@ -255,7 +262,15 @@ def _goes_without_saying(doubt: Doubt) -> bool:
 _SETTLED = {"timezone", "heartbeat_at", "states", "states.queued", "states.running", "states.succeeded"}
 
 
-def map_table(declared: JobTable, table: sa.Table, dialect: Dialect, *, leases: bool = False) -> MappedTable:
+def map_table(
+    declared: JobTable,
+    table: sa.Table,
+    dialect: Dialect,
+    *,
+    leases: bool = False,
+    plain: bool = True,
+    triggered: bool = False,
+) -> MappedTable:
     """Hold a declaration against the real table.
 
     Args:
@@ -263,6 +278,8 @@ def map_table(declared: JobTable, table: sa.Table, dialect: Dialect, *, leases: 
         table: the real table.
         dialect: its database.
         leases: Unstick's own table of leases is in the same database.
+        plain: it has no partitions and no children.
+        triggered: triggers may change a row as it is written.
 
     Raises:
         ConfigurationError: a column isn't there or can't mean what the mapping says.
@@ -272,7 +289,13 @@ def map_table(declared: JobTable, table: sa.Table, dialect: Dialect, *, leases: 
     times = {key: _time_form(declared, table, dialect, key, zone) for key in TIME_KEYS if key in declared.columns}
     leases = leases and "worker" in declared.columns and isinstance(table.c[declared.columns["worker"]].type, sa.String)
     mapped = MappedTable(
-        declared=_typed_words(declared, table), table=table, dialect=dialect, times=times, leases=leases
+        declared=_typed_words(declared, table),
+        table=table,
+        dialect=dialect,
+        times=times,
+        leases=leases,
+        plain=plain,
+        triggered=triggered,
     )
     _check_key(mapped)
     _check_words(mapped)

@@ -155,6 +155,7 @@ _CLUES: Mapping[ColumnKey, _Clue] = {
     "payload": _clue(("json", "text"), "payload", "args arguments params parameters args_kwargs", "input input_data"),
     "tokens": _clue(_AMOUNT, "tokens_used total_tokens", "tokens token_count"),
     "cost": _clue(_AMOUNT, "cost_usd total_cost", "cost", "price"),
+    "key": _clue(("text",), "idempotency_key", "dedupe_key unique_key queueing_lock"),
 }
 TIME_KEYS: tuple[ColumnKey, ...] = ("enqueued_at", "scheduled_at", "started_at", "heartbeat_at", "completed_at")
 

@@ -27,7 +27,8 @@ async def mapped_table(connections: Connections, connection: AsyncConnection, de
     if declared not in known:
         table = await connection.run_sync(_reflect, declared)
         leases = await connection.run_sync(lambda sync: sa.inspect(sync).has_table(tables.leases.name))
-        mapped = map_table(declared, table, connections.dialect, leases=leases)
+        facts = _NO_FACTS if connections.dialect.name != "postgresql" else await _facts(connection, declared)
+        mapped = map_table(declared, table, connections.dialect, leases=leases, **facts)
         if "worker" in declared.columns and not leases:
             return mapped  # and look again: the ledger may be made at any time, and with it leases that acquit
         known[declared] = mapped
@@ -47,6 +48,22 @@ def _reflect(connection: sa.Connection, declared: JobTable) -> sa.Table:
     if connection.dialect.name == "postgresql":
         table.append_column(sa.Column("ctid", Address(), system=True))  # a row's address
     return table
+
+
+_NO_FACTS = {"plain": True, "triggered": False}
+_FACTS = sa.text(
+    "SELECT c.relkind = 'r' AND NOT c.relhassubclass AS plain, EXISTS (SELECT 1 FROM pg_trigger AS t"
+    " WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 19 = 19) AS triggered"  # row, before, update
+    " FROM pg_class AS c WHERE c.oid = to_regclass(CAST(:name AS text))"
+)
+
+
+async def _facts(connection: AsyncConnection, declared: JobTable) -> dict[str, bool]:
+    """Ask whether an address is one row's, and whether triggers change what is written."""
+    quote = connection.dialect.identifier_preparer.quote
+    name = ".".join(quote(part) for part in (declared.schema, declared.name) if part)
+    row = (await connection.execute(_FACTS, {"name": name})).mappings().first()
+    return dict(row) if row is not None else {"plain": False, "triggered": True}
 
 
 _COLLATIONS = sa.text(

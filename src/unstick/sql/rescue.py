@@ -54,47 +54,51 @@ class Rescue:
         """Write the whole batch and its records; the caller commits."""
         decisions = self.batch.decisions
         applied, refused = await self._attempt(decisions)
-        if len(applied) == len(decisions):
-            return BatchResult(applied=frozenset(d.suspect.job_id for d in decisions), refused={})
         lost = [d for d in decisions if _key(d) not in applied and _key(d) not in refused]
         await self._record(lost, Outcome.LOST_RACE, {})
         await self._record([d for d in decisions if _key(d) in refused], Outcome.FAILED, refused)
+        done = [d for d in decisions if _key(d) in applied]
         return BatchResult(
-            applied=frozenset(d.suspect.job_id for d in decisions if _key(d) in applied),
+            applied=frozenset(d.suspect.job_id for d in done),
             refused={d.suspect.job_id: refused[_key(d)] for d in decisions if _key(d) in refused},
+            pre_images={} if self.recorded else {d.suspect.job_id: applied[_key(d)] for d in done},
         )
 
-    async def _attempt(self, decisions: Sequence[Decision]) -> tuple[set[str], dict[str, str]]:
-        """Return the ids changed, and those refused with what the database said."""
+    async def _attempt(self, decisions: Sequence[Decision]) -> tuple[dict[str, str], dict[str, str]]:
+        """Return what was overwritten of each job that was changed, and what the database said of each it refused."""
         try:
             async with self.connection.begin_nested():
                 return await self._write(decisions), {}
         except NotAllChangedError:
             said = "the database took the write and left the row as it was"
         except DBAPIError as error:
-            if error.connection_invalidated or not self.mapped.dialect.refuses_row(error):
+            dialect = self.mapped.dialect
+            if error.connection_invalidated or not (dialect.refuses_row(error) or dialect.is_slow(error)):
                 raise
             said = said_by_database(error)
         if len(decisions) == 1:
-            return set(), {_key(decisions[0]): said}
+            return {}, {_key(decisions[0]): said}
         middle = len(decisions) // 2
         applied, refused = await self._attempt(decisions[:middle])
         more_applied, more_refused = await self._attempt(decisions[middle:])
         return applied | more_applied, refused | more_refused
 
-    async def _write(self, decisions: Sequence[Decision]) -> set[str]:
+    async def _write(self, decisions: Sequence[Decision]) -> dict[str, str]:
+        """Return the pre-image of each job that was changed; an empty one where it is recorded already."""
         found, values = writes.by_decision(self.mapped), self._values(decisions)
+        action, recorded = self.batch.action, self.recorded
         if self.mapped.dialect.one_statement:
-            statement = writes.recover_in_one(self.mapped, self.batch.action, found, recorded=self.recorded)
-            return set((await self.connection.execute(statement, values)).scalars())
-        locked = {key for _, key in await self.connection.execute(writes.lock(self.mapped, found), values)}
+            statement = writes.recover_in_one(self.mapped, action, found, recorded=recorded)
+            return {row[0]: row[1] for row in await self.connection.execute(statement, values)}
+        lock = writes.lock(self.mapped, action, found, recorded=recorded)
+        locked = {key: image for _, key, image in await self.connection.execute(lock, values)}
         if locked:
             values = self._values([d for d in decisions if _key(d) in locked])
-            action = self.batch.action
-            if self.recorded:
+            if recorded:
                 await self.connection.execute(writes.record_locked(self.mapped, action, found), values)
-            changed = await self.connection.execute(writes.change_locked(self.mapped, action, found), values)
-            _need_all(changed, len(locked))
+            _need_all(
+                await self.connection.execute(writes.change_locked(self.mapped, action, found), values), len(locked)
+            )
         return locked
 
     def _values(self, decisions: Sequence[Decision]) -> statements.Values:
@@ -167,8 +171,9 @@ class RuledRescue:
         """
         values = self._values(now) | rulings.batch_values(self.mapped, batch)
         if self.mapped.dialect.one_statement:
-            await self.mapped.dialect.expect_addresses(connection, waits=not skip_held)
-            return (await connection.execute(self._skipping if skip_held else self._waiting, values)).scalar() or 0
+            await rulings.expect_addresses(connection, waits=not skip_held)
+            locks = skip_held or self.mapped.triggered
+            return (await connection.execute(self._locking if locks else self._waiting, values)).scalar() or 0
         lock, record, change = self._stepwise
         locked = (await connection.execute(lock, values)).scalars().all()
         if locked:
@@ -179,11 +184,11 @@ class RuledRescue:
 
     @cached_property
     def _waiting(self) -> sa.Insert:
-        return rulings.recover_in_one(self.mapped, self.ruling.state, skip_held=False)
+        return rulings.recover_in_one(self.mapped, self.ruling.state, lock=False)
 
     @cached_property
-    def _skipping(self) -> sa.Insert:
-        return rulings.recover_in_one(self.mapped, self.ruling.state, skip_held=True)
+    def _locking(self) -> sa.Insert:
+        return rulings.recover_in_one(self.mapped, self.ruling.state, lock=True)
 
     @cached_property
     def _stepwise(self) -> tuple[sa.Select[Any], sa.Insert, sa.Update]:

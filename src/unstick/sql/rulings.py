@@ -7,25 +7,30 @@ Known weakness: jobs that are alike with few others are left to be looked at one
 """
 
 import json
-from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.config import ColumnKey
 from unstick.domain.job import JobState
 from unstick.domain.policy import SINCE, Ruling
 from unstick.domain.recovery import Action, Outcome
 from unstick.sql import tables, writes
-from unstick.sql.dialects import Address
+from unstick.sql.dialects import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Address
 from unstick.sql.mapping import TIME_KEYS, MappedTable
 from unstick.sql.statements import Predicate, Values, has_lease, is_bound, is_suspect, rows_first, since_expression
 
 _TEXT = sa.Text()
 _OVERWRITTEN: tuple[ColumnKey, ...] = ("state", "success", "error")
 """What a ruling overwrites besides the completion time, which is null for every suspect."""
+
+
+LONGEST_HELD = 255
+"""Jobs whose error is longer are looked at one by one: a stride of them would hold all those texts in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,72 +44,144 @@ class Alike:
     """What they hold, by the columns of `_OVERWRITTEN` that the table has."""
 
 
-def addresses(mapped: MappedTable, state: JobState, size: int) -> sa.Select[Any]:
-    """Read suspects by where they lie, in batches of those alike: only text crosses, no row does (PostgreSQL)."""
-    stored = _stored(mapped)
-    at = mapped.table.c.ctid.label("at")
-    suspects = (
-        sa.select(at, *_labelled(stored))
-        .where(is_suspect(mapped, state), _age_alone(mapped))
-        .order_by(at)
-        .limit(_STRIDE)
-    )
-    found = suspects.subquery("suspects")
-    everywhere = sa.func.array_agg(found.c.at, type_=ARRAY(Address())).label("everywhere")
-    alike = sa.select(everywhere, *(found.c[key] for key in stored)).group_by(*(found.c[key] for key in stored))
-    groups = alike.subquery("groups")
-    number = sa.func.cardinality(groups.c.everywhere, type_=sa.Integer())
+@dataclass(frozen=True, slots=True)
+class Stride:
+    """So many suspects as are read at once, in batches of those alike."""
+
+    count: int
+    last: object
+    """Where the next stride begins: the last id or address, None where there was no suspect."""
+    batches: Sequence[Alike]
+    """Those that are large enough; who is in none of them is left."""
+
+
+def addresses(mapped: MappedTable, state: JobState, *, after: bool) -> sa.Select[Any]:
+    """Read a stride of suspects by where they lie: only text crosses, no row does (PostgreSQL)."""
+    at, stored = mapped.table.c.ctid.label("at"), _stored(mapped)
+    reached = sa.cast(sa.bindparam("after", type_=_TEXT), Address())
+    suspects = _suspects(mapped, state, at, reached if after else None).cte("suspects")
+    whole = sa.select(sa.func.count().label("count"), sa.func.max(suspects.c.at).label("last")).subquery("whole")
+    everywhere = sa.func.array_agg(suspects.c.at, type_=ARRAY(Address())).label("everywhere")
+    keys = [suspects.c[key] for key in stored]
+    enough = sa.and_(sa.func.count() >= _LEAST, sa.not_(suspects.c.unlike))
+    groups = sa.select(everywhere, *keys).group_by(*keys, suspects.c.unlike).having(enough).subquery("groups")
+    size, number = _SIZE, sa.func.cardinality(groups.c.everywhere, type_=sa.Integer())
     first = sa.func.generate_series(1, number, size, type_=sa.Integer()).table_valued("first").render_derived()
-    rows = sa.cast(groups.c.everywhere[slice(first.c.first, first.c.first + (size - 1))], _TEXT)
+    rows = sa.cast(groups.c.everywhere[slice(first.c.first, first.c.first + size - 1)], _TEXT)
     count = sa.func.least(size, number - first.c.first + 1, type_=sa.Integer())
-    return sa.select(count, rows, *(groups.c[key] for key in stored)).select_from(groups.join(first, sa.true()))
+    batches = sa.select(count.label("batch"), rows.label("rows"), *(groups.c[key] for key in stored))
+    found = batches.select_from(groups.join(first, sa.true())).subquery("batches")
+    return sa.select(whole.c.count, sa.cast(whole.c.last, _TEXT), found).select_from(whole.outerjoin(found, sa.true()))
 
 
-def ids(mapped: MappedTable, state: JobState) -> sa.Select[Any]:
-    """Read the ids of suspects, with what a ruling would overwrite of each."""
+def ids(mapped: MappedTable, state: JobState, *, after: bool) -> sa.Select[Any]:
+    """Read a stride of suspects' ids, with what a ruling would overwrite of each."""
     key = mapped.column("id")
-    found = sa.select(key, *_labelled(_stored(mapped))).where(is_suspect(mapped, state), _age_alone(mapped))
-    return found.order_by(key).limit(_STRIDE)
+    return _suspects(mapped, state, key, sa.bindparam("after", type_=key.type) if after else None)
 
 
 _STRIDE = sa.bindparam("stride", type_=sa.Integer())
+_SIZE = sa.bindparam("size", type_=sa.Integer())
+_LEAST = sa.bindparam("least", type_=sa.Integer())
 
 
-def batches_of_addresses(mapped: MappedTable, found: Iterable[Sequence[Any]]) -> list[Alike]:
+def _suspects(
+    mapped: MappedTable, state: JobState, key: sa.ColumnElement[Any], after: sa.ColumnElement[Any] | None
+) -> sa.Select[Any]:
+    stored = [column.label(name) for name, column in _stored(mapped).items()]
+    found = sa.select(key, *stored, _unlike(mapped).label("unlike")).where(
+        is_suspect(mapped, state), _age_alone(mapped)
+    )
+    if after is not None:
+        found = found.where(key > after)
+    return found.order_by(key).limit(_STRIDE)
+
+
+def _unlike(mapped: MappedTable) -> Predicate:
+    """Hold for jobs that can't be held against others: what they hold is too long, or no text at all."""
+    if not mapped.has("error"):
+        return sa.false()
+    error = mapped.column("error")
+    text = mapped.dialect.exact(error)
+    return sa.func.coalesce(
+        sa.or_(sa.func.length(text) > LONGEST_HELD, sa.not_(mapped.dialect.is_text(error))), sa.false()
+    )
+
+
+def stride_of_addresses(mapped: MappedTable, found: Sequence[Sequence[Any]]) -> Stride:
     """Read what `addresses` returned."""
-    return [Alike(count, rows, _by_key(mapped, alike)) for count, rows, *alike in found]
+    batches = [Alike(count, rows, _by_key(mapped, alike)) for _, _, count, rows, *alike in found if count is not None]
+    return Stride(found[0][0], found[0][1], batches)
 
 
-async def batches_of_ids(mapped: MappedTable, found: AsyncIterable[Sequence[Any]], size: int) -> list[Alike]:
+async def stride_of_ids(mapped: MappedTable, found: AsyncIterable[Sequence[Any]], *, size: int, least: int) -> Stride:
     """Group what `ids` yields, at most `size` together and only those alike; no more than the ids is kept."""
     groups: dict[tuple[Any, ...], list[Any]] = {}
-    async for key, *alike in found:
-        groups.setdefault(tuple(alike), []).append(key)
-    return [
+    count, last = 0, None
+    async for last, *alike, unlike in found:
+        count += 1
+        if not unlike:
+            groups.setdefault(tuple(alike), []).append(last)
+    batches = [
         Alike(len(rows := keys[start : start + size]), rows, _by_key(mapped, alike))
         for alike, keys in groups.items()
         for start in range(0, len(keys), size)
+        if len(keys) >= least
     ]
+    return Stride(count, last, batches)
 
 
 def _by_key(mapped: MappedTable, alike: Sequence[Any]) -> dict[ColumnKey, Any]:
     return dict(zip(_stored(mapped), alike, strict=True))
 
 
-def recover_in_one(mapped: MappedTable, state: JobState, *, skip_held: bool) -> sa.Insert:
+def recover_in_one(mapped: MappedTable, state: JobState, *, lock: bool) -> sa.Insert:
     """Change and record a batch in one statement, and return how many jobs that were (PostgreSQL).
 
     A row that changed after the statement's snapshot is read again, and the whole guard tested on what it is then.
-    With `skip_held` rows are locked first, and those that somebody holds left out; without, they are waited for.
+    With `lock` rows are locked first, and those that somebody holds left out; without, they are waited for. A trigger
+    may move the sign of life with the write: then it is taken from the rows as they were locked.
     """
-    guard = sa.and_(mapped.dialect.is_at(mapped.table, "unstick_rows"), _guard(mapped, state))
-    change = sa.update(mapped.table).where(guard).values(_changes(mapped, state))
-    if skip_held:
-        free = sa.select(mapped.table.c.ctid.label("at")).where(guard)
+    table = mapped.table
+    since: sa.ColumnElement[Any] = _since(mapped, state).label("since")
+    guard = sa.and_(_is_at(mapped), _guard(mapped, state))
+    change = sa.update(table).where(guard).values(_changes(mapped, state))
+    if lock:
+        free = sa.select(table.c.ctid.label("at"), since).where(guard)
         locked = free.with_for_update(key_share=True, skip_locked=True).cte("locked")
-        change = change.where(mapped.table.c.ctid == locked.c.at)
-    told = change.returning(mapped.column("id").label("id"), _since(mapped, state).label("since")).cte("changed")
-    return _record(mapped, state, told).returning(tables.recoveries.c.job_count)
+        there = sa.func.array(sa.select(locked.c.at).scalar_subquery(), type_=ARRAY(Address()))
+        change = change.where(table.c.ctid == sa.any_(there), table.c.ctid == locked.c.at)
+        since = locked.c.since
+    # A trigger that keeps a row as it was leaves nothing to be recorded.
+    now_is = mapped.dialect.exact(mapped.column("state")).label("now_is")
+    changed = change.returning(mapped.column("id").label("id"), since, now_is).cte("changed")
+    failed = changed.c.now_is == str(mapped.word(JobState.FAILED))
+    return _record(mapped, state, changed, failed).returning(tables.recoveries.c.job_count)
+
+
+def _is_at(mapped: MappedTable) -> Predicate:
+    rows = sa.cast(sa.bindparam("unstick_rows", type_=_TEXT), ARRAY(Address()))
+    return mapped.table.c.ctid == sa.any_(rows)
+
+
+async def expect_addresses(connection: AsyncConnection, *, waits: bool) -> None:
+    """Prepare a transaction for `recover_in_one`: bound what it waits for, and rule out every other way to its rows.
+
+    The planner takes thousands of addresses for dearer than a scan of all open jobs. The commit is left to be flushed
+    with the operation's last entry: a batch that a crash of the server takes back is taken back whole, with its record.
+    """
+    limits = (_MOMENT_MS, _WAITING_MS) if waits else (LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS)
+    await connection.execute(_BY_ADDRESS, {"lock": f"{limits[0]}ms", "statement": f"{limits[1]}ms"})
+
+
+_MOMENT_MS = 100
+_WAITING_MS = 5_000
+_BY_ADDRESS = sa.text(
+    "SELECT set_config('lock_timeout', CAST(:lock AS text), true),"
+    " set_config('statement_timeout', CAST(:statement AS text), true), set_config(name, 'off', true)"
+    " FROM unnest(ARRAY['enable_seqscan', 'enable_indexscan', 'enable_indexonlyscan', 'enable_bitmapscan', 'jit',"
+    " 'synchronous_commit']) AS s(name)"
+)
 
 
 def lock(mapped: MappedTable, state: JobState) -> sa.Select[Any]:
@@ -166,10 +243,6 @@ def _stored(mapped: MappedTable) -> dict[ColumnKey, sa.ColumnElement[Any]]:
     }
 
 
-def _labelled(columns: Mapping[ColumnKey, sa.ColumnElement[Any]]) -> list[sa.Label[Any]]:
-    return [column.label(key) for key, column in columns.items()]
-
-
 def _guard(mapped: MappedTable, state: JobState) -> Predicate:
     alike = [
         mapped.dialect.unindexed(column).is_not_distinct_from(sa.bindparam(f"unstick_held_{key}", type_=column.type))
@@ -188,7 +261,9 @@ def _changes(mapped: MappedTable, state: JobState) -> dict[str, Any]:
     return writes.changes(mapped, Action.MARK_FAILED, {"detail": _message(mapped, state)})
 
 
-def _record(mapped: MappedTable, state: JobState, changed: sa.FromClause) -> sa.Insert:
+def _record(
+    mapped: MappedTable, state: JobState, changed: sa.FromClause, condition: Predicate | None = None
+) -> sa.Insert:
     """Record all jobs that were changed in one row, which isn't written where there is none."""
     number = sa.func.count()
     row = sa.select(
@@ -202,6 +277,8 @@ def _record(mapped: MappedTable, state: JobState, changed: sa.FromClause) -> sa.
         mapped.dialect.json_rows(changed.c.id, changed.c.since),
     ).select_from(changed)
     columns = (*writes.FOR_ALL, "state", "reason", "outcome", "detail", "pre_image", "job_count", "jobs")
+    if condition is not None:
+        row = row.where(condition)
     return sa.insert(tables.recoveries).from_select(list(columns), row.having(number > 0))
 
 

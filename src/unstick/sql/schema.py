@@ -37,10 +37,10 @@ async def current(engine: AsyncEngine) -> tuple[str, ...]:
 async def missing(engine: AsyncEngine, needed: Sequence[str]) -> tuple[str, ...]:
     """Return the newest revisions of these branches that a database isn't at."""
     async with engine.connect() as connection:
-        return await connection.run_sync(lacking, needed)
+        return await connection.run_sync(missing_from, needed)
 
 
-def lacking(connection: sa.Connection, needed: Sequence[str]) -> tuple[str, ...]:
+def missing_from(connection: sa.Connection, needed: Sequence[str]) -> tuple[str, ...]:
     """Return the newest revisions of these branches that a connection's database isn't at."""
     at = _current(connection)
     return tuple(head for head in heads(needed) if head not in at)

@@ -73,7 +73,7 @@ class SqlSource:
             mark_failed=bool(self._declared.states.get(JobState.FAILED)),
             retry=bool(waits) and bool(self._declared.states.get(JobState.QUEUED)),
             records=self._records,
-            rulings=self._records,
+            rulings=self._records and self._connections.side_by_side,
             reads_beside_writes=self._connections.side_by_side,
         )
 
@@ -104,7 +104,7 @@ class SqlSource:
 
     async def suspects(self, look: Look) -> AsyncIterator[Page]:
         """Yield suspects in pages by ascending id; none is read before it is asked for."""
-        async for ids in self._batches_of_ids(look, *ACCUSED_STATES):
+        async for ids in self._pages_of_ids(look, *ACCUSED_STATES):
             page = await self._page(look, ids)
             if page.suspects or page.unreadable:
                 yield page
@@ -116,14 +116,16 @@ class SqlSource:
         if not mapped.can_rule:
             yield Ruled(recovered=0, left=True)
             return
-        more = True
-        while more:
-            batches = await self._alike(ruling.state, look)
-            full, more = sum(batch.count for batch in batches) > STRIDE, False
-            for batch in batches:
-                recovered = await self._rule_on(rescue, batch) if batch.count >= self._ruled_from else 0
-                more |= full and recovered > 0
+        stride = await self._stride(ruling.state, look, None)
+        while stride.count:
+            ruled_on = 0
+            for batch in stride.batches:
+                ruled_on += batch.count
+                recovered = await self._rule_on(rescue, batch)
                 yield Ruled(recovered=recovered, left=recovered < batch.count)
+            if ruled_on < stride.count:
+                yield Ruled(recovered=0, left=True)
+            stride = await self._stride(ruling.state, look, stride.last)
         if mapped.leases and ruling.state is JobState.RUNNING:
             yield Ruled(recovered=0, left=True)  # there may be jobs whose worker's lease ran out
 
@@ -193,7 +195,7 @@ class SqlSource:
             rows = (await connection.execute(statements.usage(mapped))).all()
         return _usage(mapped, rows)
 
-    async def _batches_of_ids(self, look: Look, *states: JobState) -> AsyncIterator[list[object]]:
+    async def _pages_of_ids(self, look: Look, *states: JobState) -> AsyncIterator[list[object]]:
         """Yield the ids of suspects, read in long strides: finding them costs a sort of all that are left."""
         size = self._connections.dialect.batch_size
         last: list[object] = []
@@ -245,18 +247,20 @@ class SqlSource:
         state = mapped.state_of(word) or JobState.RUNNING
         return Page(suspects=(), unreadable=(Unreadable(job_id=plain_id(key), state=state, problem=problem),))
 
-    async def _alike(self, state: JobState, look: Look) -> list[rulings.Alike]:
-        """Read a state's suspects, one more than a stride of them where there are more, in batches of those alike."""
+    async def _stride(self, state: JobState, look: Look, last: object) -> rulings.Stride:
+        """Read a stride of a state's suspects after the last one of the stride before."""
         async with self._reading() as (connection, mapped, _):
             if state not in mapped.judges:
-                return []
-            size, values = mapped.dialect.batch_size, statements.look_values(mapped, look) | {"stride": STRIDE + 1}
+                return rulings.Stride(0, None, ())
+            size, least, after = mapped.dialect.batch_size, self._ruled_from, last is not None
+            values = statements.look_values(mapped, look) | {"stride": STRIDE} | ({"after": last} if after else {})
             if mapped.dialect.one_statement:
-                found = await connection.execute(rulings.addresses(mapped, state, size), values)
-                return rulings.batches_of_addresses(mapped, found)
-            return await rulings.batches_of_ids(
-                mapped, await connection.stream(rulings.ids(mapped, state), values), size
-            )
+                found = await connection.execute(
+                    rulings.addresses(mapped, state, after=after), values | {"size": size, "least": least}
+                )
+                return rulings.stride_of_addresses(mapped, found.all())
+            rows = await connection.stream(rulings.ids(mapped, state, after=after), values)
+            return await rulings.stride_of_ids(mapped, rows, size=size, least=least)
 
     async def _rule_on(self, rescue: RuledRescue, batch: rulings.Alike) -> int:
         """Carry out one batch; one that fails for a row's sake, or is in somebody's way, is left to be looked at."""
@@ -268,9 +272,10 @@ class SqlSource:
             except NotAllChangedError:
                 break
             except DBAPIError as error:
-                if dialect.is_held(error) and not skip_held:
+                if (dialect.is_held(error) or dialect.is_slow(error)) and not skip_held:
                     continue
-                if error.connection_invalidated or not (dialect.refuses_row(error) or dialect.is_transient(error)):
+                a_rows_fault = dialect.refuses_row(error) or dialect.is_transient(error) or dialect.is_slow(error)
+                if error.connection_invalidated or not a_rows_fault:
                     raise SourceUnavailableError(said_by_database(error)) from error
                 break
         return 0

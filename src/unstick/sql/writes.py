@@ -171,13 +171,17 @@ def recover_in_one(mapped: MappedTable, action: Action, found: Found, *, recorde
         # The address saves the second look-up by key; the key stays, for a partition's address isn't unique.
         .where(mapped.column("id") == locked.c.locked_id, locked.c.locked_at == mapped.table.c.ctid)
         .values(changes(mapped, action, said))
-        .returning(*locked.c)
+        .returning(*locked.c, mapped.dialect.exact(mapped.column("state")).label("now_is"))
         .cte("changed")
     )
-    answer = sa.select(changed.c.job_id)
+    # A trigger that keeps a row as it was leaves nothing to be recorded.
+    aimed_at = JobState.FAILED if action is Action.MARK_FAILED else JobState.QUEUED
+    changed = sa.select(changed).where(changed.c.now_is == str(mapped.word(aimed_at))).cte("kept")
     if not recorded:
-        return answer
-    return answer.add_cte(_record(changed).returning(tables.recoveries.c.job_id).cte("recorded"))
+        return sa.select(changed.c.job_id, changed.c.pre_image)
+    return sa.select(changed.c.job_id, sa.literal("", _TEXT)).add_cte(
+        _record(changed).returning(tables.recoveries.c.job_id).cte("recorded")
+    )
 
 
 def intended(mapped: MappedTable, action: Action, found: Found) -> sa.Select[Any]:
@@ -195,9 +199,10 @@ def images(mapped: MappedTable, action: Action) -> sa.Select[Any]:
     return rows_first(joined.where(is_bound(mapped, given)))
 
 
-def lock(mapped: MappedTable, found: Found) -> sa.Select[Any]:
-    """Lock those rows of a batch that the guard holds for, skipping what somebody holds."""
-    ids = sa.select(mapped.column("id"), found.said["job_id"].label("job_id"))
+def lock(mapped: MappedTable, action: Action, found: Found, *, recorded: bool) -> sa.Select[Any]:
+    """Lock those rows of a batch that the guard holds for, skipping what somebody holds; read what nobody records."""
+    image = sa.literal("", _TEXT) if recorded else pre_image(mapped, action, found)
+    ids = sa.select(mapped.column("id"), found.said["job_id"].label("job_id"), image)
     joined = ids.select_from(found.rows.join(mapped.table, mapped.column("id") == found.rows.c.id))
     return rows_first(joined.where(found.guard)).with_for_update(skip_locked=True)
 

@@ -251,10 +251,18 @@ class MemoryLedger:
 
     async def settle(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
         """Keep what came of intents, and strike them."""
+        await self.record(source, operation_id, recoveries)
+        self._strike(operation_id, recoveries)
+
+    async def find_out(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
+        """Keep what seems to have come of intents, and strike them; those struck are left."""
         there = {each.job_id for operation, each, _ in self._system.intents if operation == operation_id}
-        settled = [each for each in recoveries if each.job_id in there]
-        await self.record(source, operation_id, settled)
-        struck = {(operation_id, each.job_id) for each in settled}
+        found = [each for each in recoveries if each.job_id in there]
+        await self.record(source, operation_id, found)
+        self._strike(operation_id, found)
+
+    def _strike(self, operation_id: int, recoveries: Sequence[Recovery]) -> None:
+        struck = {(operation_id, each.job_id) for each in recoveries}
         self._system.intents[:] = [each for each in self._system.intents if (each[0], each[1].job_id) not in struck]
 
     async def unsettled(self, source: str, older_than: timedelta) -> Mapping[int, Sequence[Intent]]:

@@ -41,7 +41,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.String(32), nullable=False),
         sa.Column("outcome", sa.String(16), nullable=False),
         sa.Column("detail", sa.Text, nullable=False),
-        sa.Column("pre_image", sa.Text, nullable=True),
+        sa.Column("pre_image", LongText, nullable=True),
         sa.Column("at", UtcDateTime, nullable=False),
     )
     op.create_index("unstick_recoveries_job", "unstick_recoveries", ["source", "job_id"], mysql_length={"job_id": 255})
@@ -58,8 +58,8 @@ def upgrade() -> None:
         sa.Column("action", sa.String(16), nullable=False),
         sa.Column("reason", sa.String(32), nullable=False),
         sa.Column("detail", sa.Text, nullable=False),
-        sa.Column("pre_image", sa.Text, nullable=False),
-        sa.Column("post_image", sa.Text, nullable=False),
+        sa.Column("pre_image", LongText, nullable=False),
+        sa.Column("post_image", LongText, nullable=False),
         sa.Column("at", UtcDateTime, nullable=False),
     )
     op.create_index("unstick_intents_source", "unstick_intents", ["source", "at"])
