@@ -55,9 +55,9 @@ def trigger(body: str) -> list[str]:
 @on_databases(*POSTGRES)
 async def test_the_sign_of_life_on_record_is_the_one_before_our_write(bench: SqlBench) -> None:
     """A trigger that keeps `updated_at` up to date moves it with our write; the evidence is what it was."""
+    await bench.execute(*trigger("NEW.updated_at = now(); RETURN NEW;"))
     job_id = await bench.add(JobState.RUNNING, Ages(started=300 * MINUTE, heartbeat=120 * MINUTE))
     since = (await bench.row(job_id))["updated_at"]
-    await bench.execute(*trigger("NEW.updated_at = now(); RETURN NEW;"))
 
     await bench.sweep()
 

@@ -223,6 +223,20 @@ async def test_where_the_job_has_moved_on_a_retry_counts_and_a_failure_does_not(
     assert await apart.told() == {str(job_id): outcome}
 
 
+@pytest.mark.parametrize("action", list(Action))
+async def test_what_another_sweep_did_meanwhile_is_not_taken_for_ours(apart: Apart, action: Action) -> None:
+    """The same change, made by somebody else a moment later: one change, one recovery that says applied."""
+    await apart.bench.add(JobState.RUNNING, STUCK)
+    with killed_before(apart.bench.engine, "UPDATE ai_generation_jobs"), pytest.raises(ProcessEndedError):
+        await apart.sweep(action)
+    await apart.sweep(action)
+    await apart.time_passes()
+
+    assert await settle_intents(apart.watched) == 1
+
+    assert [row.outcome for row in await apart.recoveries()] == [Outcome.APPLIED, Outcome.LOST_RACE]
+
+
 async def test_an_intent_settled_by_two_is_recorded_once(apart: Apart) -> None:
     """K: two replicas start at once after a crash."""
     await apart.bench.add(JobState.RUNNING, STUCK)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -117,6 +117,8 @@ class Intent:
     """What is to be overwritten, as a JSON object by the source's own names."""
     post_image: str
     """What it is to be then."""
+    at: datetime | None = None
+    """When it was committed, by the ledger's clock; None as long as it isn't."""
 
     def came_to(self, outcome: Outcome, detail: str | None = None, pre_image: str | None = None) -> Recovery:
         """Return the record of what came of it, with the pre-image as it was overwritten, where that is known."""
@@ -131,17 +133,18 @@ class Intent:
         )
 
 
-def settled(intent: Intent, image: str | None) -> Recovery:
+def settled(intent: Intent, image: str | None, retried_since: int) -> Recovery:
     """Tell from what stands now in a job's row what became of an intent whose process ended before it said so.
 
     A row that is neither as it was before nor as we would have left it has moved on. A retry then counts as applied,
-    for its budget's sake: a job that is queued again and again must come to an end.
+    for its budget's sake: a job that is queued again and again must come to an end. But where another recovery is on
+    record that was made since, that was the one which moved it.
     """
     if image is not None and _same(image, intent.post_image):
         return intent.came_to(Outcome.APPLIED)
     if image is not None and _same(image, intent.pre_image):
         return intent.came_to(Outcome.FAILED, "the process ended before this was carried out")
-    if intent.action is Action.RETRY and image is not None:
+    if intent.action is Action.RETRY and image is not None and not retried_since:
         return intent.came_to(Outcome.APPLIED)
     return intent.came_to(
         Outcome.LOST_RACE, "the process ended meanwhile, and when looked at again the job had moved on"
@@ -149,24 +152,7 @@ def settled(intent: Intent, image: str | None) -> Recovery:
 
 
 def _same(one: str, other: str) -> bool:
-    left, right = json.loads(one), json.loads(other)
-    return left.keys() == right.keys() and all(_equal(left[name], right[name]) for name in left)
-
-
-def _equal(one: object, other: object) -> bool:
-    """Compare values as a database may give them back: it may round times, and fill text up with blanks."""
-    if one == other or (isinstance(one, str) and isinstance(other, str) and one.rstrip() == other.rstrip()):
-        return True
-    earlier, later = _instant(one), _instant(other)
-    return earlier is not None and later is not None and abs(earlier - later) <= timedelta(seconds=1)
-
-
-def _instant(value: object) -> datetime | None:
-    try:
-        said = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
-    return said.replace(tzinfo=UTC) if said is not None and said.tzinfo is None else said
+    return bool(json.loads(one) == json.loads(other))
 
 
 class Ruled(NamedTuple):

@@ -96,8 +96,8 @@ class SessionConnections:
             await self._end()
         try:
             async with reachable(self.engine), self._borrowed() as connection:
-                await self._refuse_autocommit()
                 await self.dialect.take_write_lock(connection)
+                await self._need_transaction(connection)
                 yield connection, await self.dialect.enter(connection)
             await self._end()
         except BaseException:
@@ -131,10 +131,9 @@ class SessionConnections:
             raise
         await restore()
 
-    async def _refuse_autocommit(self) -> None:
+    async def _need_transaction(self, connection: AsyncConnection) -> None:
         """Refuse a connection on which nothing can be taken back: each of our statements would stand alone."""
-        level = await (await self._session.connection()).get_isolation_level()
-        if level == "AUTOCOMMIT":
+        if not await self.dialect.is_in_transaction(connection):
             raise ConfigurationError(
                 "The session given to AdminService is in AUTOCOMMIT mode, where a change and its record can't be one "
                 "transaction. Give it a session with transactions."

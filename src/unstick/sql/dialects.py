@@ -94,6 +94,11 @@ class Dialect(ABC):
         del error
         return False
 
+    def casts_exactly(self, type_: TypeEngine[Any]) -> bool:
+        """Tell whether a cast to a column's type gives what the column would give back."""
+        del type_
+        return False
+
     def is_text(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Hold where a text column holds text or nothing; only SQLite's can hold anything else."""
         del column
@@ -132,6 +137,11 @@ class Dialect(ABC):
     async def take_write_lock(self, connection: AsyncConnection) -> None:
         """Take a database-wide write lock before the first read, where the database has only such a lock."""
         del connection
+
+    async def is_in_transaction(self, connection: AsyncConnection) -> bool:
+        """Tell whether what was written can be taken back."""
+        raw = (await connection.get_raw_connection()).dbapi_connection
+        return raw is not None and not self.sql.detect_autocommit_setting(raw)
 
     def is_transient(self, error: DBAPIError) -> bool:
         """Tell whether the same transaction may well succeed if it is tried again."""
@@ -223,6 +233,11 @@ class PostgresDialect(Dialect):
     def is_held(self, error: DBAPIError) -> bool:
         """A lock that wasn't to be had in time."""
         return _sqlstate(error) == "55P03"
+
+    def casts_exactly(self, type_: TypeEngine[Any]) -> bool:
+        """Any type does."""
+        del type_
+        return True
 
     def is_slow(self, error: DBAPIError) -> bool:
         """The statement timeout, and no administrator's cancellation."""
@@ -364,6 +379,10 @@ class MysqlDialect(Dialect):
         """Judge by error number: SIGNAL and CHECK arrive as operational errors here."""
         return isinstance(error, IntegrityError | DataError) or _errno(error) not in self._NOT_A_ROWS_FAULT
 
+    def casts_exactly(self, type_: TypeEngine[Any]) -> bool:
+        """Times do, with their fraction."""
+        return isinstance(type_, mysql.DATETIME)
+
     def is_slow(self, error: DBAPIError) -> bool:
         """MariaDB's and MySQL's own limits on a statement's time."""
         return _errno(error) in {1969, 3024}
@@ -382,6 +401,11 @@ class SqliteDialect(Dialect):
     async def take_write_lock(self, connection: AsyncConnection) -> None:
         """Write nothing, as the first statement: a read first would make the later write fail as too old (K7)."""
         await connection.execute(sa.text("UPDATE unstick_audit SET repeats = repeats WHERE 1 = 0"))
+
+    async def is_in_transaction(self, connection: AsyncConnection) -> bool:
+        """Ask the driver, after the first write: the mode it is in says nothing, for a host may begin by hand."""
+        raw: Any = (await connection.get_raw_connection()).driver_connection
+        return bool(raw.in_transaction)
 
     async def enter(self, connection: AsyncConnection) -> datetime:
         """Read the clock."""

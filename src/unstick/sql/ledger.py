@@ -157,6 +157,7 @@ def _intent(row: sa.Row[Any]) -> Intent:
         detail=row.detail,
         pre_image=row.pre_image,
         post_image=row.post_image,
+        at=row.at,
     )
 
 

@@ -167,8 +167,7 @@ def _is_at(mapped: MappedTable) -> Predicate:
 async def expect_addresses(connection: AsyncConnection, *, waits: bool) -> None:
     """Prepare a transaction for `recover_in_one`: bound what it waits for, and rule out every other way to its rows.
 
-    The planner takes thousands of addresses for dearer than a scan of all open jobs. The commit is left to be flushed
-    with the operation's last entry: a batch that a crash of the server takes back is taken back whole, with its record.
+    The planner takes thousands of addresses for dearer than a scan of all open jobs.
     """
     limits = (_MOMENT_MS, _WAITING_MS) if waits else (LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS)
     await connection.execute(_BY_ADDRESS, {"lock": f"{limits[0]}ms", "statement": f"{limits[1]}ms"})
@@ -179,8 +178,8 @@ _WAITING_MS = 5_000
 _BY_ADDRESS = sa.text(
     "SELECT set_config('lock_timeout', CAST(:lock AS text), true),"
     " set_config('statement_timeout', CAST(:statement AS text), true), set_config(name, 'off', true)"
-    " FROM unnest(ARRAY['enable_seqscan', 'enable_indexscan', 'enable_indexonlyscan', 'enable_bitmapscan', 'jit',"
-    " 'synchronous_commit']) AS s(name)"
+    " FROM unnest(ARRAY['enable_seqscan', 'enable_indexscan', 'enable_indexonlyscan', 'enable_bitmapscan', 'jit'])"
+    " AS s(name)"
 )
 
 

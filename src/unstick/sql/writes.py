@@ -186,8 +186,14 @@ def recover_in_one(mapped: MappedTable, action: Action, found: Found, *, recorde
 
 def intended(mapped: MappedTable, action: Action, found: Found) -> sa.Select[Any]:
     """Read what carrying out a batch would overwrite, and what it would write, job by job."""
-    post_image = mapped.dialect.json_object(changes(mapped, action, found.said)).label("post_image")
-    return _found(mapped, action, found).add_columns(post_image)
+    written = {name: _as_stored(mapped, name, value) for name, value in changes(mapped, action, found.said).items()}
+    return _found(mapped, action, found).add_columns(mapped.dialect.json_object(written).label("post_image"))
+
+
+def _as_stored(mapped: MappedTable, name: str, value: Any) -> Any:  # noqa: ANN401 - what is written to a column
+    """Return a value as its column would give it back: rounded, filled up with blanks, or as a number for a truth."""
+    type_ = mapped.table.c[name].type
+    return sa.cast(value, type_) if mapped.dialect.casts_exactly(type_) else value
 
 
 def images(mapped: MappedTable, action: Action) -> sa.Select[Any]:

@@ -247,7 +247,8 @@ class MemoryLedger:
     async def intend(self, source: str, operation_id: int, intents: Sequence[Intent]) -> None:
         """Keep what is about to be done."""
         del source
-        self._system.intents += [(operation_id, each, self._system.now) for each in intents]
+        now = self._system.now
+        self._system.intents += [(operation_id, replace(each, at=now), now) for each in intents]
 
     async def settle(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
         """Keep what came of intents, and strike them."""
