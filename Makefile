@@ -7,7 +7,7 @@ RUNTIME := .venv/requirements.stamp
 DEVELOPMENT := .venv/requirements-dev.stamp
 CHECKS := "ruff check" "ruff format --check" mypy lint-imports "deptry src"
 
-.PHONY: help run check test bench lock
+.PHONY: help run check test chaos bench lock
 
 help:  ## Show the targets; ARGS="…" is passed on to what a target runs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,11 @@ check: $(DEVELOPMENT)  ## Lint, format, types, import rules and dependencies: al
 test: $(DEVELOPMENT)  ## Run the tests against real, private database servers
 	@scripts/install-servers
 	.venv/bin/pytest -n 2 $(ARGS)
+
+chaos: SECONDS ?= 60
+chaos: $(DEVELOPMENT)  ## Kill workers, sweepers and a database for SECONDS, and judge; ARGS="--seed 7" draws the same blows
+	@scripts/install-servers
+	.venv/bin/python -m chaos --seconds $(SECONDS) $(ARGS)
 
 bench: $(DEVELOPMENT)  ## Run the benchmarks
 	.venv/bin/python -m benchmarks $(ARGS)
