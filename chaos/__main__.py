@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-WORKERS, SWEEPERS = 3, 3
+WORKERS = ("worker", "worker", "deaf")
+SWEEPERS = 3
 SETTLING = 90
 """Seconds after the last blow within which every job must be over."""
 
@@ -131,7 +132,7 @@ class Run:
 
     async def go(self) -> list[str]:
         engine = await self.prepare()
-        workers = [Child("worker", self.url("worker"), self.said, self.dice) for _ in range(WORKERS)]
+        workers = [Child(task, self.url("worker"), self.said, self.dice) for task in WORKERS]
         sweepers = [Child("sweeper", self.url("sweeper"), self.said, self.dice) for _ in range(SWEEPERS)]
         everybody = [*workers, *sweepers]
         try:
