@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidRequestError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
 from unstick.domain.errors import ConfigurationError, PendingChangesError, SourceUnavailableError
 from unstick.sql.dialects import Dialect, dialect_for
@@ -91,7 +90,7 @@ class SessionConnections:
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[tuple[AsyncConnection, datetime]]:
         """End the caller's read transaction, then work in one of our own and commit it."""
-        self._refuse_pending()
+        await self._refuse_pending()
         if self._session.in_transaction():
             await self._end()
         try:
@@ -148,10 +147,11 @@ class SessionConnections:
         finally:
             session.expire_on_commit = expires
 
-    def _refuse_pending(self) -> None:
+    async def _refuse_pending(self) -> None:
         session = self._session.sync_session
         modified = any(session.is_modified(instance) for instance in session.dirty)
-        if session.new or session.deleted or modified or session.info.get(_WROTE, False):
+        wrote = session.in_transaction() and (await self._session.connection()).info.get(_WROTE, False)
+        if session.new or session.deleted or modified or wrote:
             raise PendingChangesError(
                 "The session given to AdminService holds changes that are not committed, and a cleanup commits. "
                 "Commit or roll them back first, or give it a session of its own."
@@ -181,29 +181,28 @@ def _first_line(error: BaseException) -> str:
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
-@event.listens_for(Session, "after_flush")
-def _flushed(session: Session, _context: object) -> None:
-    session.info[_WROTE] = True
+@event.listens_for(sa.Engine, "after_cursor_execute")
+def _executed(
+    connection: sa.Connection, _cursor: object, statement: str, _parameters: object, _context: object, _many: bool
+) -> None:
+    """Note what writes on any connection: a flush, a bulk insert, or a statement on a session's own connection."""
+    if _may_write(statement):
+        connection.info[_WROTE] = True
 
 
-@event.listens_for(Session, "do_orm_execute")
-def _executed(state: ORMExecuteState) -> None:
-    if state.is_insert or state.is_update or state.is_delete or _may_write(state.statement):
-        state.session.info[_WROTE] = True
+def _may_write(statement: str) -> bool:
+    """Take a statement for a write unless it begins like a read: refusing too much loses nothing, committing does."""
+    text = statement.lstrip(" \t\r\n(").lower()
+    if text.startswith("with"):
+        return any(word in text for word in _WRITES)
+    return not text.startswith(_READS)
 
 
-def _may_write(statement: sa.Executable) -> bool:
-    """Take textual SQL for a write unless it begins like a read: refusing too much loses nothing, committing does."""
-    text = statement.element if isinstance(statement, sa.TextualSelect) else statement
-    if not isinstance(text, sa.TextClause):
-        return False
-    return not text.text.lstrip(" \t\r\n(").lower().startswith(_READS)
+_READS = ("select", "values", "show", "describe", "set ", "pragma", "explain", "begin", "savepoint", "release", "rollback")
+_WRITES = ("insert", "update", "delete", "merge")
 
 
-_READS = ("select", "values", "show", "set ")
-
-
-@event.listens_for(Session, "after_transaction_end")
-def _ended(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
-        session.info.pop(_WROTE, None)
+@event.listens_for(sa.Engine, "commit")
+@event.listens_for(sa.Engine, "rollback")
+def _ended(connection: sa.Connection) -> None:
+    connection.info.pop(_WROTE, None)

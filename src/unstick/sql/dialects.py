@@ -67,6 +67,10 @@ class Dialect(ABC):
     def exact(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
         """Return a column as text that is compared to the letter, whatever its collation."""
 
+    def as_name(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+        """Return a column as text that can be looked up in an index of our own tables."""
+        return self.exact(column)
+
     @abstractmethod
     def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
         """Return the seconds from one time column to another."""
@@ -214,7 +218,11 @@ class PostgresDialect(Dialect):
         return sa.cast(sa.func.json_agg(sa.func.json_build_array(*values)), sa.Text)
 
     def exact(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
-        """Leave types with comparisons of their own, such as citext and enumerations, behind."""
+        """Leave types and collations with comparisons of their own behind, such as citext."""
+        return sa.cast(column, sa.Text).collate("C")
+
+    def as_name(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+        """Keep to the database's collation, which is that of our own tables' indexes."""
         return sa.cast(column, sa.Text)
 
     def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:

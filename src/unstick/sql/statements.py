@@ -85,14 +85,14 @@ def _is_silent(mapped: MappedTable) -> Predicate:
 def has_lease(mapped: MappedTable, *conditions: Predicate) -> Predicate:
     """Hold where a job's worker has a lease of which these conditions are true."""
     lease = tables.leases
-    worker = mapped.dialect.exact(mapped.column("worker"))
+    worker = mapped.dialect.as_name(mapped.column("worker"))
     return sa.exists().where(lease.c.id == worker, *conditions).correlate(mapped.table)
 
 
 def lease_beat(mapped: MappedTable) -> sa.ColumnElement[Any]:
     """Return when a job's worker last beat, by a lease that is over at the look; null where there is none."""
     lease, looked_at = tables.leases, sa.bindparam("unstick_looked_at", type_=tables.UtcDateTime())
-    worker = mapped.dialect.exact(mapped.column("worker"))
+    worker = mapped.dialect.as_name(mapped.column("worker"))
     over = sa.select(lease.c.beat_at).where(lease.c.id == worker, lease.c.expires_at <= looked_at)
     running = mapped.column("state").in_(mapped.words(JobState.RUNNING))
     return sa.case((running, over.correlate(mapped.table).scalar_subquery()), else_=sa.null()).label("lease_beat_at")
