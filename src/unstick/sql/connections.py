@@ -205,4 +205,5 @@ _WRITES = ("insert", "update", "delete", "merge")
 @event.listens_for(sa.Engine, "commit")
 @event.listens_for(sa.Engine, "rollback")
 def _ended(connection: sa.Connection) -> None:
-    connection.info.pop(_WROTE, None)
+    if not connection.invalidated:  # to ask one that is would connect anew
+        connection.info.pop(_WROTE, None)
