@@ -377,12 +377,18 @@ def _doubt_times(guess: _Guess) -> Iterator[Doubt]:
             f"{guess.facts.spelling} has neither `started_at` nor `heartbeat_at`, so its running jobs can't be judged: "
             "pass `columns.started_at` where another column tells it",
         )
-    if not {"enqueued_at", "scheduled_at"} & known:
+    if not {"enqueued_at", "scheduled_at"} & known and not _starts_tell_all(guess):
         yield warning(
             "enqueued_at",
             f"{guess.facts.spelling} has neither `enqueued_at` nor `scheduled_at`, so a queued job that never started "
-            "can't be judged: pass `columns.enqueued_at` where another column tells it",
+            "can't be judged: pass `columns.enqueued_at` where another column tells it, or as None where none does",
         )
+
+
+def _starts_tell_all(guess: _Guess) -> bool:
+    """Tell whether `started_at` is known to be there in every queued job, or somebody said that it must do."""
+    started = guess.columns.get("started_at")
+    return "enqueued_at" in guess.said_columns or (started is not None and not started.nullable)
 
 
 def _doubt_unreadable_times(guess: _Guess) -> Iterator[Doubt]:

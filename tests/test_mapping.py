@@ -1,0 +1,64 @@
+"""What a declared table must be to be worked with: guessed from a model, and held against the real one."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from tests.jobs import AWARE, open_bench
+from unstick.domain.errors import ConfigurationError
+from unstick.domain.recovery import Outcome
+from unstick.sql.mapping import JobTable
+
+if TYPE_CHECKING:
+    from tests.servers import Database
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class JobWithoutEnqueueTime(Base):
+    """The contract's table, where every job has its `started_at` from the moment it is queued."""
+
+    __tablename__ = "started_when_queued"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(sa.String(20))
+    started_at: Mapped[datetime] = mapped_column(AWARE)
+    completed_at: Mapped[datetime | None] = mapped_column(AWARE)
+    error_message: Mapped[str | None] = mapped_column(sa.Text)
+
+
+class JobWithoutAnyTimeAtFirst(Base):
+    __tablename__ = "started_when_claimed"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(sa.String(20))
+    started_at: Mapped[datetime | None] = mapped_column(AWARE)
+
+
+class TestModels:
+    async def test_a_table_without_an_enqueue_time_is_judged_and_recovered_by_its_start(
+        self, database: Database
+    ) -> None:
+        table = Base.metadata.tables["started_when_queued"]
+        bench = await open_bench(database, table, JobTable.from_model(JobWithoutEnqueueTime))
+        began = await bench.source.clock() - timedelta(hours=1)
+        async with bench.engine.begin() as connection:
+            await connection.execute(sa.insert(table).values(id=1, status="queued", started_at=bench.store(began)))
+
+        report = await bench.sweep()
+        await bench.close()
+
+        assert report.tally.of(outcome=Outcome.APPLIED) == 1
+
+    def test_a_start_that_may_be_missing_is_doubted_until_it_is_said_that_there_is_nothing_else(self) -> None:
+        with pytest.raises(ConfigurationError, match="a queued job that never started can't be judged"):
+            JobTable.from_model(JobWithoutAnyTimeAtFirst)
+        jobs = JobTable.from_model(JobWithoutAnyTimeAtFirst, columns={"enqueued_at": None})
+        assert jobs.columns == {"id": "id", "state": "status", "started_at": "started_at"}
