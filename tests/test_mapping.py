@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from tests.jobs import AWARE, open_bench
+from tests.jobs import AWARE, COLUMNS, declared, jobs_table, open_bench
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.recovery import Outcome
 from unstick.sql.mapping import JobTable
@@ -62,3 +62,28 @@ class TestModels:
             JobTable.from_model(JobWithoutAnyTimeAtFirst)
         jobs = JobTable.from_model(JobWithoutAnyTimeAtFirst, columns={"enqueued_at": None})
         assert jobs.columns == {"id": "id", "state": "status", "started_at": "started_at"}
+
+
+class TestColumnsOfTwoMeanings:
+    @pytest.mark.parametrize(
+        ("columns", "said"),
+        [
+            ({"error": "status"}, "names column 'status' for both 'state' and 'error'"),
+            ({"worker": "id"}, "names column 'id' for both 'id' and 'worker'"),
+            ({"enqueued_at": "started_at"}, "names column 'started_at' for both 'enqueued_at' and 'started_at'"),
+            ({"progress": "attempt"}, "names column 'attempt' for both 'attempt' and 'progress'"),
+        ],
+    )
+    async def test_one_that_is_written_is_refused(self, database: Database, columns: dict[str, str], said: str) -> None:
+        """What a sweep writes for one meaning would ruin the other."""
+        table = jobs_table()
+        bench = await open_bench(database, table, declared(table, columns={**COLUMNS, **columns}))
+        with pytest.raises(ConfigurationError, match=said):
+            await bench.source.clock()
+        await bench.close()
+
+    async def test_one_that_is_only_read_is_not(self, database: Database) -> None:
+        table = jobs_table()
+        bench = await open_bench(database, table, declared(table, columns={**COLUMNS, "queue": "job_type"}))
+        await bench.source.clock()
+        await bench.close()

@@ -26,6 +26,12 @@ FENCE_KEYS: tuple[ColumnKey, ...] = (
 )  # fmt: skip
 """What a write must find as the look saw it, where the table has it."""
 
+_WRITTEN_KEYS: frozenset[ColumnKey] = frozenset({
+    "state", "error", "success", "completed_at", "started_at", "heartbeat_at", "scheduled_at", "attempt", "token",
+    "worker", "progress",
+})  # fmt: skip
+"""What a recovery or a worker writes in a job that is there already."""
+
 LONGEST_MESSAGE = 255
 """No message by rule is longer; a narrower error column needs each message cut to fit."""
 
@@ -285,6 +291,7 @@ def map_table(
         ConfigurationError: a column isn't there or can't mean what the mapping says.
     """
     _check_columns(declared, table)
+    _check_shared(declared)
     zone = _zone(declared)
     times = {key: _time_form(declared, table, dialect, key, zone) for key in TIME_KEYS if key in declared.columns}
     leases = leases and "worker" in declared.columns and isinstance(table.c[declared.columns["worker"]].type, sa.String)
@@ -315,6 +322,21 @@ def _check_columns(declared: JobTable, table: sa.Table) -> None:
             raise ConfigurationError(
                 f"Table {declared.full_name} has no column {name!r}, which the mapping names for {key!r}. "
                 f"It has: {there}."
+            )
+
+
+def _check_shared(declared: JobTable) -> None:
+    """Refuse two meanings of a column that is written: what is written for one would ruin the other.
+
+    `started_at` and `enqueued_at` are no exception: a retry empties the one or sets it to now.
+    """
+    first: dict[str, ColumnKey] = {}
+    for key, name in declared.columns.items():
+        other = first.setdefault(name, key)
+        if other != key and {other, key} & _WRITTEN_KEYS:
+            raise ConfigurationError(
+                f"The mapping of {declared.full_name} names column {name!r} for both {other!r} and {key!r}, and what "
+                "is written for one would overwrite the other; leave one of them out."
             )
 
 
