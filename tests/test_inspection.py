@@ -416,6 +416,16 @@ class TestShapes:
         await fill(engine, jobs_table(), rows(*(f"step {number}" for number in range(41))))
         assert (await inspect_table(engine, "jobs")).facts.columns[1].values == ()
 
+    async def test_the_blanks_that_fill_up_a_word_are_no_part_of_it(self, engine: AsyncEngine) -> None:
+        await fill(engine, jobs_table(status=sa.CHAR(12)), rows(*WORDS))
+        found = await inspect_table(engine, "jobs")
+        assert found.proposal.states == {
+            JobState.QUEUED: ("queued",),
+            JobState.RUNNING: ("running",),
+            JobState.SUCCEEDED: ("completed",),
+            JobState.FAILED: ("failed",),
+        }
+
     async def test_types_nobody_knows_are_no_hindrance(self, engine: AsyncEngine) -> None:
         await run(engine, "CREATE TABLE jobs (id INTEGER PRIMARY KEY, status VARCHAR(9), started_at TIMESTAMP NULL)")
         if engine.dialect.name == "sqlite":

@@ -9,9 +9,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from tests.jobs import AWARE, COLUMNS, declared, jobs_table, open_bench
+from tests.jobs import AWARE, COLUMNS, STATES, declared, jobs_table, open_bench
 from unstick.domain.errors import ConfigurationError
+from unstick.domain.job import JobState
 from unstick.domain.recovery import Outcome
+from unstick.domain.suspect import StuckCounts
+from unstick.pipeline.report import report_stuck
 from unstick.sql.mapping import JobTable
 
 if TYPE_CHECKING:
@@ -86,4 +89,36 @@ class TestColumnsOfTwoMeanings:
         table = jobs_table()
         bench = await open_bench(database, table, declared(table, columns={**COLUMNS, "queue": "job_type"}))
         await bench.source.clock()
+        await bench.close()
+
+
+class TestPaddedWords:
+    """A CHAR column is filled up with blanks, which PostgreSQL gives back."""
+
+    @pytest.mark.parametrize("width", [0, 12])
+    async def test_words_with_and_without_the_blanks_are_one(self, database: Database, width: int) -> None:
+        if database.backend == "sqlite":  # which pads nothing
+            return
+        table = jobs_table()
+        table.c.status.type = sa.CHAR(12)
+        words = {state: tuple(word.ljust(width) for word in known) for state, known in STATES.items()}
+        bench = await open_bench(database, table, declared(table, states=words))
+        await bench.put({"status": "queued"}, {"status": "running"})
+
+        report = await report_stuck(bench.watched())
+        swept = await bench.sweep()
+        rows = await bench.rows()
+        await bench.close()
+
+        assert report.counts == StuckCounts(queued=1, running=1)
+        assert [found.job.status for found in (*report.queued, *report.running)] == ["queued", "running"]
+        assert (swept.tally.of(outcome=Outcome.APPLIED), swept.failures) == (2, ())
+        assert {row["status"].rstrip() for row in rows} == {"failed"}
+
+    async def test_two_states_are_not_told_apart_by_blanks(self, database: Database) -> None:
+        table = jobs_table()
+        words = {**STATES, JobState.SUCCEEDED: ("failed ",)}
+        bench = await open_bench(database, table, declared(table, states=words))
+        with pytest.raises(ConfigurationError, match="two meanings"):
+            await bench.source.clock()
         await bench.close()

@@ -402,9 +402,16 @@ async def _read_sample(connection: AsyncConnection, table: sa.Table, facts: Tabl
     try:
         async with connection.begin_nested():
             result = await connection.execute(query)
-            return _Sample([dict(zip(names, row, strict=True)) for row in result])
+            return _Sample(
+                [{name: _unpadded(table.c[name], raw) for name, raw in row.items()} for row in result.mappings()]
+            )
     except DBAPIError as error:
         return _Sample((), failure=_first_line(error))
+
+
+def _unpadded(column: sa.Column[Any], raw: object) -> object:
+    """Leave out the blanks a CHAR column is filled up with: as a word, they mean nothing."""
+    return raw.rstrip(" ") if isinstance(raw, str) and isinstance(_underlying(column.type), sa.CHAR) else raw
 
 
 def _worth_sampling(facts: TableFacts) -> list[str]:
