@@ -622,6 +622,17 @@ def test_inspect_writes_the_file_and_tells_the_doubts(run: Run) -> None:
     assert load_settings().sources["main"].table == "ai_jobs"
 
 
+@pytest.mark.usefixtures("app_table")
+def test_a_file_that_can_not_work_is_not_written_in_silence(run: Run) -> None:
+    with sqlite("app.db") as connection:
+        for job_id, word in enumerate(("completed", "failed")):
+            connection.execute("INSERT INTO ai_jobs VALUES (?, ?, ?, ?)", (str(job_id), word, ago(60), ago(59)))
+    ran = run("inspect", "sqlite:///app.db", "--write")
+    assert ran.out == "Wrote unstick.toml.\n"
+    assert "blocker, states: ai_jobs.status has no known word for queued or for running" in ran.err
+    assert ran.err.splitlines()[-1].startswith("unstick: warning: unstick.toml can't work as it stands")
+
+
 @pytest.mark.usefixtures("known_table")
 def test_inspect_never_overwrites_a_file(run: Run) -> None:
     Path("unstick.toml").write_text("# mine\n")

@@ -348,6 +348,11 @@ class TestWords:
         words = tuple(word for word in WORDS if word != state)
         assert only(propose(jobs(words=words)), f"states.{state}").severity == "warning"
 
+    def test_no_word_for_any_open_state_blocks_once(self) -> None:
+        proposal = propose(jobs(words=("completed", "failed")))
+        assert [(doubt.severity, doubt.key) for doubt in proposal.doubts] == [("blocker", "states")]
+        assert "no known word for queued or for running among 'completed', 'failed'" in proposal.doubts[0].message
+
     def test_no_word_for_what_is_neither_sought_nor_written_is_no_doubt(self) -> None:
         assert propose(jobs(words=("queued", "running", "failed"))).doubts == ()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unstick.cli.options import AsJson, config_file
-from unstick.cli.output import note, say, say_json
+from unstick.cli.output import note, say, say_json, warn
 from unstick.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def inspect(
     elif file is not None:
         say(f"Wrote {file}.")
         _note_doubts(inspection)
+        if inspection.blocked:
+            warn(f"{file} can't work as it stands: settle in it what is called a blocker.")
     else:
         say(toml.rstrip("\n"))
     if inspection.others and not as_json:

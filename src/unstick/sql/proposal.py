@@ -453,14 +453,21 @@ def _doubt_guessed_words(guess: _Guess, column: ColumnFacts) -> Iterator[Doubt]:
 
 
 def _doubt_missing_words(guess: _Guess, column: ColumnFacts) -> Iterator[Doubt]:
-    for state, effect in _NEEDED.items():
-        if state not in guess.states:
-            known = f" among {_listed(column.values)}" if column.values else ""
-            doubt = blocker if state is JobState.FAILED else warning
-            yield doubt(
-                f"states.{state}",
-                f"{guess.at(column)} has no known word for {state}{known}, so {effect}: pass `states.{state}`",
-            )
+    known = f" among {_listed(column.values)}" if column.values else ""
+    missing = [state for state in _NEEDED if state not in guess.states]
+    if set(missing) >= _OPEN:
+        missing = [state for state in missing if state not in _OPEN]
+        yield blocker(
+            "states",
+            f"{guess.at(column)} has no known word for queued or for running{known}, so no stuck job can be found: "
+            "pass `states.queued` and `states.running`",
+        )
+    for state in missing:
+        doubt = blocker if state is JobState.FAILED else warning
+        yield doubt(
+            f"states.{state}",
+            f"{guess.at(column)} has no known word for {state}{known}, so {_NEEDED[state]}: pass `states.{state}`",
+        )
 
 
 def _doubt_assumed_words(guess: _Guess, column: ColumnFacts) -> Iterator[Doubt]:
@@ -512,6 +519,7 @@ _NEEDED: Mapping[JobState, str] = {
     JobState.RUNNING: "jobs that stopped halfway are never found",
     JobState.FAILED: "there is nothing to write on a stuck job",
 }
+_OPEN = frozenset({JobState.QUEUED, JobState.RUNNING})
 _NOT_TIMES: Mapping[ColumnKind, str] = {"integer": "whole numbers", "number": "numbers", "text": "text"}
 
 
