@@ -1,5 +1,6 @@
 """The command line, run as a person or cron would: what it prints, what it changes, and how it ends."""
 
+import asyncio
 import json
 import os
 import pty
@@ -23,8 +24,10 @@ import httpx
 import jwt
 import pytest
 from rich.console import Console
+from sqlalchemy import make_url
 
 import unstick
+from tests.servers import Database
 from unstick.cli import main
 from unstick.cli.stuck import render
 from unstick.config import load_settings
@@ -34,6 +37,7 @@ from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.suspect import Look, StuckCounts
 from unstick.pipeline.report import Finding, StuckReport
 from unstick.pipeline.shapes import CleanupShape, JobShape, StuckShape
+from unstick.sql.engine import open_engine
 
 SECRET = "a secret of thirty-two bytes or more"
 USER = pwd.getpwuid(os.getuid()).pw_name
@@ -148,6 +152,36 @@ def app_table() -> None:
         connection.execute(
             "CREATE TABLE ai_jobs (id TEXT PRIMARY KEY, status TEXT, started_at DATETIME, completed_at DATETIME)"
         )
+
+
+def execute(database: Database, *statements: str) -> None:
+    """Run statements as the administrator of a served database."""
+
+    async def run_all() -> None:
+        engine = open_engine(database.url)
+        async with engine.begin() as connection:
+            for statement in statements:
+                await connection.exec_driver_sql(statement)
+        await engine.dispose()
+
+    asyncio.run(run_all())
+
+
+@contextmanager
+def other_user(database: Database, grants: str) -> Iterator[str]:
+    """A user who may do only this to the tables there are, by the URL they use."""
+    url = make_url(database.url)
+    user = f"ann_{url.database}"
+    made = (f"CREATE ROLE {user} LOGIN PASSWORD 'hunter2'", f"GRANT {grants} ON ALL TABLES IN SCHEMA public TO {user}")
+    gone: tuple[str, ...] = (f"DROP OWNED BY {user}", f"DROP ROLE {user}")
+    if database.backend == "mysql":
+        made = (f"CREATE USER {user} IDENTIFIED BY 'hunter2'", f"GRANT {grants} ON {url.database}.* TO {user}")
+        gone = (f"DROP USER {user}",)
+    execute(database, *made)
+    try:
+        yield url.set(username=user, password="hunter2").render_as_string(hide_password=False)
+    finally:
+        execute(database, *gone)
 
 
 def configure(text: str = MAPPED) -> None:
@@ -620,6 +654,24 @@ def test_inspect_writes_the_file_and_tells_the_doubts(run: Run) -> None:
     assert (ran.status, ran.out) == (0, "Wrote unstick.toml.\n")
     assert "warning, timezone: " in ran.err
     assert load_settings().sources["main"].table == "ai_jobs"
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_password_that_is_not_written_is_told_with_where_it_belongs(
+    run: Run, mariadb_database: Database, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    execute(mariadb_database, "CREATE TABLE jobs (id INT PRIMARY KEY, status VARCHAR(9), started_at DATETIME)")
+    with other_user(mariadb_database, "ALL") as url:
+        ran = run("inspect", url, "--write", *more)
+        assert ran.status == 0
+        assert ran.err.splitlines()[0] == (
+            "unstick: warning: The password is left out: give the whole URL in UNSTICK_SOURCES__MAIN__URL."
+        )
+        assert "hunter2" not in ran.out + ran.err + Path("unstick.toml").read_text()
+        assert "Access denied" in sentence(run("db", "upgrade"))
+        monkeypatch.setenv("UNSTICK_SOURCES__MAIN__URL", url)
+        assert run("db", "upgrade").status == 0
+        assert run("stuck").status == 0
 
 
 @pytest.mark.usefixtures("app_table")

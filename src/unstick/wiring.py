@@ -22,7 +22,7 @@ from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.sql import schema
 from unstick.sql.connections import Connections, EngineConnections, reachable
 from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
-from unstick.sql.inspection import Inspection, inspect_table, to_toml
+from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
 from unstick.sql.queue import SqlJobQueue
@@ -203,6 +203,11 @@ async def inspect_url(url: str, table: str | None = None) -> Inspection:
 def proposed_toml(url: str, inspection: Inspection) -> str:
     """Return the `unstick.toml` that an inspection proposes."""
     return to_toml(_DEFAULT_SOURCE, url, inspection)
+
+
+def proposed_password(url: str) -> str | None:
+    """Say how to give the password that the proposed file leaves out, None where there is none."""
+    return password_left_out(_DEFAULT_SOURCE, url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ def inspect(
     import asyncio
 
     from unstick.config import DEFAULT_FILE, settings_file
-    from unstick.wiring import inspect_url, proposed_toml
+    from unstick.wiring import inspect_url, proposed_password, proposed_toml
 
     file = (settings_file(config_file(ctx)) or Path(DEFAULT_FILE)) if write else None
     _refuse_to_overwrite(file)
@@ -37,6 +37,7 @@ def inspect(
     toml = proposed_toml(url, inspection)
     if file is not None:
         _write(file, toml)
+        _note_password(proposed_password(url))
     if as_json:
         say_json(_shape(inspection, toml, file))
     elif file is not None:
@@ -61,6 +62,11 @@ def _write(file: Path, toml: str) -> None:
             new.write(toml)
     except OSError as error:
         raise ConfigurationError(f"{file} can't be written: {error.strerror}.") from error
+
+
+def _note_password(left_out: str | None) -> None:
+    if left_out is not None:
+        warn(left_out)
 
 
 def _note_doubts(inspection: "Inspection") -> None:

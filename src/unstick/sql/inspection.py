@@ -708,10 +708,17 @@ def _preamble(inspection: Inspection) -> Iterator[str]:
 
 
 def _toml_url(name: str, url: str) -> Iterator[str]:
-    bare = _without_password(url)
-    if bare != url:
-        yield _comment(f"Without its password; the whole URL belongs in UNSTICK_SOURCES__{name.upper()}__URL.")
-    yield f"url = {_toml(bare)}"
+    left_out = password_left_out(name, url)
+    if left_out is not None:
+        yield _comment(left_out)
+    yield f"url = {_toml(_without_password(url))}"
+
+
+def password_left_out(name: str, url: str) -> str | None:
+    """Say how to give the password that a file leaves out, None where the URL has none."""
+    if _without_password(url) == url:
+        return None
+    return f"The password is left out: give the whole URL in UNSTICK_SOURCES__{name.upper()}__URL."
 
 
 def _without_password(url: str) -> str:
