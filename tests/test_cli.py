@@ -27,7 +27,7 @@ from rich.console import Console
 from sqlalchemy import make_url
 
 import unstick
-from tests.servers import Database
+from tests.servers import SERVED, Database
 from unstick.cli import main
 from unstick.cli.stuck import render
 from unstick.config import load_settings
@@ -746,6 +746,20 @@ def test_the_statements_are_printed_and_run_nothing(run: Run) -> None:
     assert "CREATE TABLE unstick_audit" in printed
     assert run("db", "sql", "--json").document["sql"].strip() == printed.strip()
     assert not Path("unstick.db").exists()
+
+
+@pytest.mark.parametrize("database", SERVED, indirect=True)
+def test_a_user_who_may_make_no_tables_is_told_in_one_sentence(
+    run: Run, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(database, "CREATE TABLE ai_jobs (id INT PRIMARY KEY)")
+    configure()
+    with other_user(database, "SELECT") as url:
+        monkeypatch.setenv("UNSTICK_SOURCES__MAIN__URL", url)
+        said = sentence(run("db", "upgrade"))
+    assert said.startswith("Unstick's own tables can't be made in the database of source 'main': ")
+    assert "denied" in said
+    assert said.endswith(" (unstick db sql prints the statements, for whoever may run them).")
 
 
 # The service and the demo
