@@ -1,5 +1,6 @@
 """The command line, run as a person or cron would: what it prints, what it changes, and how it ends."""
 
+import asyncio
 import json
 import os
 import pty
@@ -23,8 +24,10 @@ import httpx
 import jwt
 import pytest
 from rich.console import Console
+from sqlalchemy import make_url
 
 import unstick
+from tests.servers import SERVED, Database
 from unstick.cli import main
 from unstick.cli.stuck import render
 from unstick.config import load_settings
@@ -34,6 +37,7 @@ from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.suspect import Look, StuckCounts
 from unstick.pipeline.report import Finding, StuckReport
 from unstick.pipeline.shapes import CleanupShape, JobShape, StuckShape
+from unstick.sql.engine import open_engine
 
 SECRET = "a secret of thirty-two bytes or more"
 USER = pwd.getpwuid(os.getuid()).pw_name
@@ -148,6 +152,36 @@ def app_table() -> None:
         connection.execute(
             "CREATE TABLE ai_jobs (id TEXT PRIMARY KEY, status TEXT, started_at DATETIME, completed_at DATETIME)"
         )
+
+
+def execute(database: Database, *statements: str) -> None:
+    """Run statements as the administrator of a served database."""
+
+    async def run_all() -> None:
+        engine = open_engine(database.url)
+        async with engine.begin() as connection:
+            for statement in statements:
+                await connection.exec_driver_sql(statement)
+        await engine.dispose()
+
+    asyncio.run(run_all())
+
+
+@contextmanager
+def other_user(database: Database, grants: str) -> Iterator[str]:
+    """A user who may do only this to the tables there are, by the URL they use."""
+    url = make_url(database.url)
+    user = f"ann_{url.database}"
+    made = (f"CREATE ROLE {user} LOGIN PASSWORD 'hunter2'", f"GRANT {grants} ON ALL TABLES IN SCHEMA public TO {user}")
+    gone: tuple[str, ...] = (f"DROP OWNED BY {user}", f"DROP ROLE {user}")
+    if database.backend == "mysql":
+        made = (f"CREATE USER {user} IDENTIFIED BY 'hunter2'", f"GRANT {grants} ON {url.database}.* TO {user}")
+        gone = (f"DROP USER {user}",)
+    execute(database, *made)
+    try:
+        yield url.set(username=user, password="hunter2").render_as_string(hide_password=False)
+    finally:
+        execute(database, *gone)
 
 
 def configure(text: str = MAPPED) -> None:
@@ -622,6 +656,35 @@ def test_inspect_writes_the_file_and_tells_the_doubts(run: Run) -> None:
     assert load_settings().sources["main"].table == "ai_jobs"
 
 
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_password_that_is_not_written_is_told_with_where_it_belongs(
+    run: Run, mariadb_database: Database, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    execute(mariadb_database, "CREATE TABLE jobs (id INT PRIMARY KEY, status VARCHAR(9), started_at DATETIME)")
+    with other_user(mariadb_database, "ALL") as url:
+        ran = run("inspect", url, "--write", *more)
+        assert ran.status == 0
+        assert ran.err.splitlines()[0] == (
+            "unstick: warning: The password is left out: give the whole URL in UNSTICK_SOURCES__MAIN__URL."
+        )
+        assert "hunter2" not in ran.out + ran.err + Path("unstick.toml").read_text()
+        assert "Access denied" in sentence(run("db", "upgrade"))
+        monkeypatch.setenv("UNSTICK_SOURCES__MAIN__URL", url)
+        assert run("db", "upgrade").status == 0
+        assert run("stuck").status == 0
+
+
+@pytest.mark.usefixtures("app_table")
+def test_a_file_that_can_not_work_is_not_written_in_silence(run: Run) -> None:
+    with sqlite("app.db") as connection:
+        for job_id, word in enumerate(("completed", "failed")):
+            connection.execute("INSERT INTO ai_jobs VALUES (?, ?, ?, ?)", (str(job_id), word, ago(60), ago(59)))
+    ran = run("inspect", "sqlite:///app.db", "--write")
+    assert ran.out == "Wrote unstick.toml.\n"
+    assert "blocker, states: ai_jobs.status has no known word for queued or for running" in ran.err
+    assert ran.err.splitlines()[-1].startswith("unstick: warning: unstick.toml can't work as it stands")
+
+
 @pytest.mark.usefixtures("known_table")
 def test_inspect_never_overwrites_a_file(run: Run) -> None:
     Path("unstick.toml").write_text("# mine\n")
@@ -683,6 +746,20 @@ def test_the_statements_are_printed_and_run_nothing(run: Run) -> None:
     assert "CREATE TABLE unstick_audit" in printed
     assert run("db", "sql", "--json").document["sql"].strip() == printed.strip()
     assert not Path("unstick.db").exists()
+
+
+@pytest.mark.parametrize("database", SERVED, indirect=True)
+def test_a_user_who_may_make_no_tables_is_told_in_one_sentence(
+    run: Run, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(database, "CREATE TABLE ai_jobs (id INT PRIMARY KEY)")
+    configure()
+    with other_user(database, "SELECT") as url:
+        monkeypatch.setenv("UNSTICK_SOURCES__MAIN__URL", url)
+        said = sentence(run("db", "upgrade"))
+    assert said.startswith("Unstick's own tables can't be made in the database of source 'main': ")
+    assert "denied" in said
+    assert said.endswith(" (unstick db sql prints the statements, for whoever may run them).")
 
 
 # The service and the demo

@@ -188,10 +188,69 @@ async def test_on_postgres_the_statement_timeout_ends_with_the_inspection(postgr
 
 async def test_no_more_rows_are_read_than_the_bound(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection_module, "SAMPLE_ROWS", 3)
-    await fill(engine, jobs_table(), rows("paused", *WORDS[1:]))
+    await fill(engine, jobs_table(), rows("paused", *WORDS[:3]))
     found = await inspect_table(engine, "jobs")
     assert found.sampled == 3
     assert "paused" not in messages(found, "states")
+
+
+class TestOldJobs:
+    """What is stuck is old: of the words it holds, the newest rows need have none."""
+
+    @pytest.fixture(autouse=True)
+    def _two_rows_a_look(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(inspection_module, "SAMPLE_ROWS", 2)
+
+    async def test_the_word_of_the_oldest_rows_is_found(self, engine: AsyncEngine) -> None:
+        over = {"completed_at": NOON}
+        table = jobs_table()
+        await fill(engine, table, [*rows("queued", "running", **over), *rows("completed", "failed", "completed")])
+        states = (await inspect_table(engine, "jobs")).proposal.states
+        assert (states[JobState.QUEUED], states[JobState.RUNNING]) == (("queued",), ("running",))
+
+    async def test_the_word_of_open_jobs_between_old_and_new_ones_is_found(self, engine: AsyncEngine) -> None:
+        over = ("completed", "failed", "completed")
+        await fill(engine, jobs_table(), rows(*over, "queued", "running", *over))
+        found = await inspect_table(engine, "jobs")
+        assert (found.proposal.states[JobState.QUEUED], found.proposal.states[JobState.RUNNING]) == (
+            ("queued",),
+            ("running",),
+        )
+        assert (found.sampled, found.blocked) == (2, False)
+
+    async def test_a_new_rows_own_word_is_known_without_such_a_row(self, engine: AsyncEngine) -> None:
+        table = jobs_table()
+        table.c.status.server_default = sa.DefaultClause("pending")
+        await fill(engine, table, rows("completed", "failed", "completed"))
+        assert (await inspect_table(engine, "jobs")).proposal.states[JobState.QUEUED] == ("pending",)
+
+    async def test_what_postgres_knows_to_be_common_is_known(self, postgres: AsyncEngine) -> None:
+        over = rows("completed", "failed", "completed")
+        table = jobs_table(status=sa.CHAR(12))
+        between = [{**row, "completed_at": NOON} for row in rows(*["running"] * 50)]
+        await fill(postgres, table, [*over, *between, *over])
+        assert JobState.RUNNING not in (await inspect_table(postgres, "jobs")).proposal.states
+        await run(postgres, "ANALYZE jobs")
+        assert (await inspect_table(postgres, "jobs")).proposal.states[JobState.RUNNING] == ("running",)
+
+    async def test_where_none_is_found_anywhere_nothing_can_be_watched_and_that_blocks(
+        self, engine: AsyncEngine
+    ) -> None:
+        await fill(engine, jobs_table(), rows("completed", "failed", "completed"))
+        found = await inspect_table(engine, "jobs")
+        assert [doubt.key for doubt in found.doubts if doubt.severity == "blocker"] == ["states"]
+        assert "no known word for queued or for running" in messages(found, "states")
+        assert doubts(found, "sample") == []
+
+    async def test_older_rows_that_can_not_be_read_are_told(self, postgres: AsyncEngine) -> None:
+        await run(
+            postgres,
+            "CREATE FUNCTION broken() RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$",
+            "CREATE VIEW jobs AS SELECT i AS id, 'completed' AS status, now() AS started_at,"
+            " CASE WHEN i = 4 THEN broken() ELSE now() END AS completed_at FROM generate_series(1, 4) AS i",
+        )
+        told = messages(await inspect_table(postgres, "jobs"), "sample")
+        assert "the older rows of jobs could not be read (not today" in told
 
 
 async def test_a_table_that_is_not_there_is_told_with_the_nearest_name(engine: AsyncEngine) -> None:
@@ -415,6 +474,16 @@ class TestShapes:
     async def test_free_text_named_status_is_not_taken_for_words(self, engine: AsyncEngine) -> None:
         await fill(engine, jobs_table(), rows(*(f"step {number}" for number in range(41))))
         assert (await inspect_table(engine, "jobs")).facts.columns[1].values == ()
+
+    async def test_the_blanks_that_fill_up_a_word_are_no_part_of_it(self, engine: AsyncEngine) -> None:
+        await fill(engine, jobs_table(status=sa.CHAR(12)), rows(*WORDS))
+        found = await inspect_table(engine, "jobs")
+        assert found.proposal.states == {
+            JobState.QUEUED: ("queued",),
+            JobState.RUNNING: ("running",),
+            JobState.SUCCEEDED: ("completed",),
+            JobState.FAILED: ("failed",),
+        }
 
     async def test_types_nobody_knows_are_no_hindrance(self, engine: AsyncEngine) -> None:
         await run(engine, "CREATE TABLE jobs (id INTEGER PRIMARY KEY, status VARCHAR(9), started_at TIMESTAMP NULL)")

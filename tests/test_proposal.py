@@ -240,6 +240,15 @@ class TestTimes:
         doubt = only(propose(jobs(without="created_at")), "enqueued_at")
         assert (doubt.severity, "can't be judged" in doubt.message) == ("warning", True)
 
+    def test_where_every_job_has_a_start_nothing_else_is_missed(self) -> None:
+        facts = table(ID, status(*WORDS), column("started_at", "time", nullable=False))
+        assert propose(facts).doubts == ()
+
+    def test_where_a_start_may_be_missing_saying_that_there_is_no_enqueue_time_settles_it(self) -> None:
+        facts = jobs(without="created_at")
+        assert "or as None where none does" in only(propose(facts), "enqueued_at").message
+        assert propose(facts, columns={"enqueued_at": None}).doubts == ()
+
     def test_no_time_at_all_blocks(self) -> None:
         doubt = only(propose(table(ID, status(*WORDS))), "started_at")
         assert doubt.severity == "blocker"
@@ -338,6 +347,11 @@ class TestWords:
     def test_no_word_for_an_open_state_is_a_warning(self, state: JobState) -> None:
         words = tuple(word for word in WORDS if word != state)
         assert only(propose(jobs(words=words)), f"states.{state}").severity == "warning"
+
+    def test_no_word_for_any_open_state_blocks_once(self) -> None:
+        proposal = propose(jobs(words=("completed", "failed")))
+        assert [(doubt.severity, doubt.key) for doubt in proposal.doubts] == [("blocker", "states")]
+        assert "no known word for queued or for running among 'completed', 'failed'" in proposal.doubts[0].message
 
     def test_no_word_for_what_is_neither_sought_nor_written_is_no_doubt(self) -> None:
         assert propose(jobs(words=("queued", "running", "failed"))).doubts == ()

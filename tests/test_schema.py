@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -37,6 +39,33 @@ async def test_upgrading_twice_changes_nothing_and_nothing_is_missing_after(data
     assert await schema.missing(engine, BOTH) == ()
     assert set(await schema.current(engine)) == set(schema.heads(BOTH))
     await engine.dispose()
+
+
+async def test_on_sqlite_nobody_else_can_make_them_once_it_was_looked_which_there_are(
+    sqlite_database: Database,
+) -> None:
+    """Two upgrades at once: the second waits, and finds them made."""
+    engine = open_engine(sqlite_database.url, create=True)
+    refused: list[bool] = []
+
+    @sa.event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def _try_to_write(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if not statement.startswith("BEGIN"):
+            refused.append(_is_locked(engine.url.database or ""))
+
+    await schema.upgrade(engine, BOTH)
+    await engine.dispose()
+
+    assert set(refused) == {True}
+
+
+def _is_locked(file: str) -> bool:
+    with closing(sqlite3.connect(file, timeout=0)) as other:
+        try:
+            other.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+    return False
 
 
 async def test_a_hosts_own_table_called_jobs_is_left_alone(database: Database) -> None:

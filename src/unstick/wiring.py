@@ -1,8 +1,8 @@
 """Builds the whole from settings; the only module that knows every adapter."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -22,10 +22,11 @@ from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.sql import schema
 from unstick.sql.connections import Connections, EngineConnections, reachable
 from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
-from unstick.sql.inspection import Inspection, inspect_table, to_toml
+from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
 from unstick.sql.queue import SqlJobQueue
+from unstick.sql.rescue import said_by_database
 from unstick.sql.source import SqlSource
 from unstick.sql.unmapped import unmapped_words
 from unstick.worker import Heartbeats, Worker, this_process
@@ -164,8 +165,9 @@ async def upgrade_database(settings: Settings, source: str | None = None) -> tup
     reached: set[str] = set()
     for home in _homes(settings, name):
         async with _open(home, create=True) as engine, reachable(engine.sync_engine):
-            await schema.upgrade(engine, home.branches)
-            reached |= set(await schema.current(engine))
+            with _explained(f"Unstick's own tables can't be made in the database of {home.what}", _BY_ANOTHER):
+                await schema.upgrade(engine, home.branches)
+                reached |= set(await schema.current(engine))
     return tuple(sorted(reached))
 
 
@@ -175,7 +177,8 @@ async def current_revision(settings: Settings, source: str | None = None) -> tup
     found: set[str] = set()
     for home in _homes(settings, name):
         async with _open(home) as engine, reachable(engine.sync_engine):
-            found |= set(await schema.current(engine))
+            with _explained(f"The database of {home.what} can't be read"):
+                found |= set(await schema.current(engine))
     return tuple(sorted(found))
 
 
@@ -203,6 +206,11 @@ async def inspect_url(url: str, table: str | None = None) -> Inspection:
 def proposed_toml(url: str, inspection: Inspection) -> str:
     """Return the `unstick.toml` that an inspection proposes."""
     return to_toml(_DEFAULT_SOURCE, url, inspection)
+
+
+def proposed_password(url: str) -> str | None:
+    """Say how to give the password that the proposed file leaves out, None where there is none."""
+    return password_left_out(_DEFAULT_SOURCE, url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,17 +265,27 @@ async def _open(home: _Home, *, create: bool = False) -> AsyncIterator[AsyncEngi
         await engine.dispose()
 
 
+_BY_ANOTHER = " (unstick db sql prints the statements, for whoever may run them)"
+
+
+@contextmanager
+def _explained(what: str, advice: str = "") -> Iterator[None]:
+    """Say in one sentence what a database refused, and what it said."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        raise SourceUnavailableError(f"{what}: {said_by_database(error)}{advice}.") from error
+
+
 async def _prepare(engine: AsyncEngine, home: _Home) -> None:
     """Make the tables of the embedded database; anywhere else refuse to work without them."""
-    try:
+    with _explained(f"The database of {home.what} can't be read"):
         async with reachable(engine.sync_engine):
             lacking = await schema.missing(engine, home.branches)
             if lacking and home.is_embedded:
                 await use_write_ahead_log(engine)
                 await schema.upgrade(engine, home.branches)
                 return
-    except sa.exc.DBAPIError as error:
-        raise SourceUnavailableError(f"The database of {home.what} can't be read: {error.orig}") from error
     if lacking:
         raise LedgerMissingError(
             f"Unstick's own tables are missing or behind in the database of {home.what} (wanted: "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unstick.cli.options import AsJson, config_file
-from unstick.cli.output import note, say, say_json
+from unstick.cli.output import note, say, say_json, warn
 from unstick.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def inspect(
     import asyncio
 
     from unstick.config import DEFAULT_FILE, settings_file
-    from unstick.wiring import inspect_url, proposed_toml
+    from unstick.wiring import inspect_url, proposed_password, proposed_toml
 
     file = (settings_file(config_file(ctx)) or Path(DEFAULT_FILE)) if write else None
     _refuse_to_overwrite(file)
@@ -37,11 +37,14 @@ def inspect(
     toml = proposed_toml(url, inspection)
     if file is not None:
         _write(file, toml)
+        _note_password(proposed_password(url))
     if as_json:
         say_json(_shape(inspection, toml, file))
     elif file is not None:
         say(f"Wrote {file}.")
         _note_doubts(inspection)
+        if inspection.blocked:
+            warn(f"{file} can't work as it stands: settle in it what is called a blocker.")
     else:
         say(toml.rstrip("\n"))
     if inspection.others and not as_json:
@@ -59,6 +62,11 @@ def _write(file: Path, toml: str) -> None:
             new.write(toml)
     except OSError as error:
         raise ConfigurationError(f"{file} can't be written: {error.strerror}.") from error
+
+
+def _note_password(left_out: str | None) -> None:
+    if left_out is not None:
+        warn(left_out)
 
 
 def _note_doubts(inspection: "Inspection") -> None:

@@ -1,7 +1,8 @@
 """What a database itself tells about its jobs table: reflection, a bounded sample, and doubts no name could raise.
 
-Nothing is written. Each table costs one query of at most `SAMPLE_ROWS` rows by primary key, in a transaction
-that is read-only where the database can promise it.
+Nothing is written. Each table costs one query of at most `SAMPLE_ROWS` rows by primary key, and where these hold no
+queued or no running job a few more of its older rows, in a transaction that is read-only where the database can
+promise it.
 """
 
 import difflib
@@ -58,6 +59,13 @@ _WORD_WEIGHTS: Mapping[JobState, int] = {JobState.RUNNING: 3, JobState.QUEUED: 2
 _NAME_WEIGHT = 5
 
 _LEADING_TIMES: tuple[ColumnKey, ...] = ("started_at", "heartbeat_at", "enqueued_at", "scheduled_at")
+_OPEN = frozenset({JobState.QUEUED, JobState.RUNNING})
+_COMMON_WORDS = sa.text(
+    "SELECT unnest(CAST(CAST(s.most_common_vals AS text) AS text[])) AS word FROM pg_stats AS s"
+    " JOIN pg_namespace AS n ON n.nspname = s.schemaname"
+    " JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = s.tablename"
+    " WHERE c.oid = to_regclass(CAST(:name AS text)) AND s.attname = :column"
+)
 _SAME_STEP = timedelta(seconds=1)
 """An application's clock and its database's, or two statements of one step, are no further apart than this."""
 _JUST_NOW = timedelta(minutes=1)
@@ -256,6 +264,11 @@ async def _inspect(connection: AsyncConnection, name: str) -> Inspection:
     sample = await _read_sample(connection, table, bare)
     facts = _with_sample(bare, sample.rows, connection.dialect.name)
     proposal = propose(facts)
+    if (column := _lacks_open_words(facts, proposal)) is not None:
+        words, failures = await _read_further_words(connection, table, column, proposal)
+        facts = _with_further_words(facts, column, words)
+        sample = replace(sample, failure=next(iter(failures), sample.failure))
+        proposal = propose(facts)
     examined = _Examined(table, facts, proposal, sample.rows, connection.dialect, partitioned)
     doubts = [*proposal.doubts, *_sample_doubts(sample, facts), *_data_doubts(examined)]
     doubts.sort(key=lambda doubt: doubt.severity != "blocker")
@@ -402,15 +415,85 @@ async def _read_sample(connection: AsyncConnection, table: sa.Table, facts: Tabl
     try:
         async with connection.begin_nested():
             result = await connection.execute(query)
-            return _Sample([dict(zip(names, row, strict=True)) for row in result])
+            return _Sample(
+                [{name: _unpadded(table.c[name], raw) for name, raw in row.items()} for row in result.mappings()]
+            )
     except DBAPIError as error:
         return _Sample((), failure=_first_line(error))
+
+
+def _unpadded(column: sa.Column[Any], raw: object) -> object:
+    """Leave out the blanks a CHAR column is filled up with: as a word, they mean nothing."""
+    return raw.rstrip(" ") if isinstance(raw, str) and isinstance(_underlying(column.type), sa.CHAR) else raw
 
 
 def _worth_sampling(facts: TableFacts) -> list[str]:
     keys: tuple[ColumnKey, ...] = ("state", *TIME_KEYS)
     readable = ("text", "integer", "number", "time", "naive_time", "other")
     return [column.name for key in keys for column in named(facts, key) if column.kind in readable]
+
+
+def _lacks_open_words(facts: TableFacts, proposal: Proposal) -> ColumnFacts | None:
+    """Return the state column where the rows that were read have words, and none for queued or none for running."""
+    column = facts.column(proposal.columns.get("state"))
+    if column is None or column.closed or not column.values or proposal.states.keys() >= _OPEN:
+        return None
+    return column
+
+
+async def _read_further_words(
+    connection: AsyncConnection, table: sa.Table, column: ColumnFacts, proposal: Proposal
+) -> tuple[list[StateValue], list[str]]:
+    """Look for words where the newest rows have none: stuck jobs may be far older than these."""
+    state = table.c[column.name]
+    words, failures = _default_word(state), []
+    for query in _further_looks(state, proposal.columns, connection.dialect):
+        try:
+            async with connection.begin_nested():
+                words += (await connection.execute(query)).scalars()
+        except DBAPIError as error:
+            failures.append(_first_line(error))
+    plain = (_unpadded(state, word) for word in words)
+    return sorted({word for word in plain if isinstance(word, str | int)}, key=str), failures
+
+
+def _further_looks(
+    state: sa.Column[Any], columns: Mapping[ColumnKey, str], dialect: sa.Dialect
+) -> Iterator[sa.Executable]:
+    """Yield queries for distinct words, each over a bounded number of rows."""
+    table, rows = state.table, sa.select(sa.type_coerce(state, NullType()).label("word")).limit(SAMPLE_ROWS)
+    if "id" in columns and columns["id"] in _unique_alone(table):
+        yield _distinct(rows.order_by(table.c[columns["id"]]))
+    if "completed_at" in columns:  # where no index leads to them, as far as the database lets a statement run
+        yield _distinct(rows.where(table.c[columns["completed_at"]].is_(None)))
+    if dialect.name == "postgresql" and isinstance(_underlying(state.type), sa.String):
+        yield _common_words(state, dialect)
+
+
+def _distinct(rows: sa.Select[Any]) -> sa.Select[Any]:
+    return sa.select(rows.subquery("rows_read").c.word).distinct()
+
+
+def _common_words(state: sa.Column[Any], dialect: sa.Dialect) -> sa.TextualSelect:
+    """Read what PostgreSQL's own sample of the table found to be common."""
+    name = dialect.identifier_preparer.format_table(state.table)
+    return _COMMON_WORDS.bindparams(name=name, column=state.name).columns(sa.column("word"))
+
+
+def _default_word(state: sa.Column[Any]) -> list[object]:
+    """Return the word that a new row has by itself, which is most likely that for queued."""
+    default = state.server_default
+    told = str(default.arg) if isinstance(default, sa.DefaultClause) else ""
+    word = re.fullmatch(r"'((?:[^']|'')*)'(::[a-z ]+)?", told)
+    return [word[1].replace("''", "'")] if word else []
+
+
+def _with_further_words(facts: TableFacts, column: ColumnFacts, words: Sequence[StateValue]) -> TableFacts:
+    values = tuple(dict.fromkeys((*column.values, *words)))
+    if len(values) > _MOST_WORDS:
+        return facts
+    told = replace(column, values=values)
+    return replace(facts, columns=tuple(told if each is column else each for each in facts.columns))
 
 
 def _with_sample(facts: TableFacts, rows: Sequence[Row], dialect: str) -> TableFacts:
@@ -462,8 +545,10 @@ def _instant(value: object) -> datetime | None:
 
 def _sample_doubts(sample: _Sample, facts: TableFacts) -> Iterator[Doubt]:
     if sample.failure is not None:
+        unread, data = ("the older rows of ", "their words") if sample.rows else ("", "the data")
         yield warning(
-            "sample", f"{facts.spelling} could not be read ({sample.failure}), so the data had no say in this proposal"
+            "sample",
+            f"{unread}{facts.spelling} could not be read ({sample.failure}), so {data} had no say in this proposal",
         )
 
 
@@ -623,10 +708,17 @@ def _preamble(inspection: Inspection) -> Iterator[str]:
 
 
 def _toml_url(name: str, url: str) -> Iterator[str]:
-    bare = _without_password(url)
-    if bare != url:
-        yield _comment(f"Without its password; the whole URL belongs in UNSTICK_SOURCES__{name.upper()}__URL.")
-    yield f"url = {_toml(bare)}"
+    left_out = password_left_out(name, url)
+    if left_out is not None:
+        yield _comment(left_out)
+    yield f"url = {_toml(_without_password(url))}"
+
+
+def password_left_out(name: str, url: str) -> str | None:
+    """Say how to give the password that a file leaves out, None where the URL has none."""
+    if _without_password(url) == url:
+        return None
+    return f"The password is left out: give the whole URL in UNSTICK_SOURCES__{name.upper()}__URL."
 
 
 def _without_password(url: str) -> str:

@@ -3,8 +3,8 @@
 `JobTable` is what a person declares; `MappedTable` is that declaration held against the real table.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, tzinfo
 from functools import cached_property
 from typing import Any, Self
@@ -25,6 +25,12 @@ FENCE_KEYS: tuple[ColumnKey, ...] = (
     "state", "attempt", "token", "worker", "started_at", "heartbeat_at", "scheduled_at", "enqueued_at", "progress",
 )  # fmt: skip
 """What a write must find as the look saw it, where the table has it."""
+
+_WRITTEN_KEYS: frozenset[ColumnKey] = frozenset({
+    "state", "error", "success", "completed_at", "started_at", "heartbeat_at", "scheduled_at", "attempt", "token",
+    "worker", "progress",
+})  # fmt: skip
+"""What a recovery or a worker writes in a job that is there already."""
 
 LONGEST_MESSAGE = 255
 """No message by rule is longer; a narrower error column needs each message cut to fit."""
@@ -155,11 +161,11 @@ class MappedTable:
 
         Blanks at the end and letter case don't count: some databases hold them equal when they compare.
         """
-        return self._states_by_word.get(str(word).rstrip().casefold())
+        return self._states_by_word.get(_plain_word(word))
 
     @cached_property
     def _states_by_word(self) -> Mapping[str, JobState]:
-        return {str(word).casefold(): state for state, words in self.declared.states.items() for word in words}
+        return {_plain_word(word): state for state, words in self.declared.states.items() for word in words}
 
     @cached_property
     def fence(self) -> Mapping[ColumnKey, sa.Column[Any]]:
@@ -285,11 +291,12 @@ def map_table(
         ConfigurationError: a column isn't there or can't mean what the mapping says.
     """
     _check_columns(declared, table)
+    _check_shared(declared)
     zone = _zone(declared)
     times = {key: _time_form(declared, table, dialect, key, zone) for key in TIME_KEYS if key in declared.columns}
     leases = leases and "worker" in declared.columns and isinstance(table.c[declared.columns["worker"]].type, sa.String)
     mapped = MappedTable(
-        declared=_typed_words(declared, table),
+        declared=_typed_words(declared, table, dialect),
         table=table,
         dialect=dialect,
         times=times,
@@ -318,6 +325,21 @@ def _check_columns(declared: JobTable, table: sa.Table) -> None:
             )
 
 
+def _check_shared(declared: JobTable) -> None:
+    """Refuse two meanings of a column that is written: what is written for one would ruin the other.
+
+    `started_at` and `enqueued_at` are no exception: a retry empties the one or sets it to now.
+    """
+    first: dict[str, ColumnKey] = {}
+    for key, name in declared.columns.items():
+        other = first.setdefault(name, key)
+        if other != key and {other, key} & _WRITTEN_KEYS:
+            raise ConfigurationError(
+                f"The mapping of {declared.full_name} names column {name!r} for both {other!r} and {key!r}, and what "
+                "is written for one would overwrite the other; leave one of them out."
+            )
+
+
 def _zone(declared: JobTable) -> tzinfo:
     if declared.timezone == "UTC":  # which needs no time zone database
         return UTC
@@ -341,23 +363,32 @@ def _time_form(declared: JobTable, table: sa.Table, dialect: Dialect, key: Colum
     return form
 
 
-def _typed_words(declared: JobTable, table: sa.Table) -> JobTable:
-    """Give words from a file or the environment the type of a numeric state column."""
-    if not isinstance(table.c[declared.columns["state"]].type, sa.Integer):
+def _typed_words(declared: JobTable, table: sa.Table, dialect: Dialect) -> JobTable:
+    """Give words from a file or the environment the form in which the state column's own compare with them."""
+    type_ = table.c[declared.columns["state"]].type
+    if isinstance(type_, sa.CHAR) and dialect.name != "sqlite":  # which keeps such text as it came
+        return replace(declared, states=_each_word(declared, _unpadded))
+    if not isinstance(type_, sa.Integer):
         return declared
     try:
-        states = {state: tuple(int(word) for word in words) for state, words in declared.states.items()}
+        return replace(declared, states=_each_word(declared, int))
     except ValueError:
         raise ConfigurationError(
             f"The states of {declared.full_name} are numbers, but the mapping names words for them."
         ) from None
-    return JobTable(
-        name=declared.name,
-        columns=declared.columns,
-        states=states,
-        schema=declared.schema,
-        timezone=declared.timezone,
-    )
+
+
+def _each_word(declared: JobTable, form: Callable[[StateValue], StateValue]) -> dict[JobState, tuple[StateValue, ...]]:
+    return {state: tuple(form(word) for word in words) for state, words in declared.states.items()}
+
+
+def _unpadded(word: StateValue) -> str:
+    """Leave out the blanks a CHAR column is filled up with: they don't count there, and elsewhere they do."""
+    return str(word).rstrip(" ")
+
+
+def _plain_word(word: object) -> str:
+    return str(word).rstrip().casefold()
 
 
 def _check_key(mapped: MappedTable) -> None:
@@ -381,7 +412,7 @@ def _check_words(mapped: MappedTable) -> None:
     taken: dict[str, JobState] = {}
     for state, words in mapped.declared.states.items():
         for word in words:
-            other = taken.setdefault(str(word).casefold(), state)
+            other = taken.setdefault(_plain_word(word), state)
             if other is not state:
                 raise ConfigurationError(
                     f"The mapping of {mapped.declared.full_name} gives {word!r} two meanings: {other} and {state}."

@@ -377,12 +377,18 @@ def _doubt_times(guess: _Guess) -> Iterator[Doubt]:
             f"{guess.facts.spelling} has neither `started_at` nor `heartbeat_at`, so its running jobs can't be judged: "
             "pass `columns.started_at` where another column tells it",
         )
-    if not {"enqueued_at", "scheduled_at"} & known:
+    if not {"enqueued_at", "scheduled_at"} & known and not _starts_tell_all(guess):
         yield warning(
             "enqueued_at",
             f"{guess.facts.spelling} has neither `enqueued_at` nor `scheduled_at`, so a queued job that never started "
-            "can't be judged: pass `columns.enqueued_at` where another column tells it",
+            "can't be judged: pass `columns.enqueued_at` where another column tells it, or as None where none does",
         )
+
+
+def _starts_tell_all(guess: _Guess) -> bool:
+    """Tell whether `started_at` is known to be there in every queued job, or somebody said that it must do."""
+    started = guess.columns.get("started_at")
+    return "enqueued_at" in guess.said_columns or (started is not None and not started.nullable)
 
 
 def _doubt_unreadable_times(guess: _Guess) -> Iterator[Doubt]:
@@ -447,14 +453,21 @@ def _doubt_guessed_words(guess: _Guess, column: ColumnFacts) -> Iterator[Doubt]:
 
 
 def _doubt_missing_words(guess: _Guess, column: ColumnFacts) -> Iterator[Doubt]:
-    for state, effect in _NEEDED.items():
-        if state not in guess.states:
-            known = f" among {_listed(column.values)}" if column.values else ""
-            doubt = blocker if state is JobState.FAILED else warning
-            yield doubt(
-                f"states.{state}",
-                f"{guess.at(column)} has no known word for {state}{known}, so {effect}: pass `states.{state}`",
-            )
+    known = f" among {_listed(column.values)}" if column.values else ""
+    missing = [state for state in _NEEDED if state not in guess.states]
+    if set(missing) >= _OPEN:
+        missing = [state for state in missing if state not in _OPEN]
+        yield blocker(
+            "states",
+            f"{guess.at(column)} has no known word for queued or for running{known}, so no stuck job can be found: "
+            "pass `states.queued` and `states.running`",
+        )
+    for state in missing:
+        doubt = blocker if state is JobState.FAILED else warning
+        yield doubt(
+            f"states.{state}",
+            f"{guess.at(column)} has no known word for {state}{known}, so {_NEEDED[state]}: pass `states.{state}`",
+        )
 
 
 def _doubt_assumed_words(guess: _Guess, column: ColumnFacts) -> Iterator[Doubt]:
@@ -506,6 +519,7 @@ _NEEDED: Mapping[JobState, str] = {
     JobState.RUNNING: "jobs that stopped halfway are never found",
     JobState.FAILED: "there is nothing to write on a stuck job",
 }
+_OPEN = frozenset({JobState.QUEUED, JobState.RUNNING})
 _NOT_TIMES: Mapping[ColumnKind, str] = {"integer": "whole numbers", "number": "numbers", "text": "text"}
 
 

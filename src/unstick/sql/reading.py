@@ -83,7 +83,7 @@ class JobReader:
             return None
         if self._mapped.leases:
             known["lease_beat_at"] = row[len(self._place)]
-        job_id, status = plain_id(row[self._place["id"]]), str(row[self._place["state"]])
+        job_id, status = plain_id(row[self._place["id"]]), str(row[self._place["state"]]).rstrip()
         return Job(id=job_id, state=self._state, status=status, **known)
 
 

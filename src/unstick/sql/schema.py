@@ -11,6 +11,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from unstick.sql.engine import WRITES
+
 VERSION_TABLE = "unstick_alembic_version"
 LEDGER = "ledger"
 OWN_JOBS = "jobs"
@@ -24,6 +26,8 @@ def branches(*, own_jobs: bool, ledger: bool = True) -> tuple[str, ...]:
 async def upgrade(engine: AsyncEngine, needed: Sequence[str]) -> None:
     """Bring these branches to their newest revision."""
     async with engine.connect() as connection:
+        # On SQLite the look at what is there must hold the write lock already, or two that look at once both write.
+        await connection.execution_options(**{WRITES: True})
         await connection.run_sync(_upgrade, needed)
         await connection.commit()
 
