@@ -198,7 +198,9 @@ def _may_write(statement: str) -> bool:
     return not text.startswith(_READS)
 
 
-_READS = ("select", "values", "show", "describe", "set ", "pragma", "explain", "begin", "savepoint", "release", "rollback")
+_READS = (
+    "select", "values", "show", "describe", "set ", "pragma", "explain", "begin", "savepoint", "release", "rollback",
+)  # fmt: skip
 _WRITES = ("insert", "update", "delete", "merge")
 
 

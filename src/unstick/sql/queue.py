@@ -12,10 +12,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.config import ColumnKey
-from unstick.domain.errors import ConfigurationError
+from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobId, JobState
 from unstick.domain.work import Beat, ClaimedJob, WorkerIdentity
 from unstick.sql import endings, tables
@@ -23,6 +24,7 @@ from unstick.sql.connections import Connections
 from unstick.sql.mapping import JobTable, MappedTable
 from unstick.sql.reading import plain_id
 from unstick.sql.reflection import mapped_table
+from unstick.sql.rescue import said_by_database
 from unstick.sql.statements import typed_id
 from unstick.sql.writes import bound_rows
 
@@ -123,8 +125,15 @@ class SqlJobQueue:
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[tuple[AsyncConnection, MappedTable, datetime]]:
-        async with self._connections.writing() as (connection, now):
-            yield connection, await mapped_table(self._connections, connection, self._declared), now
+        """Open a transaction; what no row's content caused, a deadlock for example, may well succeed the next time."""
+        dialect = self._connections.dialect
+        try:
+            async with self._connections.writing() as (connection, now):
+                yield connection, await mapped_table(self._connections, connection, self._declared), now
+        except DBAPIError as error:
+            if dialect.refuses_row(error) and not dialect.is_transient(error):
+                raise
+            raise SourceUnavailableError(said_by_database(error)) from error
 
 
 def _need_heartbeats(mapped: MappedTable) -> None:

@@ -117,7 +117,7 @@ class Heartbeats:
         try:
             async with asyncio.timeout(self._lease.total_seconds()):
                 still = await queue.beat(self._worker, self._lease, beats)
-        except (SourceUnavailableError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next beat may do better
             silent = monotonic() - heard
             _log.warning("Worker %s could not beat for %.0f s: %s", self._worker.name, silent, error)
             if silent >= self._lease.total_seconds():
