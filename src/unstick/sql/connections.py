@@ -52,7 +52,7 @@ class EngineConnections:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[tuple[AsyncConnection, datetime]]:
         """Open a short read-only transaction."""
-        async with reachable(self.engine), self._engine.connect() as connection:
+        async with reachable(self.engine), _answering(self), self._engine.connect() as connection:
             yield connection, await self.dialect.enter(connection)
 
     @asynccontextmanager
@@ -82,7 +82,7 @@ class SessionConnections:
     async def reading(self) -> AsyncIterator[tuple[AsyncConnection, datetime]]:
         """Read within the caller's transaction, or one of our own where there is none."""
         joined = self._session.in_transaction()
-        async with reachable(self.engine), self._borrowed() as connection:
+        async with reachable(self.engine), _answering(self), self._borrowed() as connection:
             yield connection, await self.dialect.enter(connection)
         if not joined:
             await self._end()
@@ -168,6 +168,21 @@ async def reachable(engine: sa.Engine) -> AsyncIterator[None]:
             raise
         raise SourceUnavailableError(
             f"The database {engine.url.render_as_string(hide_password=True)} doesn't answer: {_first_line(error)}"
+        ) from error
+
+
+@asynccontextmanager
+async def _answering(connections: Connections) -> AsyncIterator[None]:
+    """Say that a read was given up, where somebody's lock or its own length kept the answer back."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not connections.dialect.keeps_waiting(error):
+            raise
+        url = connections.engine.url.render_as_string(hide_password=True)
+        raise SourceUnavailableError(
+            f"The database {url} gave no answer in the time a guest waits: {_first_line(error)}. Try again when what "
+            f"holds it up is over."
         ) from error
 
 

@@ -1,5 +1,6 @@
 """What differs between the databases, in one place."""
 
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, tzinfo
@@ -102,6 +103,10 @@ class Dialect(ABC):
         """Tell whether a cast to a column's type gives what the column would give back."""
         del type_
         return False
+
+    def keeps_waiting(self, error: DBAPIError) -> bool:
+        """Tell whether a read was given up for waiting too long, for somebody's lock or for its own end."""
+        return self.is_held(error) or self.is_slow(error)
 
     def is_text(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Hold where a text column holds text or nothing; only SQLite's can hold anything else."""
@@ -391,6 +396,10 @@ class MysqlDialect(Dialect):
         """Times do, with their fraction."""
         return isinstance(type_, mysql.DATETIME)
 
+    def keeps_waiting(self, error: DBAPIError) -> bool:
+        """A metadata or row lock that wasn't to be had in time, or a statement that took too long."""
+        return _errno(error) == _MYSQL_LOCK_WAIT or self.is_slow(error)
+
     def is_slow(self, error: DBAPIError) -> bool:
         """MariaDB's and MySQL's own limits on a statement's time."""
         return _errno(error) in {1969, 3024}
@@ -414,6 +423,10 @@ class SqliteDialect(Dialect):
         """Ask the driver, after the first write: the mode it is in says nothing, for a host may begin by hand."""
         raw: Any = (await connection.get_raw_connection()).driver_connection
         return bool(raw.in_transaction)
+
+    def keeps_waiting(self, error: DBAPIError) -> bool:
+        """A file that somebody has to themselves for longer than the busy timeout."""
+        return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
 
     async def enter(self, connection: AsyncConnection) -> datetime:
         """Read the clock."""
@@ -572,6 +585,9 @@ def _is_from_a_function(error: DBAPIError) -> bool:
 def _errno(error: DBAPIError) -> int:
     arguments = getattr(error.orig, "args", ())
     return arguments[0] if arguments and isinstance(arguments[0], int) else 0
+
+
+_MYSQL_LOCK_WAIT = 1205
 
 
 async def _nothing_to_restore() -> None:

@@ -274,8 +274,8 @@ class SqlSource:
             except DBAPIError as error:
                 if (dialect.is_held(error) or dialect.is_slow(error)) and not skip_held:
                     continue
-                a_rows_fault = dialect.refuses_row(error) or dialect.is_transient(error) or dialect.is_slow(error)
-                if error.connection_invalidated or not a_rows_fault:
+                passing = dialect.is_held(error) or dialect.is_slow(error) or dialect.is_transient(error)
+                if error.connection_invalidated or not (passing or dialect.refuses_row(error)):
                     raise SourceUnavailableError(said_by_database(error)) from error
                 break
         return 0
