@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Literal
 
 import sqlalchemy as sa
 from fastapi import FastAPI
@@ -22,10 +23,12 @@ from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.sql import schema
 from unstick.sql.connections import Connections, EngineConnections, reachable
 from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
+from unstick.sql.guard import Guard, guard, run_statements
 from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
 from unstick.sql.queue import SqlJobQueue
+from unstick.sql.reflection import mapped_table
 from unstick.sql.rescue import said_by_database
 from unstick.sql.source import SqlSource
 from unstick.sql.unmapped import unmapped_words
@@ -191,6 +194,30 @@ def upgrade_sql(settings: Settings, source: str | None = None) -> str:
     if len(scripts) == 1:
         return scripts[0][1]
     return "\n".join(f"-- In the database of {home.what}:\n{script}" for home, script in scripts)
+
+
+async def guard_table(
+    settings: Settings, source: str | None = None, *, carry_out: Literal["install", "remove"] | None = None
+) -> Guard:
+    """Return the guard of a source's jobs table, and install or remove it only where told to.
+
+    Raises:
+        ConfigurationError: the mapping doesn't fit the table, or names nothing to guard by.
+        SourceUnavailableError: the database doesn't answer, or refuses the guard.
+    """
+    name, chosen = chosen_source(settings, source)
+    home = _homes(settings, name)[0]
+    async with _open(home) as engine:
+        if home.is_embedded:
+            await _prepare(engine, home)
+        connections = EngineConnections(engine)
+        with _explained(f"The database of {home.what} can't be read"):
+            async with connections.reading() as (connection, _):
+                found = guard(await mapped_table(connections, connection, JobTable.from_settings(chosen)))
+        if carry_out is not None:
+            with _explained(f"The database of {home.what} refuses to {carry_out} the guard"):
+                await run_statements(connections, found.install if carry_out == "install" else found.remove)
+        return found
 
 
 async def inspect_url(url: str, table: str | None = None) -> Inspection:

@@ -8,6 +8,7 @@ import typer
 from unstick import __version__
 from unstick.cli.db import app as db
 from unstick.cli.demo import demo
+from unstick.cli.guard import guard
 from unstick.cli.inspect import inspect
 from unstick.cli.output import say
 from unstick.cli.serve import serve
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (serve, stuck, sweep, worker, token, inspect):
+for command in (serve, stuck, sweep, worker, guard, token, inspect):
     app.command()(command)
 app.add_typer(db, name="db")
 app.command()(demo)

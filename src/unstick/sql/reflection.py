@@ -53,7 +53,8 @@ def _reflect(connection: sa.Connection, declared: JobTable) -> sa.Table:
 _NO_FACTS = {"plain": True, "triggered": False}
 _FACTS = sa.text(
     "SELECT c.relkind = 'r' AND NOT c.relhassubclass AS plain, EXISTS (SELECT 1 FROM pg_trigger AS t"
-    " WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 19 = 19) AS triggered"  # row, before, update
+    " WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 19 = 19"  # row, before, update
+    " AND NOT starts_with(t.tgname, 'unstick_guard_')) AS triggered"  # which refuses, but changes nothing
     " FROM pg_class AS c WHERE c.oid = to_regclass(CAST(:name AS text))"
 )
 
