@@ -1,6 +1,7 @@
 """`unstick serve`: the service."""
 # ruff: noqa: PLC0415 - a command loads what it needs when it runs, so that `unstick --help` is quick
 
+import signal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,12 +39,19 @@ def serve(
     sentence = unconfigured(ctx, settings)
     if sentence is not None:
         logging.getLogger("unstick").warning(sentence)
+    # uvicorn raises the signal again when it has shut down; asyncio's own handler would at times swallow it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     server = uvicorn.Server(uvicorn.Config(service, host=host, port=port, log_config=None))
     try:
         server.run(sockets=[listener])
     except SystemExit as ending:
         # It has logged why; a status of its own could be 1, which says that stuck jobs were found.
         raise typer.Exit(_ERROR) from ending
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 async def _check(settings: "Settings") -> None:
