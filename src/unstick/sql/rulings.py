@@ -21,8 +21,17 @@ from unstick.domain.policy import SINCE, Ruling
 from unstick.domain.recovery import Action, Outcome
 from unstick.sql import tables, writes
 from unstick.sql.dialects import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Address
-from unstick.sql.mapping import TIME_KEYS, MappedTable
-from unstick.sql.statements import Predicate, Values, has_lease, is_bound, is_suspect, rows_first, since_expression
+from unstick.sql.mapping import MappedTable
+from unstick.sql.statements import (
+    Predicate,
+    Values,
+    has_lease,
+    is_bound,
+    is_suspect,
+    rows_first,
+    signs,
+    since_expression,
+)
 
 _TEXT = sa.Text()
 _OVERWRITTEN: tuple[ColumnKey, ...] = ("state", "success", "error")
@@ -152,9 +161,12 @@ def recover_in_one(mapped: MappedTable, state: JobState, *, lock: bool) -> sa.In
         there = sa.func.array(sa.select(locked.c.at).scalar_subquery(), type_=ARRAY(Address()))
         change = change.where(table.c.ctid == sa.any_(there), table.c.ctid == locked.c.at)
         since = locked.c.since
+    told = [mapped.column("id").label("id"), since]
+    if not mapped.triggered:
+        return _record(mapped, state, change.returning(*told).cte("changed")).returning(tables.recoveries.c.job_count)
     # A trigger that keeps a row as it was leaves nothing to be recorded.
     now_is = mapped.dialect.exact(mapped.column("state")).label("now_is")
-    changed = change.returning(mapped.column("id").label("id"), since, now_is).cte("changed")
+    changed = change.returning(*told, now_is).cte("changed")
     failed = changed.c.now_is == str(mapped.word(JobState.FAILED))
     return _record(mapped, state, changed, failed).returning(tables.recoveries.c.job_count)
 
@@ -247,7 +259,7 @@ def _guard(mapped: MappedTable, state: JobState) -> Predicate:
         mapped.dialect.unindexed(column).is_not_distinct_from(sa.bindparam(f"unstick_held_{key}", type_=column.type))
         for key, column in _stored(mapped).items()
     ]
-    readable = [mapped.dialect.is_time(column) for column in mapped.columns(TIME_KEYS).values()]
+    readable = [mapped.dialect.is_time(column) for column in mapped.columns(signs(state)).values()]
     return sa.and_(is_suspect(mapped, state, bound=True), _age_alone(mapped), *alike, *readable)
 
 

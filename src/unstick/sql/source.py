@@ -27,7 +27,7 @@ from unstick.sql.reflection import mapped_table
 from unstick.sql.rescue import NotAllChangedError, Rescue, RuledRescue, said_by_database
 from unstick.sql.writes import bound_rows
 
-STRIDE = 100_000
+STRIDE = 200_000
 """Ids read at once: what a sweep holds in memory however many jobs are stuck."""
 
 RULED_FROM = 500
@@ -125,6 +125,8 @@ class SqlSource:
                 yield Ruled(recovered=recovered, left=recovered < batch.count)
             if ruled_on < stride.count:
                 yield Ruled(recovered=0, left=True)
+            if stride.count < STRIDE:
+                break
             stride = await self._stride(ruling.state, look, stride.last)
         if mapped.leases and ruling.state is JobState.RUNNING:
             yield Ruled(recovered=0, left=True)  # there may be jobs whose worker's lease ran out

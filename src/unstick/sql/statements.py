@@ -211,7 +211,7 @@ def oldest_suspects(mapped: MappedTable, state: JobState, *, after: bool) -> sa.
 
 def since_expression(mapped: MappedTable, state: JobState) -> sa.ColumnElement[Any]:
     """Return the sign of life a state's jobs are judged by, as `domain.job` says it."""
-    times = {key: _instant(mapped, key) for key in mapped.columns(_signs(state))}
+    times = {key: _instant(mapped, key) for key in mapped.columns(signs(state))}
     if state is JobState.RUNNING:
         return _later(times.get("started_at"), times.get("heartbeat_at"))
     waiting = [times[key] for key in ("started_at", "enqueued_at") if key in times]
@@ -219,7 +219,8 @@ def since_expression(mapped: MappedTable, state: JobState) -> sa.ColumnElement[A
     return _later(first, times.get("scheduled_at"))
 
 
-def _signs(state: JobState) -> tuple[ColumnKey, ...]:
+def signs(state: JobState) -> tuple[ColumnKey, ...]:
+    """Return the times that a state's jobs are judged by."""
     if state is JobState.RUNNING:
         return ("started_at", "heartbeat_at")
     return ("started_at", "enqueued_at", "scheduled_at")
