@@ -161,12 +161,9 @@ def recover_in_one(mapped: MappedTable, state: JobState, *, lock: bool) -> sa.In
         there = sa.func.array(sa.select(locked.c.at).scalar_subquery(), type_=ARRAY(Address()))
         change = change.where(table.c.ctid == sa.any_(there), table.c.ctid == locked.c.at)
         since = locked.c.since
-    told = [mapped.column("id").label("id"), since]
-    if not mapped.triggered:
-        return _record(mapped, state, change.returning(*told).cte("changed")).returning(tables.recoveries.c.job_count)
     # A trigger that keeps a row as it was leaves nothing to be recorded.
     now_is = mapped.dialect.exact(mapped.column("state")).label("now_is")
-    changed = change.returning(*told, now_is).cte("changed")
+    changed = change.returning(mapped.column("id").label("id"), since, now_is).cte("changed")
     failed = changed.c.now_is == str(mapped.word(JobState.FAILED))
     return _record(mapped, state, changed, failed).returning(tables.recoveries.c.job_count)
 

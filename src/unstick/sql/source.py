@@ -116,18 +116,20 @@ class SqlSource:
         if not mapped.can_rule:
             yield Ruled(recovered=0, left=True)
             return
-        stride = await self._stride(ruling.state, look, None)
-        while stride.count:
-            ruled_on = 0
+        last: object = None
+        while True:
+            stride = await self._stride(ruling.state, look, last)
+            ruled_on = recovered = 0
             for batch in stride.batches:
-                ruled_on += batch.count
-                recovered = await self._rule_on(rescue, batch)
-                yield Ruled(recovered=recovered, left=recovered < batch.count)
+                done = await self._rule_on(rescue, batch)
+                ruled_on, recovered = ruled_on + batch.count, recovered + done
+                yield Ruled(recovered=done, left=done < batch.count)
             if ruled_on < stride.count:
                 yield Ruled(recovered=0, left=True)
-            if stride.count < STRIDE:
+            # Rows that a trigger keeps move on to higher addresses each time they are tried, and come up again.
+            if stride.count < STRIDE or not recovered:
                 break
-            stride = await self._stride(ruling.state, look, stride.last)
+            last = stride.last
         if mapped.leases and ruling.state is JobState.RUNNING:
             yield Ruled(recovered=0, left=True)  # there may be jobs whose worker's lease ran out
 
