@@ -134,7 +134,7 @@ def _findings(jobs: Sequence[Job], look: Look) -> tuple[Finding, ...]:
 
 
 def _finding(job: Job, since: datetime, look: Look) -> Finding:
-    since = since if job.lease_beat_at is None else max(since, job.lease_beat_at)
+    since = since if job.lease_beat_at is None else job.lease_beat_at
     return Finding(
         job=job,
         since=since,

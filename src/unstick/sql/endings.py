@@ -62,6 +62,12 @@ def claimed(mapped: MappedTable, ids: Sequence[Any]) -> sa.Select[Any]:
     return sa.select(*own_columns(mapped), *fence).where(mapped.column("id").in_(ids)).order_by(mapped.column("id"))
 
 
+def lease_of(worker: str) -> sa.Select[Any]:
+    """Read a worker's lease, and keep it as it is until it is renewed."""
+    lease = tables.leases
+    return sa.select(lease.c.beat_at, lease.c.expires_at).where(lease.c.id == worker).with_for_update()
+
+
 def renew(worker: str, now: datetime, expires_at: datetime) -> sa.Update:
     """Say that a worker lives; a lease that ran out is good again until somebody has struck it."""
     return sa.update(tables.leases).where(tables.leases.c.id == worker).values(beat_at=now, expires_at=expires_at)

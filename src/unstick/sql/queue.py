@@ -67,8 +67,20 @@ class SqlJobQueue:
             if not ids:
                 return ()
             await connection.execute(endings.claim(mapped, ids, worker.name, now))
+            await self._vouch(connection, mapped, worker, now)
             rows = (await connection.execute(endings.claimed(mapped, ids))).mappings().all()
             return [_claimed(mapped, row, worker) for row in rows]
+
+    async def _vouch(
+        self, connection: AsyncConnection, mapped: MappedTable, worker: WorkerIdentity, now: datetime
+    ) -> None:
+        """Renew the worker's lease for as long as it was: a claim is a sign of life, and must not be taken at once."""
+        if not mapped.leases:
+            return
+        lease = (await connection.execute(endings.lease_of(worker.name))).one_or_none()
+        if lease is not None:
+            expires_at = now + (lease.expires_at - lease.beat_at)
+            await connection.execute(endings.renew(worker.name, now, expires_at))
 
     async def beat(self, worker: WorkerIdentity, lease: timedelta, beats: Sequence[Beat]) -> frozenset[JobId]:
         """Say that all of them live in one statement, and return which the worker still holds."""

@@ -58,7 +58,7 @@ class SuspectReader:
             return Suspect(job_id, state, since, tuple(row))
         beat_at = row[self._width]
         seen = tuple(row[: self._width])
-        return Suspect(job_id, state, since if beat_at is None else max(since, beat_at), seen, beat_at is not None)
+        return Suspect(job_id, state, since if beat_at is None else beat_at, seen, beat_at is not None)
 
     def _state_meant(self, word: Any) -> JobState:  # noqa: ANN401 - text or a number
         """Remember what a word means; the statement only lets words of two states through."""
