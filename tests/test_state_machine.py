@@ -90,6 +90,7 @@ WAITS = st.sampled_from([None, timedelta(minutes=2)])
 SPANS = st.sampled_from([timedelta(minutes=minutes) for minutes in (0.7, 1.7, 7, 7, 33, 33, 4 * 24 * 60)])
 """What a lease outlives and what it doesn't; what a queued job and what a silent running one is stuck after; and what
 recoveries are forgotten after."""
+STATES = st.sampled_from([JobState.QUEUED, JobState.RUNNING])
 PICKS = st.integers(0, 7)
 DOES = st.sampled_from(["finish", "fail", "beat"])
 HOW = ["finish", "fail", "requeue", "requeue for an error"]
@@ -388,9 +389,12 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(jobs=st.integers(3, 5), claimed=st.integers(0, 3))
     def opens(self, jobs: int, claimed: int) -> None:
-        """Two workers have leases; the third says in no way that it lives, until it joins."""
-        for _ in range(jobs):
-            self.step.asked.append(self.run(self.world.enqueue(None)))
+        """Two workers have leases; the third says in no way that it lives, until it joins.
+
+        The first job has no attempts left.
+        """
+        for number in range(jobs):
+            self.step.asked.append(self.run(self.world.enqueue(None, most=None if number else 0)))
         for worker in self.workers[:2]:
             self.join(worker)
         self.every_row_is_as_it_was_left()
@@ -537,7 +541,7 @@ class Machine(RuleBasedStateMachine):
         self.every_row_is_as_it_was_left()
         self.writes_what_was_decided(looked, NO_SKEW)
 
-    @rule(target=rulings, state=st.sampled_from([JobState.QUEUED, JobState.RUNNING]), later=LATER)
+    @rule(target=rulings, state=STATES, later=LATER)
     def begins_to_rule(self, state: JobState, later: Later) -> Ruling:
         self.pass_time(later)
         ruling = self.run(self.world.begin_to_rule(state))
@@ -548,6 +552,14 @@ class Machine(RuleBasedStateMachine):
     @rule(ruling=consumes(rulings))
     def rules_on_the_rest(self, ruling: Ruling) -> None:
         self.step.swept.append(self.run(ruling.go_on(to_the_end=True)))
+
+    @rule(state=STATES, later=LATER, by=SWEEPERS)
+    def rules_on_when_another_sweep_has_been_there(self, state: JobState, later: Later, by: int) -> None:
+        ruling = self.begins_to_rule(state, later)
+        self.every_row_is_as_it_was_left()
+        self.step.swept.append(self.run(self.world.sweep(by, Action.RETRY)))
+        self.every_row_is_as_it_was_left()
+        self.rules_on_the_rest(ruling)
 
 
 on_each_database = pytest.mark.parametrize("database", ["sqlite", "postgres18", "mariadb"], indirect=True)
