@@ -10,7 +10,7 @@ import logging
 import os
 import random
 import sys
-from dataclasses import replace
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +114,7 @@ async def _one_after_another(worker: Worker) -> None:
 async def sweep_for_ever(url: str, _said: str) -> None:
     """Recover what is stuck, twice a second; what a dead database did to a sweep is the next one's to see."""
     engine = open_engine(url)
-    watched = replace(watch("main", OWN, EngineConnections(engine), POLICY))
+    watched = watch("main", OWN, EngineConnections(engine), POLICY)
     while True:
         with contextlib.suppress(UnstickError):
             await sweep(watched, SweepOrder(actor="chaos"))
@@ -128,14 +128,8 @@ def main() -> None:
     task, url, said, skew = sys.argv[1:]
     logging.getLogger("unstick").setLevel(logging.CRITICAL)
     # A clock that is wrong by hours: nothing may depend on it.
-    with time_machine.travel(time_machine_now(float(skew)), tick=True):
+    with time_machine.travel(time.time() + float(skew), tick=True):
         asyncio.run(TASKS[task](url, said))
-
-
-def time_machine_now(skew: float) -> float:
-    import time  # noqa: PLC0415
-
-    return time.time() + skew
 
 
 if __name__ == "__main__":
