@@ -10,7 +10,7 @@ import sys
 import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tests.jobs import COLUMNS, declared, jobs_table, open_bench
 from unstick.config import SourceSettings
 from unstick.domain.diagnosis import Reason
-from unstick.domain.errors import ConfigurationError, LateFinishError, LeaseLostError
+from unstick.domain.errors import ConfigurationError, LateFinishError, LeaseLostError, SourceUnavailableError
 from unstick.domain.policy import Policy
 from unstick.domain.recovery import Action, Outcome
 from unstick.kit import enqueue
@@ -32,6 +32,7 @@ from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine, use_write_ahead_log
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
+from unstick.sql.queue import SqlJobQueue
 from unstick.sql.source import SqlSource
 from unstick.testing.conformance import batch_of
 from unstick.wiring import worker_on
@@ -46,11 +47,11 @@ if TYPE_CHECKING:
     from tests.servers import Database
     from unstick.domain.job import JobId
     from unstick.domain.work import ClaimedJob
-    from unstick.sql.queue import SqlJobQueue
 
 BEAT = timedelta(milliseconds=50)
 SELDOM = timedelta(seconds=10)
 LEASE = timedelta(seconds=30)
+YEARS_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 OWN = JobTable.from_settings(SourceSettings())
 
 
@@ -97,6 +98,13 @@ class Shop:
         """Let every lease have run out a second ago."""
         now = await self.watched.source.clock()
         await self.execute(sa.update(tables.leases).values(expires_at=now - timedelta(seconds=1)))
+
+    async def holds(self, job_id: JobId, **values: object) -> bool:
+        row = await self.row(job_id)
+        return all(row[name] == value for name, value in values.items())
+
+    async def has_lease(self, worker: str) -> bool:
+        return bool((await self.execute(sa.select(tables.leases.c.id).where(tables.leases.c.id == worker))).all())
 
     async def late(self) -> list[Any]:
         return list(await self.execute(sa.select(tables.late_finishes)))
@@ -248,7 +256,7 @@ async def test_a_late_end_is_refused_recorded_and_told(shop: Shop, ended: str) -
     assert recorded == ([(str(job_id), zombie.identity.name, told[ended])] if ended in told else [])
 
 
-async def test_an_end_is_written_once_and_a_second_one_is_late(shop: Shop) -> None:
+async def test_an_end_is_written_once_and_another_one_is_late(shop: Shop) -> None:
     """No job is final twice (R3)."""
     await shop.put()
     async with shop.worker() as worker:
@@ -258,6 +266,107 @@ async def test_an_end_is_written_once_and_a_second_one_is_late(shop: Shop) -> No
             await worker.fail(job, "after all")
 
     assert (await shop.row(job.id))["status"] == "completed"
+
+
+async def test_an_end_whose_acknowledgement_was_lost_is_not_late_when_it_is_written_again(shop: Shop) -> None:
+    for _ in range(2):
+        await shop.put()
+    async with shop.worker() as worker:
+        finished, failed = await worker.claim(limit=2)
+        for _ in range(2):
+            await worker.finish(finished)
+            await worker.fail(failed, "no such\0 model")
+
+    assert (await shop.row(finished.id))["status"] == "completed"
+    assert (await shop.row(failed.id))["error_message"] == "no such model"
+    assert await shop.late() == []
+
+
+async def test_a_job_that_was_failed_by_a_sweep_is_not_taken_for_failed_by_its_worker(shop: Shop) -> None:
+    await shop.put()
+    async with shop.worker() as worker:
+        (job,) = await worker.claim()
+        await shop.expire_leases()
+        await shop.sweep(Action.MARK_FAILED)
+        with pytest.raises(LateFinishError):
+            await worker.fail(job, "no such model")
+
+    assert [each.ended for each in await shop.late()] == ["failed"]
+
+
+async def test_an_old_attempts_end_leaves_the_signs_of_life_of_a_new_one(shop: Shop) -> None:
+    """A zombie's release must not strip the new owner, even in one process (R6)."""
+    await shop.put()
+    async with shop.worker(every=BEAT) as worker:
+        (old,) = await worker.claim()
+        await shop.execute(sa.update(tables.jobs).values(status="queued"))
+        (new,) = await worker.claim()
+        async with worker.heartbeat(new) as beat:
+            with pytest.raises(LateFinishError):
+                await worker.finish(old)
+            beat.progress(70)
+            await until(lambda: shop.holds(new.id, progress=70))
+        await worker.finish(new)
+
+    assert (await shop.row(new.id))["status"] == "completed"
+
+
+async def test_a_worker_whose_lease_was_struck_is_vouched_for_again_and_keeps_its_jobs(shop: Shop) -> None:
+    """It doesn't beat nothing for ever while its jobs look orphaned (L10)."""
+    await shop.put()
+    async with shop.worker(every=BEAT) as worker:
+        (job,) = await worker.claim()
+        async with worker.heartbeat(job):
+            await shop.execute(sa.delete(tables.leases))
+            await until(lambda: shop.has_lease(worker.identity.name))
+            await shop.execute(sa.update(tables.jobs).values(started_at=None, updated_at=YEARS_AGO))
+            assert (await report_stuck(shop.watched)).counts.total == 0
+        await worker.finish(job)
+
+    assert (await shop.row(job.id))["status"] == "completed"
+
+
+@pytest.mark.parametrize("left", ["claimed", "held"])
+async def test_a_job_that_its_worker_neither_runs_nor_ends_is_found_though_the_worker_lives(
+    shop: Shop, left: str
+) -> None:
+    """Its code raised, or never began: the lease of a living process must not vouch for it for ever (L6, L7)."""
+    await shop.put()
+    async with shop.worker(every=BEAT, lease=2 * BEAT) as worker:
+        (job,) = await worker.claim()
+        if left == "held":
+            with pytest.raises(RuntimeError, match="broken"):
+                async with worker.heartbeat(job):
+                    raise RuntimeError("broken")
+        await until(lambda: shop.holds(job.id, worker=None))
+        await shop.execute(sa.update(tables.jobs).values(started_at=YEARS_AGO, updated_at=None))
+        report = await report_stuck(shop.watched)
+        assert [finding.diagnosis.reason for finding in report.running] == [Reason.SILENT]
+
+
+async def test_a_job_that_was_let_go_is_still_its_workers_to_end_until_somebody_takes_it(shop: Shop) -> None:
+    for _ in range(2):
+        await shop.put()
+    async with shop.worker(every=BEAT, lease=2 * BEAT) as worker:
+        slow, taken = await worker.claim(limit=2)
+        await until(lambda: shop.holds(slow.id, worker=None))
+        await until(lambda: shop.holds(taken.id, worker=None))
+        await worker.finish(slow)
+        await shop.execute(sa.update(tables.jobs).where(tables.jobs.c.id == taken.id).values(worker="another"))
+        with pytest.raises(LateFinishError):
+            await worker.finish(taken)
+
+    assert [(await shop.row(job.id))["status"] for job in (slow, taken)] == ["completed", "running"]
+
+
+async def test_leases_that_ran_out_long_ago_are_forgotten_and_younger_ones_kept(shop: Shop) -> None:
+    now = await shop.watched.source.clock()
+    for name, age in (("young", timedelta(days=6)), ("old", timedelta(days=8))):
+        row = {"id": name, "host": "h", "pid": 1, "began_at": now - age, "beat_at": now - age, "expires_at": now - age}
+        await shop.execute(sa.insert(tables.leases).values(row))
+    async with shop.worker() as worker:
+        names = set((await shop.execute(sa.select(tables.leases.c.id))).scalars())
+    assert names == {"young", worker.identity.name}
 
 
 @pytest.mark.parametrize("lacking", [set(), {"token"}, {"token", "attempt"}, {"token", "attempt", "worker"}])
@@ -618,6 +727,33 @@ async def test_a_job_taken_from_the_runner_is_left_to_whoever_has_it(shop: Shop)
 
     row = await shop.row(job_id)
     assert (row["status"], row["worker"], row["token"]) == ("running", "another", 99)
+    assert await shop.late() == []
+
+
+class AwayAtFirst(SqlJobQueue):
+    """A queue whose database doesn't answer the first ends."""
+
+    away = 3
+
+    async def finish(self, job: ClaimedJob, values: Mapping[str, object]) -> bool:
+        if self.away:
+            self.away -= 1
+            raise SourceUnavailableError("away")
+        return await super().finish(job, values)
+
+
+async def test_an_end_is_written_once_the_database_is_back_however_long_it_was_away(
+    shop: Shop, ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unstick.worker.runner._TELLING", timedelta(0))
+    job_id = await shop.put()
+    async with shop.worker() as worker:
+        queue = AwayAtFirst("main", shop.jobs, EngineConnections(shop.engine))
+        other = Worker(queue, worker._heartbeats, worker.identity)
+        async with runner(other, ran.registry).running():
+            await until(finish_later(shop)(job_id))
+
+    assert (await shop.row(job_id))["status"] == "completed"
     assert await shop.late() == []
 
 

@@ -149,7 +149,13 @@ class JobQueue(Protocol):
         """Claim at most `limit` queued jobs that are due, of these kinds, or only the one of this id."""
 
     async def beat(self, worker: WorkerIdentity, lease: timedelta, beats: Sequence[Beat]) -> frozenset[JobId]:
-        """Say that a worker and these jobs of its live, and return which of the jobs it still holds."""
+        """Say that a worker and these jobs of its live, and return which of the jobs it still holds.
+
+        A worker that was ceased to be vouched for meanwhile is vouched for again: its jobs' own rows say who has them.
+        """
+
+    async def disown(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Cease to vouch for jobs that their worker runs no longer: what their rows say decides about them."""
 
     async def finish(self, job: ClaimedJob, values: Mapping[str, object]) -> bool:
         """End a job as succeeded, with its results by column name; False and recorded as late if it was taken."""

@@ -8,12 +8,13 @@ import sqlalchemy as sa
 
 from unstick.config import ColumnKey
 from unstick.domain.job import JobState
-from unstick.domain.work import ClaimedJob
+from unstick.domain.work import ClaimedJob, WorkerIdentity
 from unstick.sql import tables
 from unstick.sql.mapping import MappedTable
 from unstick.sql.statements import Predicate, is_bound, is_open, rows_first, time_type, typed_id
 
 _TEXT = sa.Text()
+_FORGOTTEN_AFTER = timedelta(days=7)
 
 
 def fence_keys(mapped: MappedTable) -> tuple[ColumnKey, ...]:
@@ -73,6 +74,22 @@ def renew(worker: str, now: datetime, expires_at: datetime) -> sa.Update:
     return sa.update(tables.leases).where(tables.leases.c.id == worker).values(beat_at=now, expires_at=expires_at)
 
 
+def lease(worker: WorkerIdentity, now: datetime, expires_at: datetime) -> sa.Insert:
+    """Begin to vouch for a worker."""
+    row = {"id": worker.name, "host": worker.host, "pid": worker.pid, "began_at": now, "beat_at": now}
+    return sa.insert(tables.leases).values(**row, expires_at=expires_at)
+
+
+def forget_workers(now: datetime) -> sa.Delete:
+    """Strike leases that ran out so long ago that whatever they held was recovered since, or is judged by its age."""
+    return sa.delete(tables.leases).where(tables.leases.c.expires_at < now - _FORGOTTEN_AFTER)
+
+
+def disown(mapped: MappedTable) -> sa.Update:
+    """Strike the worker from the bound jobs that are still its own, so that its lease holds them no longer."""
+    return _update(mapped, {"worker": _nobody(mapped)}).where(_still_held(mapped, _given(mapped)))
+
+
 def heartbeat(mapped: MappedTable, now: datetime) -> sa.Update:
     """Say of all bound jobs that are still the worker's that they live, with their progress, in one statement."""
     given = _given(mapped)
@@ -109,6 +126,18 @@ def fail(mapped: MappedTable, job: ClaimedJob, now: datetime, error: str) -> sa.
     return _update(mapped, values | _error(mapped, error)).where(_is_this_attempt(mapped, job))
 
 
+def is_finished(mapped: MappedTable, job: ClaimedJob) -> sa.Select[Any]:
+    """Read whether a job stands as `finish` left it for this attempt."""
+    return sa.select(sa.exists().where(_is_attempt(mapped, job, JobState.SUCCEEDED)))
+
+
+def is_failed(mapped: MappedTable, job: ClaimedJob, error: str) -> sa.Select[Any]:
+    """Read whether a job stands as `fail` left it; where no error is kept, nothing tells it from a recovery."""
+    said = [mapped.column(key) == value for key, value in _error(mapped, error).items()]
+    told = sa.and_(*said) if said else sa.false()
+    return sa.select(sa.exists().where(_is_attempt(mapped, job, JobState.FAILED), told))
+
+
 def requeue(
     mapped: MappedTable, job: ClaimedJob, now: datetime, *, wait: timedelta, error: str | None, counted: bool
 ) -> sa.Update:
@@ -137,7 +166,8 @@ def _over(mapped: MappedTable, state: JobState, now: datetime, *, succeeded: boo
 
 
 def _error(mapped: MappedTable, error: str) -> dict[ColumnKey, Any]:
-    return {"error": error[: mapped.error_length]} if mapped.has("error") else {}
+    # PostgreSQL stores no NUL, and a job that failed must not be refused its end for one.
+    return {"error": error.replace("\0", "")[: mapped.error_length]} if mapped.has("error") else {}
 
 
 def _next_token(mapped: MappedTable) -> dict[ColumnKey, Any]:
@@ -165,12 +195,25 @@ def _raw(mapped: MappedTable, key: ColumnKey) -> sa.ColumnElement[Any]:
 
 
 def _is_this_attempt(mapped: MappedTable, job: ClaimedJob) -> Predicate:
-    same = [
-        _raw(mapped, key).is_not_distinct_from(sa.literal(value, _raw(mapped, key).type))
-        for key, value in zip(fence_keys(mapped), job.fence, strict=True)
-    ]
+    """Hold while a job is this attempt's to end: nobody took it, though its worker may have disowned it."""
+    return sa.and_(_is_attempt(mapped, job, JobState.RUNNING), is_open(mapped))
+
+
+def _is_attempt(mapped: MappedTable, job: ClaimedJob, state: JobState) -> Predicate:
+    fence = dict(zip(fence_keys(mapped), job.fence, strict=True)) | {"state": mapped.word(state)}
+    same = [_is(mapped, column, value) for column, value in fence.items() if column != "worker"]
+    if "worker" in fence:
+        same.append(sa.or_(_is(mapped, "worker", fence["worker"]), _is(mapped, "worker", _nobody(mapped))))
     key = mapped.column("id")
-    return sa.and_(key == sa.literal(typed_id(mapped, job.id), key.type), is_open(mapped), *same)
+    return sa.and_(key == sa.literal(typed_id(mapped, job.id), key.type), *same)
+
+
+def _is(mapped: MappedTable, key: ColumnKey, value: object) -> Predicate:
+    return _raw(mapped, key).is_not_distinct_from(sa.literal(value, _raw(mapped, key).type))
+
+
+def _nobody(mapped: MappedTable) -> str | None:
+    return None if mapped.nullable("worker") else ""
 
 
 def _given(mapped: MappedTable) -> sa.Subquery:

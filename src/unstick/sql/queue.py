@@ -47,8 +47,8 @@ class SqlJobQueue:
             if not mapped.leases:
                 _need_heartbeats(mapped)
                 return
-            row = {"id": worker.name, "host": worker.host, "pid": worker.pid, "began_at": now, "beat_at": now}
-            await connection.execute(sa.insert(tables.leases).values(**row, expires_at=now + lease))
+            await connection.execute(endings.forget_workers(now))
+            await connection.execute(endings.lease(worker, now, now + lease))
 
     async def leave(self, worker: WorkerIdentity) -> None:
         """Strike the worker's lease."""
@@ -88,7 +88,7 @@ class SqlJobQueue:
             if mapped.leases:
                 renewed = await connection.execute(endings.renew(worker.name, now, now + lease))
                 if not renewed.rowcount:
-                    return frozenset()
+                    await connection.execute(endings.lease(worker, now, now + lease))
                 moved = [beat for beat in beats if beat.progress is not None]
                 if moved and mapped.has("progress"):
                     await connection.execute(endings.progress(mapped), _bound(mapped, moved))
@@ -101,18 +101,28 @@ class SqlJobQueue:
             held = set((await connection.execute(endings.held(mapped), _bound(mapped, beats))).scalars())
             return frozenset(beat.job.id for beat in beats if str(beat.job.id) in held)
 
+    async def disown(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Strike the worker from its jobs' rows, where a lease would go on to vouch for them."""
+        async with self._writing() as (connection, mapped, _):
+            if mapped.leases:
+                await connection.execute(endings.disown(mapped), _bound(mapped, [Beat(job=job) for job in jobs]))
+
     async def finish(self, job: ClaimedJob, values: Mapping[str, object]) -> bool:
         """End a job as succeeded, with its results by column name."""
         async with self._writing() as (connection, mapped, now):
             _need_columns(mapped, values)
             ended = await connection.execute(endings.finish(mapped, job, now, values))
-            return bool(ended.rowcount) or await self._late(connection, job, JobState.SUCCEEDED, None, now)
+            if ended.rowcount or await _stands(connection, endings.is_finished(mapped, job)):
+                return True
+            return await self._late(connection, job, JobState.SUCCEEDED, None, now)
 
     async def fail(self, job: ClaimedJob, error: str) -> bool:
         """End a job as failed."""
         async with self._writing() as (connection, mapped, now):
             ended = await connection.execute(endings.fail(mapped, job, now, error))
-            return bool(ended.rowcount) or await self._late(connection, job, JobState.FAILED, error, now)
+            if ended.rowcount or await _stands(connection, endings.is_failed(mapped, job, error)):
+                return True
+            return await self._late(connection, job, JobState.FAILED, error, now)
 
     async def requeue(self, job: ClaimedJob, wait: timedelta, *, error: str | None, counted: bool) -> bool:
         """Queue a job again, as a new attempt if `counted`."""
@@ -146,6 +156,11 @@ class SqlJobQueue:
             if dialect.refuses_row(error) and not dialect.is_transient(error):
                 raise
             raise SourceUnavailableError(said_by_database(error)) from error
+
+
+async def _stands(connection: AsyncConnection, end: sa.Select[Any]) -> bool:
+    """Tell whether an end is written already: it was committed, and the word on that was lost on the way."""
+    return bool((await connection.execute(end)).scalar())
 
 
 def _need_heartbeats(mapped: MappedTable) -> None:

@@ -1,7 +1,8 @@
 """Signs of life of the jobs a process runs, sent from a thread of their own.
 
 Guarantee: a beat is never part of a job's own transaction, and goes on while a job blocks the event loop: the thread
-has a loop and a connection of its own. A job that was taken from this worker is told so within one beat.
+has a loop and a connection of its own. A job that was taken from this worker is told so within one beat, and one that
+its code left without an end is vouched for no longer than a lease.
 Known weakness: code that holds Python's interpreter lock for longer than the lease silences the beats; and no thread
 can be stopped from outside, so a job in a thread learns of its loss where it asks (`check`, `progress`).
 """
@@ -14,12 +15,14 @@ from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from unstick.domain.errors import LeaseLostError, SourceUnavailableError
-from unstick.domain.job import JobId
 from unstick.domain.work import BEAT_EVERY, LEASE, Beat, ClaimedJob, WorkerIdentity
 from unstick.ports import JobQueue
+
+if TYPE_CHECKING:
+    from unstick.domain.job import JobId
 
 _log = logging.getLogger("unstick")
 
@@ -47,6 +50,7 @@ class Heartbeats:
         self._every = every
         self._lease = lease
         self._held: dict[JobId, Heartbeat] = {}
+        self._unattended: dict[JobId, tuple[ClaimedJob, float]] = {}
         self._lock = threading.Lock()
         self._joined: threading.Event = threading.Event()
         self._failure: BaseException | None = None
@@ -71,15 +75,38 @@ class Heartbeats:
             self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
 
+    def expect(self, job: ClaimedJob) -> None:
+        """Expect a claimed job to be held or ended soon; one that isn't within a lease is vouched for no longer."""
+        with self._lock:
+            self._unattended[job.id] = job, monotonic()
+
     def hold(self, heartbeat: "Heartbeat") -> None:
         """Beat for a job from now on."""
         with self._lock:
+            self._forget(heartbeat.job)
             self._held[heartbeat.job.id] = heartbeat
 
-    def drop(self, job_id: JobId) -> None:
-        """Beat for a job no longer."""
+    def release(self, job: ClaimedJob) -> None:
+        """Beat for a job no longer, and expect its end soon."""
         with self._lock:
-            self._held.pop(job_id, None)
+            if self._forget(job):
+                self._unattended[job.id] = job, monotonic()
+
+    def forget(self, job: ClaimedJob) -> None:
+        """Have nothing to do with a job any more: it has ended, or is somebody else's."""
+        with self._lock:
+            self._forget(job)
+
+    def _forget(self, job: ClaimedJob) -> bool:
+        """Strike an attempt, and tell whether it was there; a later attempt of its job, claimed here too, stays."""
+        held, left = self._held.get(job.id), self._unattended.get(job.id)
+        if held is not None and held.job.fence == job.fence:
+            del self._held[job.id]
+        elif left is not None and left[0].fence == job.fence:
+            del self._unattended[job.id]
+        else:
+            return False
+        return True
 
     def _run(self) -> None:
         try:
@@ -117,6 +144,7 @@ class Heartbeats:
         try:
             async with asyncio.timeout(self._lease.total_seconds()):
                 still = await queue.beat(self._worker, self._lease, beats)
+                await self._disown_unattended(queue)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next beat may do better
             silent = monotonic() - heard
             _log.warning("Worker %s could not beat for %.0f s: %s", self._worker.name, silent, error)
@@ -125,6 +153,17 @@ class Heartbeats:
             return heard
         self._lose([heartbeat for heartbeat in held if heartbeat.job.id not in still])
         return began
+
+    async def _disown_unattended(self, queue: JobQueue) -> None:
+        """Let go of jobs that nobody here runs, or this process would vouch for them as long as it lives."""
+        horizon = monotonic() - self._lease.total_seconds()
+        with self._lock:
+            left = [job for job, since in self._unattended.values() if since <= horizon]
+        if left:
+            await queue.disown(left)
+        for job in left:
+            _log.warning("Job %s was neither run nor ended by worker %s any more; let go", job.id, self._worker.name)
+            self.forget(job)
 
     async def _leave(self, queue: JobQueue) -> None:
         try:
@@ -197,7 +236,7 @@ class Heartbeat:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._heartbeats.drop(self.job.id)
+        self._heartbeats.release(self.job)
         if error is None:
             self.check()
 
@@ -209,7 +248,7 @@ class Heartbeat:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._heartbeats.drop(self.job.id)
+        self._heartbeats.release(self.job)
         task, self._task = self._task, None
         others = task.uncancel() if self._cancelled and task is not None else 0
         if error is None or (isinstance(error, asyncio.CancelledError) and self._cancelled and not others):

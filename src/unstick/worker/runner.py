@@ -25,7 +25,7 @@ from unstick.worker.worker import Worker
 _log = logging.getLogger("unstick")
 
 _TELLING = timedelta(seconds=60)
-"""How long an end is tried to be written while the database is away; after that the job is found stuck."""
+"""How long a stopping worker tries to write an end while the database is away; after that the job is found stuck."""
 
 
 class Runner:
@@ -140,7 +140,7 @@ class Runner:
         return partial(self._worker.requeue, job, wait=wait, error=said, counted=True)
 
     async def _end(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Write a job's end; while the database is away, try again for a while."""
+        """Write a job's end; while the database is away, try again for as long as this worker lives."""
         give_up_at = monotonic() + _TELLING.total_seconds()
         while True:
             try:
@@ -148,7 +148,7 @@ class Runner:
             except LateFinishError as error:
                 return _log.warning("%s", error)
             except SourceUnavailableError as error:
-                if monotonic() >= give_up_at:
+                if self._stopping.is_set() and monotonic() >= give_up_at:
                     return _log.error("The end of a job could not be written; it will be found stuck: %s", error)
             await asyncio.sleep(self._poll.total_seconds())
 

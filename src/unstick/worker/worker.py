@@ -20,12 +20,17 @@ class Worker:
 
     async def claim(self, *, limit: int = 1, kinds: Sequence[str] | None = None) -> Sequence[ClaimedJob]:
         """Claim queued jobs that are due; nobody else gets them."""
-        return await self._queue.claim(self.identity, limit=limit, kinds=kinds)
+        return self._noted(await self._queue.claim(self.identity, limit=limit, kinds=kinds))
 
     async def claim_one(self, job_id: JobId) -> ClaimedJob | None:
         """Claim this very job, as a background task does with the row it was started for; None if it can't be had."""
-        claimed = await self._queue.claim(self.identity, limit=1, job_id=job_id)
+        claimed = self._noted(await self._queue.claim(self.identity, limit=1, job_id=job_id))
         return claimed[0] if claimed else None
+
+    def _noted(self, jobs: Sequence[ClaimedJob]) -> Sequence[ClaimedJob]:
+        for job in jobs:
+            self._heartbeats.expect(job)
+        return jobs
 
     def heartbeat(self, job: ClaimedJob) -> Heartbeat:
         """Return what keeps a job alive while its block runs."""
@@ -37,8 +42,10 @@ class Worker:
         Raises:
             LateFinishError: the job was taken meanwhile; nothing was written but the record of this.
         """
-        self._heartbeats.drop(job.id)
-        if not await self._queue.finish(job, results or {}):
+        self._heartbeats.release(job)
+        written = await self._queue.finish(job, results or {})
+        self._heartbeats.forget(job)
+        if not written:
             raise _late(job, "finished")
 
     async def fail(self, job: ClaimedJob, error: str) -> None:
@@ -47,8 +54,10 @@ class Worker:
         Raises:
             LateFinishError: the job was taken meanwhile; nothing was written but the record of this.
         """
-        self._heartbeats.drop(job.id)
-        if not await self._queue.fail(job, error):
+        self._heartbeats.release(job)
+        written = await self._queue.fail(job, error)
+        self._heartbeats.forget(job)
+        if not written:
             raise _late(job, "failed")
 
     async def requeue(
@@ -59,8 +68,10 @@ class Worker:
         Raises:
             LateFinishError: the job was taken meanwhile; nothing was written.
         """
-        self._heartbeats.drop(job.id)
-        if not await self._queue.requeue(job, wait, error=error, counted=counted):
+        self._heartbeats.release(job)
+        written = await self._queue.requeue(job, wait, error=error, counted=counted)
+        self._heartbeats.forget(job)
+        if not written:
             raise _late(job, "was handed back")
 
 
