@@ -20,8 +20,8 @@ from benchmarks import contenders
 from benchmarks.filling import Backend, Filling, Placement
 from benchmarks.report import Figure, Goal
 from unstick.config import load_settings
+from unstick.pipeline.looking import take_look
 from unstick.pipeline.report import report_stats, report_stuck
-from unstick.pipeline.sweep import take_look
 from unstick.wiring import open_watched
 
 if TYPE_CHECKING:

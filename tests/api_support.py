@@ -18,8 +18,9 @@ from unstick.api.router import admin_router
 from unstick.config import AuthSettings
 from unstick.domain.access import Role
 from unstick.domain.audit import AuditEntry
-from unstick.domain.job import Job, JobId, JobState, sign_of_life
+from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, Ruling
+from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Recovery, Ruled
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
 from unstick.pipeline.watched import OpenWatched, Watched
@@ -100,6 +101,16 @@ class MemorySource:
 
     async def images(self, intents: Sequence[Intent]) -> Mapping[JobId, str]:
         raise AssertionError(intents)
+
+    async def up_since(self) -> datetime | None:
+        return None
+
+    async def open_classes(self) -> frozenset[JobClass]:
+        return frozenset(JobClass(job.kind, job.queue) for job in self.jobs.values())
+
+    async def flows(self, look: Look) -> Flows:
+        del look
+        return Flows(by_queue={})
 
     async def open_jobs(self) -> OpenJobs:
         states = Counter(job.state for job in self.jobs.values() if job.completed_at is None)

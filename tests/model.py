@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 QUEUED_AFTER = timedelta(minutes=5)
 RUNNING_AFTER = timedelta(minutes=30)
 LEASE = timedelta(seconds=60)
+DRAINS_FROM = 2
 BUDGET = 2
 WINDOW = timedelta(hours=72)
 BACKOFF = timedelta(seconds=30)
@@ -148,12 +149,22 @@ def accused(scene: Scene, job_id: int, now: datetime, queued_after: timedelta = 
     if row["completed_at"] is not None:
         return None
     if row["status"] == "queued":
-        signs = [row["started_at"] or row["created_at"], row["scheduled_at"]]
-        return Reason.NEVER_CLAIMED if _latest(signs) < now - queued_after else None
+        since = _latest([row["started_at"] or row["created_at"], row["scheduled_at"]])
+        return _why_waiting(scene, since, now, queued_after) if since < now - queued_after else None
     lease = scene.leases.get(row["worker"])
     if lease is not None:
         return Reason.LEASE_EXPIRED if lease["expires_at"] <= now else None
     return Reason.SILENT if _latest([row["started_at"], row["updated_at"]]) < now - RUNNING_AFTER else None
+
+
+def _why_waiting(scene: Scene, since: datetime, now: datetime, queued_after: timedelta) -> Reason | None:
+    """Say why a job has waited for too long; None where its queue drains and its turn hasn't come."""
+    claimed = [each for each in scene.jobs.values() if each["status"] != "queued" and each["started_at"] is not None]
+    recent = [each for each in claimed if each["started_at"] >= now - queued_after]
+    if len(recent) >= DRAINS_FROM:
+        return Reason.OVERTAKEN if since < max(each["created_at"] for each in claimed) else None
+    lives = [each for each in scene.leases.values() if each["expires_at"] > now]
+    return Reason.UNSERVED if scene.leases and not lives else Reason.NEVER_CLAIMED
 
 
 def _latest(instants: Iterable[datetime | None]) -> datetime:
@@ -299,7 +310,7 @@ def _recovered(before: Scene, step: Step, after: Scene, during: Span) -> Iterato
     for record in applied(new):
         job_id, swept = int(record.job_id), _sweep_of(step, record.operation_id)
         row, now = before.jobs[job_id], after.jobs[job_id]
-        why = _why(before, swept, job_id, during)
+        why = _why(before, swept, job_id, during, crowded=step.crowded)
         assert (record.action, record.reason) in why, f"job {job_id} was recovered as {record}, and it may be {why}"
         assert (record.source, record.state) == ("main", row["status"])
         _undoes(row, now, json.loads(record.pre_image))
@@ -324,15 +335,18 @@ def _sweep_of(step: Step, operation_id: int) -> Swept:
     return (named or [each for each in step.swept if each.operation_id is None])[0]
 
 
-def _why(before: Scene, swept: Swept, job_id: int, during: Span) -> set[tuple[str, str]]:
+def _why(before: Scene, swept: Swept, job_id: int, during: Span, *, crowded: bool) -> set[tuple[str, str]]:
     """Return what may have been done to a job, and for which reason."""
     if swept.looked is not None:
         verdict = swept.looked.get(job_id)
         return set() if verdict is None else {(verdict.action, verdict.reason)}
-    reason = accused(before, job_id, during.last, swept.queued_after)
-    if reason is None:
-        return set()
-    return {_sentence(reason, swept.action, spent(before, job_id, now)) for now in during}
+    reasons = {accused(before, job_id, during.last, swept.queued_after)} - {None}
+    if crowded and before.jobs[job_id]["status"] == "queued":
+        # Claims beside it may have made the queue drain, or given it a worker, before the sweep looked.
+        reasons |= {Reason.NEVER_CLAIMED, Reason.OVERTAKEN, Reason.UNSERVED}
+    return {
+        _sentence(reason, swept.action, spent(before, job_id, now)) for now in during for reason in reasons if reason
+    }
 
 
 def _undoes(row: Row, now: Row, image: Row) -> None:

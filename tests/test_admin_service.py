@@ -368,7 +368,7 @@ async def test_each_change_stands_in_the_ledger_with_who_what_and_the_pre_image(
         ("ada", "jobs.cleanup", "done"),
     ]
     assert calls[1].operation_id == calls[0].id == shape["operation_id"] == record.operation_id
-    assert calls[1].result == {"applied": 1, "lost_race": 0, "failed": 0}
+    assert calls[1].result == {"applied": 1, "lost_race": 0, "failed": 0, "left": 0, "braked": 0}
     assert (record.job_id, record.state, record.outcome) == (str(job_id), "running", "applied")
     assert '"running"' in record.pre_image
 

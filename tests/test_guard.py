@@ -23,7 +23,7 @@ from unstick.config import Settings, SourceSettings
 from unstick.domain.errors import ConfigurationError, LateFinishError, SourceUnavailableError
 from unstick.domain.job import JobState
 from unstick.domain.policy import Policy
-from unstick.domain.recovery import Action, Outcome
+from unstick.domain.recovery import CHANGES, Action, Outcome
 from unstick.sql import guard as guards
 from unstick.sql.engine import open_engine, use_write_ahead_log
 from unstick.sql.reflection import mapped_table
@@ -215,7 +215,7 @@ async def test_whatever_ends_no_job_of_another_passes(guarded: SqlBench, row: Ma
 
 
 @pytest.mark.parametrize("ruled_from", [1, 1000], ids=["ruled", "decided"])
-@pytest.mark.parametrize("action", list(Action))
+@pytest.mark.parametrize("action", CHANGES)
 async def test_a_sweep_recovers_what_is_guarded(database: Database, action: Action, ruled_from: int) -> None:
     table = guarded_table()
     bench = await open_bench(database, table, declared(table, columns=FENCED), ruled_from=ruled_from)

@@ -25,7 +25,7 @@ from unstick.domain.audit import AuditOutcome
 from unstick.domain.errors import LedgerMissingError, RecoveryStoppedError
 from unstick.domain.job import Job, JobState
 from unstick.domain.policy import Policy
-from unstick.domain.recovery import Action, Outcome
+from unstick.domain.recovery import CHANGES, Action, Outcome
 from unstick.pipeline.settling import IN_FLIGHT, settle_intents
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.watched import Watched
@@ -119,7 +119,7 @@ def killed_before(engine: AsyncEngine, statement: str) -> Iterator[None]:
         event.remove(engine.sync_engine, "before_cursor_execute", hook)
 
 
-@pytest.mark.parametrize("action", list(Action))
+@pytest.mark.parametrize("action", CHANGES)
 async def test_every_change_is_recorded_with_what_it_overwrote(apart: Apart, action: Action) -> None:
     """And nothing of it is in the jobs' own database."""
     running = await apart.bench.add(JobState.RUNNING, STUCK)
@@ -169,7 +169,7 @@ async def _finish(bench: SqlBench, job_id: JobId) -> None:
         assert await commits(app, FINISH, job_id) == 1
 
 
-@pytest.mark.parametrize("action", list(Action))
+@pytest.mark.parametrize("action", CHANGES)
 async def test_a_process_that_ends_before_the_change_leaves_the_job_for_the_next_sweep(
     apart: Apart, action: Action
 ) -> None:
@@ -189,7 +189,7 @@ async def test_a_process_that_ends_before_the_change_leaves_the_job_for_the_next
     assert Counter(row.outcome for row in await apart.recoveries()) == {Outcome.FAILED: 1, Outcome.APPLIED: 1}
 
 
-@pytest.mark.parametrize("action", list(Action))
+@pytest.mark.parametrize("action", CHANGES)
 async def test_a_process_that_ends_after_the_change_is_recorded_as_having_made_it(apart: Apart, action: Action) -> None:
     """The change is committed, its record isn't: the row itself tells, by what was to be written."""
     job_id = await apart.bench.add(JobState.RUNNING, STUCK)
@@ -223,7 +223,7 @@ async def test_where_the_job_has_moved_on_a_retry_counts_and_a_failure_does_not(
     assert await apart.told() == {str(job_id): outcome}
 
 
-@pytest.mark.parametrize("action", list(Action))
+@pytest.mark.parametrize("action", CHANGES)
 async def test_what_another_sweep_did_meanwhile_is_not_taken_for_ours(apart: Apart, action: Action) -> None:
     """The same change, made by somebody else a moment later: one change, one recovery that says applied."""
     await apart.bench.add(JobState.RUNNING, STUCK)

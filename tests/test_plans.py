@@ -13,7 +13,7 @@ from sqlalchemy import event
 
 from tests.jobs import declared, jobs_table, open_bench
 from unstick.domain.job import JobState
-from unstick.domain.recovery import Action
+from unstick.domain.recovery import CHANGES, Action
 from unstick.domain.suspect import Position
 from unstick.pipeline.report import report_stats, report_stuck
 from unstick.sql import source as source_module
@@ -110,7 +110,7 @@ async def use_everything(bench: SqlBench) -> None:
         position = Position(since=since_of(first[-1]), job_id=first[-1].id)
         await bench.source.list_suspects(look, state, limit=5, after=position)
     some = (await suspects_of(bench, look))[:6]
-    for action, part in zip(Action, (some[:3], some[3:]), strict=True):
+    for action, part in zip(CHANGES, (some[:3], some[3:]), strict=True):
         result = await bench.source.recover(batch_of(part, look, action))
         assert len(result.applied) == 3
     assert sum((await bench.sweep(Action.RETRY)).tally.counts.values()) == 34

@@ -41,8 +41,9 @@ from unstick.domain.policy import Policy
 from unstick.domain.recovery import Action, Outcome
 from unstick.domain.work import Beat, WorkerIdentity
 from unstick.kit import enqueue
+from unstick.pipeline.looking import take_look, take_scopes
 from unstick.pipeline.rescue import decide_page, rescue
-from unstick.pipeline.sweep import CLEANUP_CALL, SweepOrder, sweep, take_look
+from unstick.pipeline.sweep import CLEANUP_CALL, SweepOrder, sweep
 from unstick.pipeline.watched import Watched
 from unstick.sql import schema, tables
 from unstick.sql.connections import EngineConnections
@@ -226,12 +227,17 @@ class World:
     async def look(self, sweeper: int, action: Action) -> Looked:
         by = self.sweepers[sweeper]
         look = await take_look(by)
-        decided = [await decide_page(by, page, look, action) async for page in by.source.suspects(look)]
+        scopes = await take_scopes(by, look)
+        decided = [
+            (scope.look, await decide_page(by, page, scope, action))
+            for scope in scopes
+            async for page in by.source.suspects(scope.look)
+        ]
         return Looked(by=by, action=action, look=look, decided=decided)
 
     async def write(self, looked: Looked) -> Swept:
         operation_id = await self.begin_operation()
-        rescued = [await rescue(looked.by, page, looked.look, operation_id) for page in looked.decided]
+        rescued = [await rescue(looked.by, page, look, operation_id) for look, page in looked.decided]
         applied = sum(n for page in rescued for key, n in page.census.items() if Outcome.APPLIED in key)
         return Swept(
             action=looked.action,
@@ -272,7 +278,7 @@ class Looked:
     by: Watched
     action: Action
     look: Look
-    decided: list[Decided]
+    decided: list[tuple[Look, Decided]]
     verdicts: dict[int, Verdict] = field(default_factory=dict)
 
 
@@ -513,7 +519,7 @@ class Machine(RuleBasedStateMachine):
         self.pass_time(later)
         looked = self.run(self.world.look(by, action), skew)
         looked.verdicts = model.verdicts(self.before, looked.look.taken_at, action)
-        decisions = [each for page in looked.decided for each in page.decisions]
+        decisions = [each for _, page in looked.decided for each in page.decisions]
         decided = {int(each.suspect.job_id): (each.action, each.reason) for each in decisions}
         due = {job_id: (each.action, each.reason) for job_id, each in looked.verdicts.items()}
         assert decided == due, "a look found other jobs stuck, or decided otherwise"

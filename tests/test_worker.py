@@ -24,8 +24,9 @@ from unstick.domain.errors import ConfigurationError, LateFinishError, LeaseLost
 from unstick.domain.policy import Policy
 from unstick.domain.recovery import Action, Outcome
 from unstick.kit import enqueue
+from unstick.pipeline.looking import take_look
 from unstick.pipeline.report import report_stuck
-from unstick.pipeline.sweep import SweepOrder, sweep, take_look
+from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.watched import Watched
 from unstick.sql import schema, tables
 from unstick.sql.connections import EngineConnections

@@ -30,9 +30,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from unstick.domain.brake import BrakeLimits, Unattended
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.job import JobState
-from unstick.domain.policy import Policy
+from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import Action
 
 DEFAULT_FILE = "unstick.toml"
@@ -111,6 +112,27 @@ class SourceSettings(_Section):
         return {state: (said,) if isinstance(said, str | int) else said for state, said in states.items()}
 
 
+class RuleSettings(_Section):
+    """What holds for some jobs in place of the policy: the first rule whose globs all match."""
+
+    source: Name = "*"
+    queue: Name = "*"
+    kind: Name = "*"
+    queued_after: Duration | None = None
+    running_after: Duration | None = None
+    action: Action | None = None
+    max_attempts: int | None = Field(default=None, ge=1)
+    max_recoveries: int | None = Field(default=None, ge=0)
+    recovery_window: Duration | None = None
+    retry_backoff: Duration | None = None
+    looks: int | None = Field(default=None, ge=1)
+    ask: bool | None = None
+
+    def rule(self) -> Rule:
+        """Return these settings as the pipeline's value."""
+        return Rule(**self.model_dump())
+
+
 class PolicySettings(_Section):
     """Thresholds, action and recovery budget; the defaults are the contract's."""
 
@@ -120,10 +142,33 @@ class PolicySettings(_Section):
     max_recoveries: int = Field(default=Policy().max_recoveries, ge=0)
     recovery_window: Duration = Policy().recovery_window
     retry_backoff: Duration = Policy().retry_backoff
+    max_attempts: int | None = Field(default=None, ge=1)
+    looks: int = Field(default=Policy().looks, ge=1)
+    ask: bool = Policy().ask
+    rules: tuple[RuleSettings, ...] = ()
 
     def policy(self) -> Policy:
         """Return these settings as the pipeline's value."""
-        return Policy(**self.model_dump())
+        said = self.model_dump(exclude={"rules"})
+        return Policy(**said, rules=tuple(rule.rule() for rule in self.rules))
+
+
+class BrakeSettings(_Section):
+    """How many jobs at once an unattended sweep may recover."""
+
+    share: float = Field(default=BrakeLimits().share, ge=0, le=1)
+    jobs: int = Field(default=BrakeLimits().jobs, ge=0)
+
+
+class SweepSettings(_Section):
+    """How sweeps that nobody watches are run."""
+
+    clean_every: Duration = Unattended().every
+    brake: BrakeSettings = BrakeSettings()
+
+    def unattended(self) -> Unattended:
+        """Return these settings as the pipeline's value."""
+        return Unattended(every=self.clean_every, brake=BrakeLimits(**self.brake.model_dump()))
 
 
 class LedgerSettings(_Section):
@@ -154,6 +199,7 @@ class Settings(BaseSettings):
     ledger: LedgerSettings | None = None
     """A database of its own for the ledger; without it each source's ledger is in the source's database."""
     policy: PolicySettings = PolicySettings()
+    sweep: SweepSettings = SweepSettings()
     auth: AuthSettings = AuthSettings()
 
     @classmethod
@@ -249,6 +295,7 @@ _SECTIONS: Mapping[str, type[_Section]] = {
     "sources": SourceSettings,
     "ledger": LedgerSettings,
     "policy": PolicySettings,
+    "sweep": SweepSettings,
     "auth": AuthSettings,
 }
 _KEY = "[key]"

@@ -6,8 +6,10 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from unstick.domain.audit import AuditEntry
-from unstick.domain.job import Job, JobId, JobState
+from unstick.domain.brake import Brake, Pass
+from unstick.domain.job import Job, JobClass, JobId, JobState
 from unstick.domain.policy import Ruling
+from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
 from unstick.domain.suspect import Look, Page, Position, StuckCounts
 from unstick.domain.work import Beat, ClaimedJob, WorkerIdentity
@@ -85,6 +87,15 @@ class JobSource(Protocol):
 
     async def clock(self) -> datetime:
         """Return the source's own time, aware UTC: the only clock that judges its jobs."""
+
+    async def up_since(self) -> datetime | None:
+        """Tell since when the system has been up without a break, by its own clock; None where it can't."""
+
+    async def open_classes(self) -> frozenset[JobClass]:
+        """Tell the kinds and queues of the jobs that are not over."""
+
+    async def flows(self, look: Look) -> Flows:
+        """Tell how queues move, as far as that is known at a bounded cost."""
 
     async def count_suspects(self, look: Look) -> StuckCounts:
         """Count the suspects exactly."""
@@ -199,3 +210,25 @@ class Ledger(Protocol):
 
     async def recoveries(self, source: str, window: timedelta) -> RecoveryCounts:
         """Count the recoveries of a source within the window, by the ledger's clock."""
+
+
+class Brakes(Protocol):
+    """What unattended sweeps must remember of each source, whichever process runs the next one."""
+
+    async def find(self, source: str) -> Brake | None:
+        """Return the brake of a source, released or not; None where there is none."""
+
+    async def pull(self, brake: Brake) -> Brake:
+        """Hold a source, unless it is held already, and return the brake that holds."""
+
+    async def release(self, source: str, by: str) -> Brake | None:
+        """Release the brake of a source, and return it; None where none was held."""
+
+    async def strike(self, brake: Brake) -> None:
+        """Forget a released brake, once what it let through has been done."""
+
+    async def last_pass(self, source: str) -> Pass | None:
+        """Return the last unattended pass over a source; None where there was none."""
+
+    async def note_pass(self, source: str, this: Pass) -> None:
+        """Keep a pass as the last one."""

@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from unstick.domain.policy import MAX_THRESHOLD_MINUTES
-from unstick.domain.recovery import Action
+from unstick.domain.recovery import CHANGES, Action
 from unstick.pipeline.report import MAX_LIMIT
 
 _LONGEST_WORD = 2000
@@ -36,7 +36,9 @@ def _true_or_false(sent: object) -> bool:
 # None stands for a parameter that was left out; nobody can send it, so OpenAPI doesn't offer it.
 ThresholdMinutes = Annotated[int | None, *_whole_number(MAX_THRESHOLD_MINUTES)]
 Limit = Annotated[int, *_whole_number(MAX_LIMIT)]
-ActionWord = Annotated[Action | None, WithJsonSchema({"type": "string", "enum": list(Action)})]
+ActionWord = Annotated[
+    Literal[Action.MARK_FAILED, Action.RETRY] | None, WithJsonSchema({"type": "string", "enum": list(CHANGES)})
+]
 Word = Annotated[
     str | None, Field(max_length=_LONGEST_WORD), WithJsonSchema({"type": "string", "maxLength": _LONGEST_WORD})
 ]

@@ -16,6 +16,10 @@ class Reason(StrEnum):
     """Running, no update, and nobody to ask."""
     NEVER_CLAIMED = "never_claimed"
     """Queued, and no worker has taken it."""
+    OVERTAKEN = "overtaken"
+    """Queued, and passed over: jobs of its queue that came later were claimed."""
+    UNSERVED = "unserved"
+    """Queued, and no worker lives that could take it: the queue's trouble, not the job's."""
     LEASE_EXPIRED = "lease_expired"
     """Running, and its worker's lease ran out."""
     POISON = "poison"
@@ -29,19 +33,27 @@ class Diagnosis(NamedTuple):
     sentence: str
 
 
-def diagnose(state: JobState, since: datetime, *, lease_expired: bool = False) -> Diagnosis:
-    """Say why a suspect is stuck, where its row and its worker's lease are the only witnesses."""
+def diagnose(
+    state: JobState, since: datetime, *, lease_expired: bool = False, waiting: Reason = Reason.NEVER_CLAIMED
+) -> Diagnosis:
+    """Say why a suspect is stuck, where its row, its queue and its worker's lease are the only witnesses."""
     if lease_expired:
         return Diagnosis(Reason.LEASE_EXPIRED, f"its worker last beat at {say_instant(since)}, and its lease ran out")
-    reason = suspected_reason(state)
-    if reason is Reason.NEVER_CLAIMED:
-        return Diagnosis(reason, f"no worker has claimed it since {say_instant(since)}")
-    return Diagnosis(reason, f"its last sign of life was at {say_instant(since)}")
+    reason = suspected_reason(state, waiting)
+    return Diagnosis(reason, _SENTENCES[reason].format(since=say_instant(since)))
 
 
-def suspected_reason(state: JobState) -> Reason:
-    """Return why a job in this state is stuck, where its row is the only witness."""
-    return Reason.NEVER_CLAIMED if state is JobState.QUEUED else Reason.SILENT
+_SENTENCES = {
+    Reason.NEVER_CLAIMED: "no worker has claimed it since {since}",
+    Reason.OVERTAKEN: "it could have been claimed since {since}, and jobs that came later were",
+    Reason.UNSERVED: "no worker has claimed it since {since}, and none lives that could",
+    Reason.SILENT: "its last sign of life was at {since}",
+}
+
+
+def suspected_reason(state: JobState, waiting: Reason = Reason.NEVER_CLAIMED) -> Reason:
+    """Return why a job in this state is stuck, where its row and its queue are the only witnesses."""
+    return waiting if state is JobState.QUEUED else Reason.SILENT
 
 
 def evidence_of(job: Job) -> tuple[Evidence, ...]:

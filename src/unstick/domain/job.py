@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 JobId = int | str
 """A job's key in its source; keys of other types (UUID) are their text."""
@@ -17,6 +18,13 @@ class JobState(StrEnum):
     FAILED = "failed"
     SCHEDULED = "scheduled"
     CANCELLED = "cancelled"
+
+
+class JobClass(NamedTuple):
+    """What rules of a policy tell jobs apart by; None where the source doesn't record it."""
+
+    kind: str | None
+    queue: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,15 @@
 """What may be done about a diagnosed job: thresholds, action, and how often a job may be recovered."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from unstick.domain.diagnosis import Diagnosis, Reason, diagnose
 from unstick.domain.errors import InvalidRequestError
-from unstick.domain.job import JobId, JobState
-from unstick.domain.recovery import Action, Decision
+from unstick.domain.job import JobClass, JobId, JobState
+from unstick.domain.recovery import CHANGES, Action, Decision
 from unstick.domain.suspect import Look, Suspect
 from unstick.domain.wording import say_duration, say_instant
 
@@ -16,6 +17,30 @@ MAX_THRESHOLD_MINUTES = 525_600
 """A year: the largest threshold a request may ask for."""
 
 _LONGEST_BACKOFF = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What holds for some jobs in place of the policy; what is None stays as it is there."""
+
+    source: str = "*"
+    """A glob, as those below; `*` matches everything, a job of which nothing is known too."""
+    queue: str = "*"
+    kind: str = "*"
+    queued_after: timedelta | None = None
+    running_after: timedelta | None = None
+    action: Action | None = None
+    max_attempts: int | None = None
+    max_recoveries: int | None = None
+    recovery_window: timedelta | None = None
+    retry_backoff: timedelta | None = None
+    looks: int | None = None
+    ask: bool | None = None
+
+    def governs(self, source: str, jobs: JobClass) -> bool:
+        """Tell whether this rule is about these jobs of this source; letter case counts."""
+        patterns = ((self.source, source), (self.queue, jobs.queue), (self.kind, jobs.kind))
+        return all(pattern == "*" or fnmatchcase(said or "", pattern) for pattern, said in patterns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +55,26 @@ class Policy:
     recovery_window: timedelta = timedelta(hours=72)
     retry_backoff: timedelta = timedelta(seconds=30)
     """Wait before the first retry; it doubles with each one, up to an hour, and is spread by ±25 %."""
+    max_attempts: int | None = None
+    """A retry is for jobs that were begun less often than this; None asks nothing of that."""
+    looks: int = 1
+    """In how many looks an unattended sweep must have seen a job stuck before it acts."""
+    ask: bool = False
+    """Unattended sweeps leave the job to a person."""
+    rules: tuple[Rule, ...] = ()
+    """What holds for some jobs instead: the first rule that governs a job."""
+
+    def rule_of(self, source: str, jobs: JobClass) -> Rule | None:
+        """Return the rule that governs these jobs of a source, None where there is none."""
+        return next((rule for rule in self.rules if rule.governs(source, jobs)), None)
+
+    def under(self, rule: Rule | None) -> "Policy":
+        """Return what holds for the jobs that a rule governs."""
+        said = {} if rule is None else {name: getattr(rule, name) for name in _RULED if getattr(rule, name) is not None}
+        return replace(self, rules=(), **said)
+
+
+_RULED = tuple(each.name for each in fields(Rule) if each.name not in {"source", "queue", "kind"})
 
 
 def requested_threshold(minutes: object) -> timedelta:
@@ -43,10 +88,9 @@ def requested_threshold(minutes: object) -> timedelta:
 
 def requested_action(action: str) -> Action:
     """Return a requested action; raise `InvalidRequestError` where there is none of that name."""
-    try:
-        return Action(action)
-    except ValueError:
-        raise InvalidRequestError(f"There is no action {action!r}; there are: {', '.join(Action)}.") from None
+    if action not in CHANGES:
+        raise InvalidRequestError(f"There is no action {action!r}; there are: {', '.join(CHANGES)}.")
+    return Action(action)
 
 
 def decide(suspect: Suspect, diagnosis: Diagnosis, policy: Policy, action: Action, spent: int) -> Decision:
@@ -57,8 +101,16 @@ def decide(suspect: Suspect, diagnosis: Diagnosis, policy: Policy, action: Actio
         window = say_duration(policy.recovery_window)
         sentence = f"{diagnosis.sentence}; it was recovered {spent} times within {window} and got stuck again"
         return Decision(suspect, Action.MARK_FAILED, Reason.POISON, sentence)
+    if policy.max_attempts is not None and _begun(suspect) >= policy.max_attempts:
+        sentence = f"{diagnosis.sentence}; it was begun {_begun(suspect)} times, and its policy allows no more"
+        return Decision(suspect, Action.MARK_FAILED, diagnosis.reason, sentence)
     wait = backoff(suspect.job_id, spent, policy.retry_backoff)
     return Decision(suspect, action, diagnosis.reason, diagnosis.sentence, wait)
+
+
+def _begun(suspect: Suspect) -> int:
+    """Return how often a suspect was begun: the attempts before this one, and this one where it runs."""
+    return (suspect.attempt or 0) + (suspect.state is JobState.RUNNING)
 
 
 class Ruling(NamedTuple):
@@ -77,12 +129,14 @@ SINCE = "{since}"
 """Stands in a sentence about several jobs for the sign of life of each, as `say_instant` says it, without its zone."""
 
 
-def rule(state: JobState, look: Look, policy: Policy, action: Action) -> Ruling | None:
+def rule(
+    state: JobState, look: Look, policy: Policy, action: Action, waiting: Reason = Reason.NEVER_CLAIMED
+) -> Ruling | None:
     """Return the ruling for a state, or None where a job's own history has a say, as the budget of a retry has."""
     if action is not Action.MARK_FAILED:
         return None
     suspect = Suspect("", state, look.horizon(state))
-    decision = decide(suspect, diagnose(state, suspect.since), policy, action, 0)
+    decision = decide(suspect, diagnose(state, suspect.since, waiting=waiting), policy, action, 0)
     said = say_instant(suspect.since).removesuffix(" UTC")
     sentence, message = (text.replace(said, SINCE) for text in (decision.sentence, decision.error_message(look)))
     return Ruling(state, action, decision.reason, sentence, message)

@@ -20,6 +20,11 @@ class Action(StrEnum):
 
     MARK_FAILED = "mark_failed"
     RETRY = "retry"
+    LEAVE = "leave"
+
+
+CHANGES = (Action.MARK_FAILED, Action.RETRY)
+"""The actions that write to a job."""
 
 
 class Outcome(StrEnum):
@@ -30,6 +35,10 @@ class Outcome(StrEnum):
     """The job changed, or somebody held its row, between our look and our write. Normal, never an error."""
     FAILED = "failed"
     """The row couldn't be read, or the database refused the write."""
+    LEFT = "left"
+    """The policy leaves it alone, or to a person."""
+    BRAKED = "braked"
+    """The brake held the sweep: too many at once."""
 
 
 class Decision(NamedTuple):

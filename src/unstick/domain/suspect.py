@@ -1,10 +1,11 @@
 """Which jobs age accuses: past their threshold, nothing proven yet."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from unstick.domain.job import Job, JobId, JobState, sign_of_life
+from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 
 ACCUSED_STATES = (JobState.QUEUED, JobState.RUNNING)
 """The states in which a job can be stuck, in the order reports list them."""
@@ -20,6 +21,20 @@ class Look:
     taken_at: datetime
     queued_after: timedelta
     running_after: timedelta
+    classes: frozenset[JobClass] | None = None
+    """Jobs of these alone are judged; None judges all."""
+    draining: Mapping[str | None, datetime] = field(default_factory=dict)
+    """Queues that drain in order, and how far they have come: who could be claimed only since then is waiting."""
+    left_alone: frozenset[JobId] = frozenset()
+    """Jobs that a person wants to be left alone."""
+    states: tuple[JobState, ...] = ACCUSED_STATES
+    """Jobs in these alone are judged."""
+
+    @property
+    def judges_all(self) -> bool:
+        """Tell whether age alone decides who is a suspect."""
+        unlimited = self.classes is None and self.states == ACCUSED_STATES
+        return unlimited and not self.draining and not self.left_alone
 
     def horizon(self, state: JobState) -> datetime:
         """Return the instant before which a job's last sign accuses it in this state."""
@@ -44,6 +59,8 @@ class Suspect(NamedTuple):
     """The fence: the source's own raw values of this look. Opaque outside the source."""
     lease_expired: bool = False
     """Its worker held it by a lease, and let that run out; `since` is when the worker last beat."""
+    attempt: int | None = None
+    """How often it was begun before, where the source counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +103,15 @@ class StuckCounts:
 
 def is_suspect(job: Job, look: Look) -> bool:
     """Tell whether age accuses this job at this look."""
-    if job.completed_at is not None or job.state not in ACCUSED_STATES:
+    if job.completed_at is not None or job.state not in look.states or job.id in look.left_alone:
+        return False
+    if look.classes is not None and JobClass(job.kind, job.queue) not in look.classes:
         return False
     since = sign_of_life(job)
-    return since is not None and since < look.horizon(job.state)
+    return since is not None and since < look.horizon(job.state) and not is_backlog(job, since, look)
+
+
+def is_backlog(job: Job, since: datetime, look: Look) -> bool:
+    """Tell whether a queued job waits for its turn in a queue that drains in order."""
+    reached = look.draining.get(job.queue) if job.state is JobState.QUEUED else None
+    return reached is not None and since >= reached

@@ -2,16 +2,16 @@
 
 import base64
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from unstick.domain.diagnosis import Diagnosis, diagnose, evidence_of
+from unstick.domain.diagnosis import Diagnosis, Reason, diagnose, evidence_of
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.evidence import Evidence
-from unstick.domain.job import Job, JobState, sign_of_life
+from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.suspect import ACCUSED_STATES, Look, Position, StuckCounts
-from unstick.pipeline.sweep import take_look
+from unstick.pipeline.looking import Scope, take_look, take_scopes
 from unstick.pipeline.watched import Watched
 from unstick.ports import OpenJobs, RecoveryCounts, Usage
 
@@ -33,6 +33,16 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnservedQueue:
+    """Queues that no living worker serves."""
+
+    queues: tuple[str, ...] | None
+    """Their names; None where it is all of the source's."""
+    jobs: int
+    """How many jobs wait there for longer than they may."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StuckReport:
     """Exact counts, and a bounded list a state, oldest sign of life first."""
 
@@ -42,6 +52,8 @@ class StuckReport:
     running: tuple[Finding, ...]
     next_cursor: str | None
     """Continues both lists; None where neither goes on."""
+    unserved: tuple[UnservedQueue, ...] = ()
+    """Queues that no living worker serves; their jobs are in the counts and lists all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,22 +83,56 @@ async def report_stuck(
         raise InvalidRequestError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
     positions = decode_cursor(cursor)
     look = await take_look(watched, queued_after)
-    counts = await watched.source.count_suspects(look)
-    lists: dict[JobState, tuple[Job, ...]] = {}
+    scopes = await take_scopes(watched, look)
+    counts = await count_stuck(watched, scopes)
+    lists: dict[JobState, list[Finding]] = {}
     for state in ACCUSED_STATES:
         wanted = cursor is None or state in positions
-        lists[state] = (
-            await watched.source.list_suspects(look, state, limit=limit + 1, after=positions.get(state))
-            if wanted
-            else ()
-        )
+        lists[state] = await _oldest(watched, scopes, state, limit + 1, positions.get(state)) if wanted else []
     return StuckReport(
         look=look,
         counts=counts,
-        queued=_findings(lists[JobState.QUEUED][:limit], look),
-        running=_findings(lists[JobState.RUNNING][:limit], look),
+        queued=tuple(lists[JobState.QUEUED][:limit]),
+        running=tuple(lists[JobState.RUNNING][:limit]),
+        unserved=await _unserved(watched, scopes),
         next_cursor=_next_cursor(lists, limit),
     )
+
+
+async def count_stuck(watched: Watched, scopes: Sequence[Scope]) -> StuckCounts:
+    """Count what is stuck in all scopes, exactly."""
+    counts = [await watched.source.count_suspects(scope.look) for scope in scopes]
+    return StuckCounts(queued=sum(each.queued for each in counts), running=sum(each.running for each in counts))
+
+
+async def _oldest(
+    watched: Watched, scopes: Sequence[Scope], state: JobState, limit: int, after: Position | None
+) -> list[Finding]:
+    """Return a state's findings of all scopes, oldest sign of life first."""
+    found: list[Finding] = []
+    for scope in scopes:
+        jobs = await watched.source.list_suspects(scope.look, state, limit=limit, after=after)
+        found += _findings(jobs, scope)
+    if len(scopes) > 1:
+        found.sort(key=lambda finding: (sign_of_life(finding.job), _by_id(finding.job.id)))
+    return found[:limit]
+
+
+def _by_id(job_id: JobId) -> tuple[int, str]:
+    return (job_id, "") if isinstance(job_id, int) else (0, job_id)
+
+
+async def _unserved(watched: Watched, scopes: Sequence[Scope]) -> tuple[UnservedQueue, ...]:
+    """Say of queues, once each and not job by job, that nobody serves them."""
+    found = []
+    for scope in scopes:
+        if scope.waiting is not Reason.UNSERVED:
+            continue
+        counts = await watched.source.count_suspects(replace(scope.look, states=(JobState.QUEUED,)))
+        if counts.queued:
+            queues = None if scope.look.classes is None else sorted({jobs.queue or "" for jobs in scope.look.classes})
+            found.append(UnservedQueue(queues=None if queues is None else tuple(queues), jobs=counts.queued))
+    return tuple(found)
 
 
 async def report_stats(watched: Watched) -> PlatformStats:
@@ -94,7 +140,7 @@ async def report_stats(watched: Watched) -> PlatformStats:
     look = await take_look(watched)
     return PlatformStats(
         look=look,
-        stuck=await watched.source.count_suspects(look),
+        stuck=await count_stuck(watched, await take_scopes(watched, look)),
         open_jobs=await watched.source.open_jobs(),
         usage=await watched.source.usage(),
         recoveries=await watched.ledger.recoveries(watched.source.name, RECOVERIES_WINDOW),
@@ -121,24 +167,24 @@ def _position(since: str, job_id: object) -> Position:
     return Position(since=instant.astimezone(UTC), job_id=job_id)
 
 
-def _next_cursor(lists: dict[JobState, tuple[Job, ...]], limit: int) -> str | None:
-    ongoing = {state: found[limit - 1] for state, found in lists.items() if len(found) > limit}
+def _next_cursor(lists: Mapping[JobState, Sequence[Finding]], limit: int) -> str | None:
+    ongoing = {state: found[limit - 1].job for state, found in lists.items() if len(found) > limit}
     if not ongoing:
         return None
     positions = {state.value: [str(sign_of_life(last)), last.id] for state, last in ongoing.items()}
     return base64.urlsafe_b64encode(json.dumps(positions).encode()).decode()
 
 
-def _findings(jobs: Sequence[Job], look: Look) -> tuple[Finding, ...]:
-    return tuple(_finding(job, since, look) for job in jobs if (since := sign_of_life(job)) is not None)
+def _findings(jobs: Sequence[Job], scope: Scope) -> list[Finding]:
+    return [_finding(job, since, scope) for job in jobs if (since := sign_of_life(job)) is not None]
 
 
-def _finding(job: Job, since: datetime, look: Look) -> Finding:
+def _finding(job: Job, since: datetime, scope: Scope) -> Finding:
     since = since if job.lease_beat_at is None else job.lease_beat_at
     return Finding(
         job=job,
         since=since,
-        age=look.taken_at - since,
-        diagnosis=diagnose(job.state, since, lease_expired=job.lease_beat_at is not None),
+        age=scope.look.taken_at - since,
+        diagnosis=diagnose(job.state, since, lease_expired=job.lease_beat_at is not None, waiting=scope.waiting),
         evidence=evidence_of(job),
     )

@@ -9,6 +9,7 @@ from unstick.domain.job import JobId, JobState
 from unstick.domain.policy import decide
 from unstick.domain.recovery import LOST_RACE, Action, Batch, BatchResult, Decision, Intent, Outcome, Recovery
 from unstick.domain.suspect import Look, Page, Unreadable
+from unstick.pipeline.looking import Scope
 from unstick.pipeline.watched import Watched
 
 CensusKey = tuple[JobState, Action, Reason, Outcome]
@@ -25,14 +26,14 @@ class Decided:
     unreadable: tuple[Unreadable, ...]
 
 
-async def decide_page(watched: Watched, page: Page, look: Look, action: Action) -> Decided:
+async def decide_page(watched: Watched, page: Page, scope: Scope, action: Action) -> Decided:
     """Diagnose and decide a whole page; a retry costs one statement a page to read the budgets."""
-    spent = await _spent(watched, page, look) if action is Action.RETRY else {}
+    spent = await _spent(watched, page, scope) if action is Action.RETRY else {}
     decisions = tuple(
         decide(
             suspect,
-            diagnose(suspect.state, suspect.since, lease_expired=suspect.lease_expired),
-            watched.policy,
+            diagnose(suspect.state, suspect.since, lease_expired=suspect.lease_expired, waiting=scope.waiting),
+            scope.policy,
             action,
             spent.get(suspect.job_id, 0),
         )
@@ -115,9 +116,10 @@ def _unreadable(row: Unreadable, action: Action) -> Recovery:
     )
 
 
-async def _spent(watched: Watched, page: Page, look: Look) -> Mapping[JobId, int]:
+async def _spent(watched: Watched, page: Page, scope: Scope) -> Mapping[JobId, int]:
     job_ids = [suspect.job_id for suspect in page.suspects]
-    return await watched.ledger.spent(watched.source.name, job_ids, look.taken_at - watched.policy.recovery_window)
+    since = scope.look.taken_at - scope.policy.recovery_window
+    return await watched.ledger.spent(watched.source.name, job_ids, since)
 
 
 def _by_action(decisions: Sequence[Decision]) -> dict[Action, list[Decision]]:

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict  # pydantic reads TypedDicts only from h
 from unstick.domain.diagnosis import Reason
 from unstick.domain.evidence import Evidence
 from unstick.domain.job import JobState
-from unstick.domain.recovery import Action, Outcome
+from unstick.domain.recovery import CHANGES, Outcome
 from unstick.pipeline.report import Finding, PlatformStats, StuckReport
 from unstick.pipeline.sweep import SweepReport
 from unstick.ports import Usage
@@ -64,6 +64,13 @@ class Recommendations(TypedDict):
     message: str
 
 
+class UnservedShape(TypedDict):
+    """Queues that no living worker serves; `queues` is null where it is all of them."""
+
+    queues: list[str] | None
+    jobs: int
+
+
 class StuckShape(TypedDict):
     """Shape 1: what is stuck now. Counts are exact; each list holds at most `limit` jobs, oldest first."""
 
@@ -74,6 +81,7 @@ class StuckShape(TypedDict):
     monitored_at: str
     recommendations: Recommendations
     running_threshold_minutes: int | float
+    unserved_queues: list[UnservedShape]
     next_cursor: str | None
 
 
@@ -96,7 +104,7 @@ class FailureShape(TypedDict):
 class CleanupShape(TypedDict):
     """Shape 2: what a cleanup did. `would_clean` is there in a dry run, which changes nothing."""
 
-    action: Literal["mark_failed", "retry"]
+    action: Literal["mark_failed", "retry", "leave"]
     cleaned_jobs: CountsByState
     threshold_minutes: int | float
     cleaned_at: str
@@ -173,6 +181,10 @@ def stuck_shape(report: StuckReport) -> StuckShape:
         monitored_at=report.look.taken_at.isoformat(),
         recommendations={"cleanup_needed": total > 0, "message": found},
         running_threshold_minutes=minutes(report.look.running_after),
+        unserved_queues=[
+            {"queues": None if each.queues is None else list(each.queues), "jobs": each.jobs}
+            for each in report.unserved
+        ],
         next_cursor=report.next_cursor,
     )
 
@@ -189,7 +201,7 @@ def cleanup_shape(report: SweepReport) -> CleanupShape:
         running_threshold_minutes=minutes(report.look.running_after),
         dry_run=report.dry_run,
         outcomes={} if report.dry_run else {o.value: report.tally.of(outcome=o) for o in Outcome},
-        actions={a.value: report.tally.of(action=a, outcome=Outcome.APPLIED) for a in Action},
+        actions={a.value: report.tally.of(action=a, outcome=Outcome.APPLIED) for a in CHANGES},
         poison=report.tally.of(reason=Reason.POISON, outcome=Outcome.APPLIED),
         operation_id=report.operation_id,
         failures=[{"id": f.job_id, "state": f.state.value, "detail": f.detail} for f in report.failures],

@@ -14,11 +14,15 @@ from datetime import timedelta
 from typing import TypeVar
 
 from unstick.domain.audit import AuditEntry, AuditOutcome
+from unstick.domain.brake import Brake
 from unstick.domain.errors import InvalidRequestError, RecoveryStoppedError
 from unstick.domain.job import JobState
 from unstick.domain.policy import Ruling, rule
 from unstick.domain.recovery import Action, Outcome, Recovery, Tally
-from unstick.domain.suspect import ACCUSED_STATES, Look
+from unstick.domain.suspect import Look
+from unstick.pipeline.braking import allow, begin_pass, end_pass
+from unstick.pipeline.charges import Charge, charge_of, count_as, count_left
+from unstick.pipeline.looking import take_look, take_scopes
 from unstick.pipeline.rescue import Census, CensusKey, Decided, decide_page, foresee, rescue
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import Watched
@@ -40,6 +44,8 @@ class SweepOrder:
     queued_after: timedelta | None = None
     action: Action | None = None
     dry_run: bool = False
+    unattended: bool = False
+    """Nobody watches it: the brake, the grace after a gap and what is left to a person hold it back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +59,8 @@ class SweepReport:
     operation_id: int | None
     failures: tuple[Recovery, ...] = ()
     """The first `MAX_FAILURES` jobs that couldn't be read or changed, each with the reason; the tally counts all."""
+    brake: Brake | None = None
+    """What held an unattended sweep, or stopped it on its way."""
 
 
 MAX_FAILURES = 100
@@ -68,16 +76,30 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
         RecoveryStoppedError: a batch failed and was rolled back whole; it tells how many jobs of earlier
             batches stay recovered.
     """
+    if order.unattended and order.dry_run:
+        raise InvalidRequestError("A dry run has somebody who reads it: leave out either dry_run or unattended.")
     look = await take_look(watched, order.queued_after)
+    this = await begin_pass(watched, look) if order.unattended else None
+    scopes = await take_scopes(watched, look)
     action = order.action or watched.policy.action
-    _refuse_what_cannot_be_done(watched.source, action)
+    charges = [charge_of(scope, asked=order.action, this=this) for scope in scopes]
+    for asked in {action, *(charge.action for charge in charges)}:
+        _refuse_what_cannot_be_done(watched.source, asked)
     if order.dry_run:
-        tally = await _foresee(watched, look, action, progress)
+        tally = await _foresee(watched, charges, progress)
         return SweepReport(look=look, action=action, dry_run=True, tally=tally, operation_id=None)
-    operation = _Operation(watched=watched, order=order, look=look, action=action)
+    operation = _Operation(watched=watched, order=order, look=look, action=action, charges=charges)
     await settle_intents(watched)
+    allowed = await allow(watched, operation.looks) if order.unattended else None
+    if allowed is not None and allowed.brake is not None:
+        return await _held(operation, allowed.brake)
     operation_id = await watched.ledger.append(operation.entry(AuditOutcome.STARTED))
-    course = _Course(operation=operation, operation_id=operation_id, progress=progress)
+    course = _Course(
+        operation=operation,
+        operation_id=operation_id,
+        progress=progress,
+        most=None if allowed is None else allowed.most,
+    )
     await _carry_out(course)
     return SweepReport(
         look=look,
@@ -86,6 +108,7 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
         tally=Tally(counts=dict(course.census)),
         operation_id=operation_id,
         failures=tuple(course.failures),
+        brake=None if allowed is None else await end_pass(watched, allowed, course.recovered),
     )
 
 
@@ -100,21 +123,18 @@ def _refuse_what_cannot_be_done(source: JobSource, action: Action) -> None:
         )
 
 
-async def take_look(watched: Watched, queued_after: timedelta | None = None) -> Look:
-    """Read the source's clock and fix the thresholds for one pass."""
-    return Look(
-        taken_at=await watched.source.clock(),
-        queued_after=watched.policy.queued_after if queued_after is None else queued_after,
-        running_after=watched.policy.running_after,
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Operation:
     watched: Watched
     order: SweepOrder
     look: Look
     action: Action
+    charges: Sequence[Charge]
+
+    @property
+    def looks(self) -> list[Look]:
+        """What it acts on."""
+        return [charge.acted_on for charge in self.charges if charge.acted_on is not None]
 
     def entry(
         self, outcome: AuditOutcome, operation_id: int | None = None, result: Mapping[str, object] | None = None
@@ -129,18 +149,40 @@ class _Operation:
                 "action": self.action.value,
                 "queued_after_seconds": self.look.queued_after.total_seconds(),
                 "running_after_seconds": self.look.running_after.total_seconds(),
+                **({"unattended": True} if self.order.unattended else {}),
             },
             result=result or {},
             operation_id=operation_id,
         )
 
 
-async def _foresee(watched: Watched, look: Look, action: Action, progress: Progress | None) -> Tally:
+async def _foresee(watched: Watched, charges: Sequence[Charge], progress: Progress | None) -> Tally:
     census: Census = Counter()
-    async for decided in _decided(watched, look, action):
-        census += foresee(decided)
-        _tell(progress, census)
+    for charge in charges:
+        census += await count_left(watched, charge)
+        async for decided in _decided(watched, charge):
+            census += foresee(decided)
+            _tell(progress, census)
     return Tally(counts=dict(census))
+
+
+async def _held(operation: _Operation, brake: Brake) -> SweepReport:
+    """Record that a brake held a sweep, and report what it was held from."""
+    census: Census = Counter()
+    for charge in operation.charges:
+        census += await count_left(operation.watched, charge)
+        if charge.acted_on is not None:
+            census += await count_as(operation.watched, charge, charge.acted_on, Outcome.BRAKED)
+    result = _result(census) | {"cause": brake.cause}
+    await operation.watched.ledger.append(operation.entry(AuditOutcome.REFUSED, result=result))
+    return SweepReport(
+        look=operation.look,
+        action=operation.action,
+        dry_run=False,
+        tally=Tally(counts=dict(census)),
+        operation_id=None,
+        brake=brake,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +195,13 @@ class _Course:
     census: Census = field(default_factory=Counter)
     failures: list[Recovery] = field(default_factory=list)
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
+    most: int | None = None
+    """How many it may recover; more are a mass event that began after they were counted."""
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether it must not go on."""
+        return self.interrupted.is_set() or (self.most is not None and self.recovered > self.most)
 
     @property
     def recovered(self) -> int:
@@ -234,8 +283,13 @@ async def _surely(ending: Coroutine[object, object, _Ending]) -> _Ending:
 
 
 async def _work(course: _Course) -> None:
-    if await _rule(course):
-        await _look_at_each(course)
+    for charge in course.operation.charges:
+        if left := await count_left(course.operation.watched, charge):
+            course.came_to(left)
+        if await _rule(course, charge):
+            await _look_at_each(course, charge)
+        if course.is_over:
+            return
 
 
 def _what_it_hit(source: JobSource) -> str:
@@ -253,44 +307,48 @@ async def _record_failure(ledger: Ledger, entry: AuditEntry) -> str:
     return ""
 
 
-async def _rule(course: _Course) -> bool:
+async def _rule(course: _Course, charge: Charge) -> bool:
     """Recover what needs no looking at one by one, and tell whether anything is left."""
-    left = False
-    for state in ACCUSED_STATES:
-        ruling = _ruling(course.operation, state)
+    look, left = charge.acted_on, False
+    if look is None:
+        return False
+    source = course.operation.watched.source
+    for state in look.states:
+        ruling = _ruling(source, charge, look, state)
         if ruling is None:
             left = True
             continue
-        source = course.operation.watched.source
-        async for ruled in source.recover_by_rule(ruling, course.operation.look, course.operation_id):
+        async for ruled in source.recover_by_rule(ruling, look, course.operation_id):
             course.came_to({(state, ruling.action, ruling.reason, Outcome.APPLIED): ruled.recovered})
             left |= ruled.left
-            if course.interrupted.is_set():
+            if course.is_over:
                 return False
     return left
 
 
-def _ruling(operation: _Operation, state: JobState) -> Ruling | None:
-    if not operation.watched.source.capabilities.rulings:
+def _ruling(source: JobSource, charge: Charge, look: Look, state: JobState) -> Ruling | None:
+    if not source.capabilities.rulings:
         return None
-    return rule(state, operation.look, operation.watched.policy, operation.action)
+    return rule(state, look, charge.scope.policy, charge.action, charge.scope.waiting)
 
 
-async def _look_at_each(course: _Course) -> None:
+async def _look_at_each(course: _Course, charge: Charge) -> None:
     """Look at every suspect there is, decide on it, and recover it by compare-and-set."""
-    operation = course.operation
-    watched, look = operation.watched, operation.look
-    pages = _decided(watched, look, operation.action)
+    watched, look = course.operation.watched, charge.scope.look
+    pages = _decided(watched, charge)
     async for decided in _ahead(pages) if watched.source.capabilities.reads_beside_writes else pages:
         rescued = await rescue(watched, decided, look, course.operation_id)
         course.came_to(rescued.census, rescued.failures)
-        if course.interrupted.is_set():
+        if course.is_over:
             return
 
 
-async def _decided(watched: Watched, look: Look, action: Action) -> AsyncIterator[Decided]:
+async def _decided(watched: Watched, charge: Charge) -> AsyncIterator[Decided]:
+    look = charge.acted_on
+    if look is None:
+        return
     async for page in watched.source.suspects(look):
-        yield await decide_page(watched, page, look, action)
+        yield await decide_page(watched, page, charge.scope, charge.action)
 
 
 async def _ahead(pages: AsyncIterator[Decided]) -> AsyncIterator[Decided]:

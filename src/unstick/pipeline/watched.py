@@ -2,10 +2,11 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from unstick.domain.brake import Unattended
 from unstick.domain.policy import Policy
-from unstick.ports import JobSource, Ledger
+from unstick.ports import Brakes, JobSource, Ledger
 
 
 async def _none() -> tuple[str, ...]:
@@ -19,6 +20,9 @@ class Watched:
     source: JobSource
     ledger: Ledger
     policy: Policy
+    brakes: Brakes | None = None
+    """Where the brake is kept; without it nothing can be swept unattended."""
+    unattended: Unattended = field(default_factory=Unattended)
     unmapped_words: Callable[[], Awaitable[tuple[str, ...]]] = _none
     """Names words of open jobs that the source's mapping gives no meaning, so that no look sees those jobs."""
 

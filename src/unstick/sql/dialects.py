@@ -3,7 +3,7 @@
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
@@ -47,6 +47,11 @@ class Dialect(ABC):
     @abstractmethod
     async def clock(self, connection: AsyncConnection) -> datetime:
         """Return the database's clock, and set nothing."""
+
+    async def up_since(self, connection: AsyncConnection) -> datetime | None:
+        """Return since when the database has been up, None where there is no server to ask."""
+        del connection
+        return None
 
     @abstractmethod
     def time_form(self, column: sa.Column[Any], zone: tzinfo) -> TimeForm | None:
@@ -196,6 +201,10 @@ class PostgresDialect(Dialect):
             or _no_clock()
         )
 
+    async def up_since(self, connection: AsyncConnection) -> datetime | None:
+        """Return when the server started."""
+        return AwareTime().read((await connection.execute(sa.text("SELECT pg_postmaster_start_time()"))).scalar())
+
     async def check_each_row(self, connection: AsyncConnection) -> None:
         """Check deferred constraints at once, within this transaction."""
         await connection.execute(sa.text("SET CONSTRAINTS ALL IMMEDIATE"))
@@ -317,6 +326,11 @@ class MysqlDialect(Dialect):
     async def enter(self, connection: AsyncConnection) -> datetime:
         """Read the clock; the limits were set with the connection."""
         return await self.clock(connection)
+
+    async def up_since(self, connection: AsyncConnection) -> datetime | None:
+        """Return when the server started, by its own count of seconds."""
+        uptime = (await connection.execute(sa.text("SHOW GLOBAL STATUS LIKE 'Uptime'"))).one()
+        return await self.clock(connection) - timedelta(seconds=int(uptime[1]))
 
     async def clock(self, connection: AsyncConnection) -> datetime:
         """Read it in UTC, whatever the session's zone."""

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from unstick.config import ColumnKey, SourceSettings, StateValue
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.job import JobState
+from unstick.domain.suspect import Look
 from unstick.sql.dialects import Dialect
 from unstick.sql.inspection import table_facts
 from unstick.sql.proposal import Doubt, propose
@@ -125,6 +126,12 @@ class MappedTable:
     """It has no partitions and no children, so that an address is one row's."""
     triggered: bool = False
     """Triggers may change a row as it is written."""
+    look: Look | None = None
+    """The look under which its jobs are judged, where more than their age has a say."""
+
+    def judging(self, look: Look) -> "MappedTable":
+        """Return this table as a look judges it."""
+        return self if look.judges_all else replace(self, look=look)
 
     def has(self, key: ColumnKey) -> bool:
         """Tell whether the table has such a column."""
@@ -179,7 +186,8 @@ class MappedTable:
         queued = {"started_at", "enqueued_at", "scheduled_at"} & set(self.declared.columns)
         running = {"started_at", "heartbeat_at"} & set(self.declared.columns)
         judged = {JobState.QUEUED: queued, JobState.RUNNING: running}
-        return frozenset(state for state, by in judged.items() if by and self.words(state))
+        there = frozenset(state for state, by in judged.items() if by and self.words(state))
+        return there if self.look is None else there & set(self.look.states)
 
     @cached_property
     def mixes_times(self) -> bool:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from unstick.config import ColumnKey
-from unstick.domain.job import Job, JobId, JobState, queued_since, running_since
+from unstick.domain.job import Job, JobClass, JobId, JobState, queued_since, running_since
 from unstick.domain.suspect import Page, Suspect, Unreadable
 from unstick.sql import statements
 from unstick.sql.mapping import MappedTable
@@ -28,6 +28,7 @@ class SuspectReader:
         read = _time_readers(mapped, place)
         self._queued = (read["enqueued_at"], read["scheduled_at"], read["started_at"])
         self._running = (read["started_at"], read["heartbeat_at"])
+        self._attempt = place.get("attempt")
         self._width = len(place)
 
     def page(self, rows: Iterable[Row]) -> Page:
@@ -54,11 +55,12 @@ class SuspectReader:
             return Unreadable(job_id=job_id, state=state, problem=f"its row can't be read: {error}")
         if since is None:
             return Unreadable(job_id=job_id, state=state, problem="its row can't be read: no time tells its age")
+        attempt = None if self._attempt is None else row[self._attempt]
         if not self._mapped.leases:
-            return Suspect(job_id, state, since, tuple(row))
+            return Suspect(job_id, state, since, tuple(row), attempt=attempt)
         beat_at = row[self._width]
         seen = tuple(row[: self._width])
-        return Suspect(job_id, state, since if beat_at is None else beat_at, seen, beat_at is not None)
+        return Suspect(job_id, state, since if beat_at is None else beat_at, seen, beat_at is not None, attempt)
 
     def _state_meant(self, word: Any) -> JobState:  # noqa: ANN401 - text or a number
         """Remember what a word means; the statement only lets words of two states through."""
@@ -130,3 +132,8 @@ def by_state(mapped: MappedTable, rows: Iterable[Row]) -> dict[JobState, int]:
         if state is not None:
             found[state] = found.get(state, 0) + number
     return found
+
+
+def job_class(kind: object, queue: object) -> JobClass:
+    """Return the class of jobs that a kind and a queue name."""
+    return JobClass(_text(kind), _text(queue))

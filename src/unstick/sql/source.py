@@ -14,15 +14,16 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.domain.errors import InvalidRequestError, SourceUnavailableError
-from unstick.domain.job import Job, JobId, JobState
+from unstick.domain.job import Job, JobClass, JobId, JobState
 from unstick.domain.policy import Ruling
-from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Ruled
+from unstick.domain.queue import Flows, QueueFlow
+from unstick.domain.recovery import CHANGES, Batch, BatchResult, Intent, Ruled
 from unstick.domain.suspect import ACCUSED_STATES, Look, Page, Position, StuckCounts, Unreadable
 from unstick.ports import Capabilities, OpenJobs, Usage
 from unstick.sql import rulings, statements, writes
 from unstick.sql.connections import Connections
 from unstick.sql.mapping import JobTable, MappedTable
-from unstick.sql.reading import JobReader, Row, SuspectReader, by_state, plain_id
+from unstick.sql.reading import JobReader, Row, SuspectReader, by_state, job_class, plain_id
 from unstick.sql.reflection import mapped_table
 from unstick.sql.rescue import NotAllChangedError, Rescue, RuledRescue, said_by_database
 from unstick.sql.writes import bound_rows
@@ -82,9 +83,36 @@ class SqlSource:
         async with self._reading() as (_, _, now):
             return now
 
+    async def up_since(self) -> datetime | None:
+        """Tell since when the database has been up."""
+        async with self._reading() as (connection, _, _):
+            return await self._connections.dialect.up_since(connection)
+
+    async def open_classes(self) -> frozenset[JobClass]:
+        """Tell the kinds and queues of the jobs that are not over; the cost follows their number only."""
+        async with self._reading() as (connection, mapped, _):
+            rows = (await connection.execute(statements.open_classes(mapped))).all()
+        return frozenset(job_class(kind, queue) for kind, queue in rows)
+
+    async def flows(self, look: Look) -> Flows:
+        """Tell how queues move, from a bounded number of their newest claims, and whether a worker of ours lives."""
+        async with self._reading() as (connection, mapped, _):
+            served = await _served(connection, look) if mapped.leases else None
+            if not statements.can_flow(mapped):
+                return Flows(by_queue={}, served=served)
+            rows = (await connection.execute(statements.flows(mapped), statements.look_values(mapped, look))).all()
+        return Flows(
+            by_queue={
+                None if queue is None else str(queue): QueueFlow(recent_claims=int(recent), reached=reached)
+                for queue, recent, raw in rows
+                if (reached := mapped.since_form.read(raw)) is not None
+            },
+            served=served,
+        )
+
     async def count_suspects(self, look: Look) -> StuckCounts:
         """Count by the table's own word, in one statement."""
-        async with self._reading() as (connection, mapped, _):
+        async with self._judging(look) as (connection, mapped):
             rows = await connection.execute(statements.count_suspects(mapped), statements.look_values(mapped, look))
             found = by_state(mapped, rows)
         return StuckCounts(queued=found.get(JobState.QUEUED, 0), running=found.get(JobState.RUNNING, 0))
@@ -93,7 +121,7 @@ class SqlSource:
         self, look: Look, state: JobState, *, limit: int, after: Position | None
     ) -> tuple[Job, ...]:
         """Read a state's suspects, oldest first; a row that can't be read is left to a sweep to report."""
-        async with self._reading() as (connection, mapped, _):
+        async with self._judging(look) as (connection, mapped):
             if state not in mapped.judges:
                 return ()
             statement = statements.oldest_suspects(mapped, state, after=after is not None)
@@ -111,7 +139,7 @@ class SqlSource:
 
     async def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[Ruled]:
         """Apply a ruling in batches of jobs alike, one transaction each."""
-        async with self._reading() as (_, mapped, _):
+        async with self._judging(look) as (_, mapped):
             rescue = RuledRescue(mapped=mapped, source=self.name, ruling=ruling, look=look, operation_id=operation_id)
         if not mapped.can_rule:
             yield Ruled(recovered=0, left=True)
@@ -160,7 +188,7 @@ class SqlSource:
     def _rescue(self, connection: AsyncConnection, mapped: MappedTable, batch: Batch, now: datetime) -> Rescue:
         return Rescue(
             connection=connection,
-            mapped=mapped,
+            mapped=mapped.judging(batch.look),
             source=self.name,
             batch=batch,
             now=batch.at or now,
@@ -176,7 +204,7 @@ class SqlSource:
         """Return what stands now where these intents would write."""
         found: dict[JobId, str] = {}
         async with self._reading() as (connection, mapped, _):
-            for action in Action:
+            for action in CHANGES:
                 by_text = {str(each.job_id): each.job_id for each in intents if each.action is action}
                 rows = [(statements.typed_id(mapped, job_id), text) for text, job_id in by_text.items()]
                 there = await connection.execute(writes.images(mapped, action), bound_rows(rows))
@@ -212,7 +240,7 @@ class SqlSource:
             last = ids[-1:]
 
     async def _ids(self, look: Look, states: Sequence[JobState], last: Sequence[object]) -> list[object]:
-        async with self._reading() as (connection, mapped, _):
+        async with self._judging(look) as (connection, mapped):
             if not mapped.judges & set(states):
                 return []
             statement = statements.suspect_ids(mapped, *states, after=bool(last))
@@ -239,7 +267,7 @@ class SqlSource:
         return Page(suspects=first.suspects + second.suspects, unreadable=first.unreadable + second.unreadable)
 
     async def _fetch(self, look: Look, ids: Sequence[object]) -> Page:
-        async with self._reading() as (connection, mapped, _):
+        async with self._judging(look) as (connection, mapped):
             values = statements.look_values(mapped, look) | bound_rows([(key,) for key in ids])
             rows = (await connection.execute(statements.suspects_among(mapped), values)).all()
         return SuspectReader(mapped).page(rows)
@@ -253,7 +281,7 @@ class SqlSource:
 
     async def _stride(self, state: JobState, look: Look, last: object) -> rulings.Stride:
         """Read a stride of a state's suspects after the last one of the stride before."""
-        async with self._reading() as (connection, mapped, _):
+        async with self._judging(look) as (connection, mapped):
             if state not in mapped.judges:
                 return rulings.Stride(0, None, ())
             size, least, after = mapped.dialect.batch_size, self._ruled_from, last is not None
@@ -285,9 +313,19 @@ class SqlSource:
         return 0
 
     @asynccontextmanager
+    async def _judging(self, look: Look) -> AsyncIterator[tuple[AsyncConnection, MappedTable]]:
+        async with self._reading() as (connection, mapped, _):
+            yield connection, mapped.judging(look)
+
+    @asynccontextmanager
     async def _reading(self) -> AsyncIterator[tuple[AsyncConnection, MappedTable, datetime]]:
         async with self._connections.reading() as (connection, now):
             yield connection, await mapped_table(self._connections, connection, self._declared), now
+
+
+async def _served(connection: AsyncConnection, look: Look) -> bool | None:
+    ever, living = (await connection.execute(statements.lease_counts(look))).one()
+    return None if not ever else bool(living)
 
 
 def _position(mapped: MappedTable, after: Position | None) -> statements.Values:

@@ -4,13 +4,14 @@ Their parameters are bound by `look_values` and `batch_values`; horizons are bou
 pass judges all its jobs by one reading of the database's clock.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from unstick.config import ColumnKey
-from unstick.domain.job import JobId, JobState
+from unstick.domain.job import JobClass, JobId, JobState
 from unstick.domain.suspect import ACCUSED_STATES, Look, Position
 from unstick.sql import tables
 from unstick.sql.mapping import MappedTable
@@ -22,6 +23,7 @@ JOB_KEYS: tuple[ColumnKey, ...] = (
 USAGE_JOBS = 10_000
 """How many of the newest jobs statistics are taken over: bounded, so that history costs nothing."""
 
+_TEXT = sa.Text()
 Predicate = sa.ColumnElement[bool]
 Values = dict[str, Any]
 
@@ -50,7 +52,97 @@ def is_suspect(mapped: MappedTable, *states: JobState, bound: bool = False) -> P
         for state in states
         if state in mapped.judges
     ]
-    return sa.and_(is_open(mapped, bound=bound), sa.or_(sa.false(), *accused))
+    return sa.and_(is_open(mapped, bound=bound), sa.or_(sa.false(), *accused), *_limits(mapped))
+
+
+def _limits(mapped: MappedTable) -> list[Predicate]:
+    """Hold for jobs that the look judges: of its classes, not left alone, and no backlog."""
+    look = mapped.look
+    if look is None:
+        return []
+    limits = [] if look.classes is None else [_is_of(mapped, look.classes)]
+    if look.left_alone:
+        left = [typed_id(mapped, job_id) for job_id in sorted(look.left_alone, key=str)]
+        limits.append(mapped.column("id").not_in(left))
+    waiting = [_waits(mapped, queue, reached) for queue, reached in look.draining.items()]
+    return [*limits, sa.not_(sa.or_(*waiting))] if waiting else limits
+
+
+def _is_of(mapped: MappedTable, classes: Iterable[JobClass]) -> Predicate:
+    """Hold for jobs of these classes alone: one that nobody has seen yet is in none of them."""
+    kinds: dict[str | None, list[str | None]] = {}
+    for kind, queue in sorted(classes, key=str):
+        kinds.setdefault(queue, []).append(kind)
+    return sa.or_(
+        sa.false(),
+        *(sa.and_(_named(mapped, "queue", [queue]), _named(mapped, "kind", named)) for queue, named in kinds.items()),
+    )
+
+
+def _named(mapped: MappedTable, key: ColumnKey, names: Sequence[str | None]) -> Predicate:
+    """Hold where a column holds one of these names, null being one of them; where there is no such column, always."""
+    if not mapped.has(key):
+        return sa.true()
+    column = mapped.dialect.unindexed(as_text(mapped.column(key)))
+    named = column.in_([name for name in names if name is not None])
+    return sa.or_(named, column.is_(None)) if None in names else sa.func.coalesce(named, sa.false())
+
+
+def as_text(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """Return a column as text, as it is where it holds any text."""
+    free = isinstance(column.type, sa.String) and not isinstance(column.type, sa.Enum)
+    return column if free else sa.cast(column, _TEXT)
+
+
+def _waits(mapped: MappedTable, queue: str | None, reached: datetime) -> Predicate:
+    """Hold for a queued job whose turn comes after that of the youngest that was claimed from its queue."""
+    since = since_expression(mapped, JobState.QUEUED)
+    at = mapped.since_form.comparable(sa.literal(mapped.since_form.write(reached), mapped.since_type))
+    queued = _in_state(mapped, JobState.QUEUED, bound=True)
+    return sa.and_(queued, _named(mapped, "queue", [queue]), sa.func.coalesce(since >= at, sa.false()))
+
+
+def open_classes(mapped: MappedTable) -> sa.Select[Any]:
+    """Read the kinds and queues of the jobs that are not over."""
+    columns = [as_text(mapped.column(key)) if mapped.has(key) else sa.null() for key in ("kind", "queue")]
+    open_words = mapped.words(*ACCUSED_STATES)
+    return sa.select(*columns).where(is_open(mapped), mapped.column("state").in_(open_words)).distinct()
+
+
+FLOW_JOBS = 1_000
+"""How many of the newest claimed jobs tell how queues move: bounded, so that history costs nothing."""
+
+
+def can_flow(mapped: MappedTable) -> bool:
+    """Tell whether a table records what tells how its queues move; where it doesn't, age stands alone."""
+    return mapped.has("enqueued_at") and mapped.has("started_at") and JobState.QUEUED in mapped.judges
+
+
+def flows(mapped: MappedTable) -> sa.Select[Any]:
+    """Read how each queue moves: how many of its newest claims are recent, and how far it has come."""
+    newest, _ = mapped.newest_first
+    waiting = mapped.words(JobState.QUEUED, JobState.SCHEDULED)
+    key, started, state = mapped.column("id"), mapped.column("started_at"), mapped.column("state")
+    recent = sa.not_(_before(mapped, JobState.QUEUED, "started_at"))
+    columns = [
+        key.label("id"),
+        (as_text(mapped.column("queue")) if mapped.has("queue") else sa.null()).label("queue"),
+        sa.case((recent, 1), else_=0).label("recent"),
+        sa.case((started.is_not(None), 1), else_=0).label("was_claimed"),
+        _instant(mapped, "enqueued_at").label("enqueued_at"),
+    ]
+    running = sa.and_(is_open(mapped), state.in_(mapped.words(JobState.RUNNING)), recent)
+    # Only jobs that wait are passed over to find the newest others, and those are open: history costs nothing.
+    over = sa.select(*columns).where(state.not_in(waiting)).order_by(newest.desc()).limit(FLOW_JOBS).subquery("newest")
+    parts = sa.union(sa.select(over), sa.select(*columns).where(running)).subquery("claimed")
+    figures = sa.func.sum(parts.c.recent), sa.func.max(parts.c.enqueued_at)
+    return sa.select(parts.c.queue, *figures).where(parts.c.was_claimed == 1).group_by(parts.c.queue)
+
+
+def lease_counts(look: Look) -> sa.Select[Any]:
+    """Count the workers that were ever vouched for, and those that are."""
+    lives = sa.case((tables.leases.c.expires_at > look.taken_at, 1), else_=0)
+    return sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(lives), 0)).select_from(tables.leases)
 
 
 def is_open(mapped: MappedTable, *, bound: bool = False) -> Predicate:

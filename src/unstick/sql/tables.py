@@ -164,6 +164,28 @@ late_finishes = sa.Table(
 )
 """Results that came after their job had been taken from the worker: refused, and counted."""
 
+brakes = sa.Table(
+    "unstick_brakes",
+    metadata,
+    sa.Column("source", sa.String(63), primary_key=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("suspects", sa.Integer, nullable=False),
+    sa.Column("still_open", sa.Integer, nullable=False),
+    sa.Column("cause", sa.Text, nullable=False),
+    sa.Column("released_at", UtcDateTime, nullable=True),
+    sa.Column("released_by", sa.String(255), nullable=True),
+)
+"""Sources that unattended sweeps are held from, or were until a person released them."""
+
+passes = sa.Table(
+    "unstick_passes",
+    metadata,
+    sa.Column("source", sa.String(63), primary_key=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("back_at", UtcDateTime, nullable=True),
+)
+"""When each source was last passed over unattended, and since when the watch over it has had no gap."""
+
 jobs = sa.Table(
     "jobs",
     jobs_metadata,

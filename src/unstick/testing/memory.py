@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -10,8 +10,9 @@ from typing import assert_never
 
 from unstick.domain.audit import AuditEntry
 from unstick.domain.diagnosis import Reason
-from unstick.domain.job import Job, JobId, JobState, sign_of_life
+from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 from unstick.domain.policy import Ruling
+from unstick.domain.queue import Flows, QueueFlow
 from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Intent, Outcome, Recovery, Ruled
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
 from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
@@ -80,6 +81,24 @@ class MemorySource:
     async def clock(self) -> datetime:
         """Return the system's time."""
         return self._system.now
+
+    async def up_since(self) -> datetime | None:
+        """Memory has no server that could have been away."""
+        return None
+
+    async def open_classes(self) -> frozenset[JobClass]:
+        """Tell the kinds and queues of the jobs that are not over."""
+        jobs = (stored.job for stored in self._system.jobs.values())
+        return frozenset(JobClass(job.kind, job.queue) for job in jobs if job.completed_at is None)
+
+    async def flows(self, look: Look) -> Flows:
+        """Tell how queues move, from all jobs that were ever claimed."""
+        claimed: defaultdict[str | None, list[Job]] = defaultdict(list)
+        for stored in self._system.jobs.values():
+            job = stored.job
+            if job.started_at is not None and job.enqueued_at is not None and job.state not in _WAITING:
+                claimed[job.queue].append(job)
+        return Flows(by_queue={queue: _flow(jobs, look) for queue, jobs in claimed.items()})
 
     async def count_suspects(self, look: Look) -> StuckCounts:
         """Count the suspects exactly."""
@@ -195,6 +214,8 @@ class MemorySource:
                     heartbeat_at=None,
                     worker=None,
                 )
+            case Action.LEAVE:
+                return job
             case _:
                 assert_never(decision.action)
 
@@ -307,6 +328,7 @@ class MemoryLedger:
         return [r for r in self._system.recoveries if r.at >= since and r.outcome is Outcome.APPLIED]
 
 
+_WAITING = (JobState.QUEUED, JobState.SCHEDULED)
 _OPEN = (JobState.QUEUED, JobState.RUNNING, JobState.SCHEDULED)
 
 
@@ -321,6 +343,12 @@ def _by_id(job_id: JobId) -> tuple[int, str]:
 
 def _by_age(suspect: Suspect) -> tuple[datetime, tuple[int, str]]:
     return suspect.since, _by_id(suspect.job_id)
+
+
+def _flow(claimed: Sequence[Job], look: Look) -> QueueFlow:
+    recent = [job for job in claimed if job.started_at and job.started_at >= look.horizon(JobState.QUEUED)]
+    reached = max(job.enqueued_at for job in claimed if job.enqueued_at is not None)
+    return QueueFlow(recent_claims=len(recent), reached=reached)
 
 
 def _oldest(instants: Iterable[datetime | None]) -> datetime | None:

@@ -73,6 +73,22 @@ def upgrade() -> None:
         sa.Column("expires_at", UtcDateTime, nullable=False),
     )
     op.create_table(
+        "unstick_brakes",
+        sa.Column("source", sa.String(63), primary_key=True),
+        sa.Column("at", UtcDateTime, nullable=False),
+        sa.Column("suspects", sa.Integer, nullable=False),
+        sa.Column("still_open", sa.Integer, nullable=False),
+        sa.Column("cause", sa.Text, nullable=False),
+        sa.Column("released_at", UtcDateTime, nullable=True),
+        sa.Column("released_by", sa.String(255), nullable=True),
+    )
+    op.create_table(
+        "unstick_passes",
+        sa.Column("source", sa.String(63), primary_key=True),
+        sa.Column("at", UtcDateTime, nullable=False),
+        sa.Column("back_at", UtcDateTime, nullable=True),
+    )
+    op.create_table(
         "unstick_late_finishes",
         sa.Column("id", Key, primary_key=True),
         sa.Column("source", sa.String(63), nullable=False),
@@ -124,6 +140,8 @@ _EACH_JOB = {
 
 def downgrade() -> None:
     op.execute("DROP VIEW unstick_job_recoveries")
+    op.drop_table("unstick_passes")
+    op.drop_table("unstick_brakes")
     op.drop_table("unstick_late_finishes")
     op.drop_table("unstick_leases")
     op.drop_table("unstick_intents")

@@ -1,0 +1,69 @@
+"""One look at a source, and which policy judges which of its jobs by it."""
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from unstick.domain.diagnosis import Reason
+from unstick.domain.job import JobClass
+from unstick.domain.policy import Policy, Rule
+from unstick.domain.queue import Flows
+from unstick.domain.suspect import Look
+from unstick.pipeline.watched import Watched
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Jobs that are judged alike: by one policy, and waiting for one reason where they wait."""
+
+    look: Look
+    policy: Policy
+    waiting: Reason = Reason.NEVER_CLAIMED
+    """Why its queued suspects haven't been claimed."""
+
+
+async def take_look(watched: Watched, queued_after: timedelta | None = None) -> Look:
+    """Read the source's clock and fix the policy's thresholds for one pass."""
+    return Look(
+        taken_at=await watched.source.clock(),
+        queued_after=watched.policy.queued_after if queued_after is None else queued_after,
+        running_after=watched.policy.running_after,
+    )
+
+
+async def take_scopes(watched: Watched, look: Look) -> tuple[Scope, ...]:
+    """Part the source's jobs by the rule that governs them and by how their queue moves.
+
+    Where the policy has no rules and no queue drains, all jobs are one scope, and nothing but their age is asked.
+    """
+    flows = await watched.source.flows(look)
+    if not watched.policy.rules and not flows.draining():
+        return (Scope(look=look, policy=watched.policy.under(None), waiting=flows.waiting_reason(None)),)
+    parted: defaultdict[tuple[int, Reason], set[JobClass]] = defaultdict(set)
+    rules: list[Rule | None] = [*watched.policy.rules, None]
+    for jobs in await watched.source.open_classes():
+        rule = watched.policy.rule_of(watched.source.name, jobs)
+        parted[rules.index(rule), flows.waiting_reason(jobs.queue)].add(jobs)
+    return tuple(
+        _scope(watched.policy, rules[place], look, flows, reason, frozenset(classes))
+        for (place, reason), classes in sorted(parted.items())
+    )
+
+
+def _scope(
+    policy: Policy, rule: Rule | None, look: Look, flows: Flows, reason: Reason, classes: frozenset[JobClass]
+) -> Scope:
+    """Judge some classes of jobs by what holds for them: what was asked for goes before a policy, not before a rule."""
+    queues = {jobs.queue for jobs in classes}
+    governing = policy.under(rule)
+    return Scope(
+        look=replace(
+            look,
+            queued_after=look.queued_after if rule is None or rule.queued_after is None else rule.queued_after,
+            running_after=governing.running_after,
+            classes=classes,
+            draining={queue: reached for queue, reached in flows.draining().items() if queue in queues},
+        ),
+        policy=governing,
+        waiting=reason,
+    )
