@@ -178,6 +178,14 @@ def is_current(scene: Scene, job: ClaimedJob) -> bool:
     return (row["status"], row["worker"], row["token"], row["attempt"]) == claim
 
 
+def is_written(scene: Scene, end: End) -> bool:
+    """Tell whether this very end of this very attempt stands already."""
+    row, over = scene.jobs[int(end.job.id)], {"finish": "completed", "fail": "failed"}.get(end.how)
+    same = (over, end.job.worker, end.job.row["token"], end.job.row["attempt"])
+    said = end.how == "finish" or row["error_message"] == end.error
+    return said and (row["status"], row["worker"], row["token"], row["attempt"]) == same
+
+
 def is_due(row: Row, now: datetime) -> bool:
     return row["status"] == "queued" and (row["scheduled_at"] is None or row["scheduled_at"] < now)
 
@@ -341,8 +349,9 @@ def _why(before: Scene, swept: Swept, job_id: int, during: Span, *, crowded: boo
         verdict = swept.looked.get(job_id)
         return set() if verdict is None else {(verdict.action, verdict.reason)}
     reasons = {accused(before, job_id, during.last, swept.queued_after)} - {None}
-    if crowded and before.jobs[job_id]["status"] == "queued":
-        # Claims beside it may have made the queue drain, or given it a worker, before the sweep looked.
+    if (crowded or swept.in_part) and before.jobs[job_id]["status"] == "queued":
+        # Claims beside it may have made the queue drain, or given it a worker, before the sweep looked; and a ruling
+        # that was begun earlier says what held then.
         reasons |= {Reason.NEVER_CLAIMED, Reason.OVERTAKEN, Reason.UNSERVED}
     return {
         _sentence(reason, swept.action, spent(before, job_id, now)) for now in during for reason in reasons if reason
@@ -415,7 +424,12 @@ def _claimed(before: Scene, step: Step, after: Scene, during: Span) -> Iterator[
 
 
 def _ended(before: Scene, step: Step, during: Span) -> Iterator[Change]:
+    written: list[tuple[object, object, str]] = []
     for end in (each for each in step.ends if each.accepted):
+        this = (end.job.id, end.job.fence, end.how)
+        if this in written or is_written(before, end):
+            continue  # the same end once more, as of a worker that missed the acknowledgement
+        written.append(this)
         assert is_current(before, end.job), "the end of an attempt landed on another"
         row, over = before.jobs[int(end.job.id)], {"success": end.how == "finish", "completed_at": during}
         match end.how:
@@ -444,7 +458,7 @@ def _queued_again(row: Row, end: End, during: Span) -> dict[str, Any]:
 def _alive(before: Scene, step: Step, during: Span) -> Iterator[Change]:
     for heard in step.heard:
         for job in heard.jobs:
-            if heard.progress is not None and heard.worker in before.leases and is_current(before, job):
+            if heard.progress is not None and is_current(before, job):
                 yield int(job.id), {"progress": heard.progress}
     for job_id in step.said_alive:
         yield job_id, {"updated_at": during}
@@ -485,7 +499,7 @@ def _answers_are_true(before: Scene, step: Step, after: Scene, touched: set[int]
             taken = int(end.job.id) in touched
             assert taken or not is_current(before, end.job), "an end in time was refused"
     for heard in step.heard:
-        holds = {job.id for job in heard.jobs if heard.worker in before.leases and is_current(before, job)}
+        holds = {job.id for job in heard.jobs if is_current(before, job)}
         sure = {job_id for job_id in holds if int(str(job_id)) not in touched}
         assert sure <= heard.holds <= holds, "a worker was told wrongly what it holds"
     if step.claimed and not step.swept and len({job.worker for job in step.claimed}) == 1:
@@ -509,7 +523,8 @@ def _late_ends_are_on_record(before: Scene, step: Step, after: Scene) -> None:
 
 def _leases_are_as_their_workers_said(before: Scene, step: Step, after: Scene, during: Span) -> None:
     beat = {each.worker for each in step.heard} | {job.worker for job in step.claimed}
-    assert after.leases.keys() == (before.leases.keys() | set(step.joined)) - set(step.left)
+    beaten = {each.worker for each in step.heard}  # a beat makes a lease anew that was struck
+    assert after.leases.keys() == (before.leases.keys() | set(step.joined) | beaten) - set(step.left)
     for name, lease in after.leases.items():
         if name in beat or name in step.joined:
             assert during.holds(lease["beat_at"])

@@ -36,6 +36,7 @@ from unstick.admin import AdminService
 from unstick.config import SourceSettings
 from unstick.domain import policy
 from unstick.domain.audit import AuditEntry, AuditOutcome
+from unstick.domain.diagnosis import Reason
 from unstick.domain.job import JobState
 from unstick.domain.policy import Policy
 from unstick.domain.recovery import Action, Outcome
@@ -253,7 +254,10 @@ class World:
 
     async def begin_to_rule(self, state: JobState) -> Ruling:
         look = await take_look(self.sweepers[0])
-        ruling = policy.rule(state, look, POLICY, Action.MARK_FAILED)
+        scopes = await take_scopes(self.sweepers[0], look)
+        look = scopes[0].look if scopes else look
+        waiting = scopes[0].waiting if scopes else Reason.NEVER_CLAIMED
+        ruling = policy.rule(state, look, POLICY, Action.MARK_FAILED, waiting)
         assert ruling is not None
         operation_id = await self.begin_operation()
         return Ruling(operation_id=operation_id, batches=self.ruler.recover_by_rule(ruling, look, operation_id))
@@ -339,7 +343,7 @@ class Machine(RuleBasedStateMachine):
         self.claims: list[ClaimedJob] = []
         self.under_way: list[Ruling] = []
         self.tokens: set[tuple[object, object]] = set()
-        self.over: set[int] = set()
+        self.over: dict[int, tuple[object, ...]] = {}
         self.run(world.empty())
         self.step = Step()
         self.before = self.run(world.scene())
@@ -367,8 +371,8 @@ class Machine(RuleBasedStateMachine):
             self.tokens.add((job.id, job.row["token"]))
         for end in self.step.ends:
             if end.accepted and end.how in {"finish", "fail"}:
-                assert int(end.job.id) not in self.over, "two ends of one job were accepted"
-                self.over.add(int(end.job.id))
+                this = (end.how, end.job.worker, end.job.row["token"])
+                assert self.over.setdefault(int(end.job.id), this) == this, "two ends of one job were accepted"
         self.before, self.step = after, Step()
 
     def current(self) -> list[ClaimedJob]:
