@@ -21,8 +21,11 @@ from unstick.demo import faces, text
 from unstick.demo.database import AIGenerationJob, opened
 from unstick.demo.platform import create_app
 from unstick.demo.scene import _environment, _platform, _ports
+from unstick.demo.settings import BACKGROUND_TASKS_VARIABLE
 from unstick.demo.text import Draft, Kind, write
 from unstick.demo.watch import NotYetError, Watch
+from unstick.sql import schema
+from unstick.sql.engine import open_engine
 
 PROMPT = "how generators yield values"
 
@@ -93,9 +96,9 @@ def test_a_size_beyond_the_material_is_all_of_it() -> None:
 
 
 @asynccontextmanager
-async def platform(database: Database) -> AsyncIterator[httpx.AsyncClient]:
+async def platform(database: Database, *, in_background_tasks: bool | None = True) -> AsyncIterator[httpx.AsyncClient]:
     """The platform in this process; a request returns when its background task has ended too."""
-    app = create_app(database.url)
+    app = create_app(database.url, in_background_tasks=in_background_tasks)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -104,8 +107,21 @@ async def platform(database: Database) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def generate(client: httpx.AsyncClient, **order: object) -> httpx.Response:
-    return await client.post("/generate", json={"job_type": "summary.short", "prompt": PROMPT, "size": 100, **order})
+@asynccontextmanager
+async def platform_on_kit(database: Database) -> AsyncIterator[httpx.AsyncClient]:
+    engine = open_engine(database.url, create=True)
+    await schema.upgrade(engine, schema.branches(own_jobs=False))
+    await engine.dispose()
+    async with platform(database, in_background_tasks=False) as client:
+        yield client
+
+
+async def generate(client: httpx.AsyncClient, key: str | None = None, **order: object) -> httpx.Response:
+    return await client.post(
+        "/generate",
+        json={"job_type": "summary.short", "prompt": PROMPT, "size": 100, **order},
+        headers=None if key is None else {"Idempotency-Key": key},
+    )
 
 
 async def job(client: httpx.AsyncClient, job_id: int = 1) -> dict[str, Any]:
@@ -121,7 +137,12 @@ async def eventually(look: Callable[[], Awaitable[dict[str, Any]]], **wanted: ob
     return seen
 
 
-async def lose_a_task(client: httpx.AsyncClient) -> None:
+async def jobs(client: httpx.AsyncClient) -> list[dict[str, Any]]:
+    answer: list[dict[str, Any]] = (await client.get("/jobs")).raise_for_status().json()
+    return answer
+
+
+async def fail_after_the_row(client: httpx.AsyncClient) -> None:
     assert (await generate(client, title="Generators \N{EM DASH} a summary")).status_code == 500
 
 
@@ -148,7 +169,7 @@ async def test_a_job_is_run_after_its_request_was_answered(database: Database) -
 @on_its_databases
 async def test_a_request_that_fails_after_the_commit_leaves_a_queued_row_for_ever(database: Database) -> None:
     async with platform(database) as client:
-        await lose_a_task(client)
+        await fail_after_the_row(client)
         lost = await job(client)
     assert (lost["status"], lost["started_at"], lost["scheduled_at"]) == ("queued", None, None)
     async with platform(database) as client:  # neither a restart nor other jobs run it
@@ -161,7 +182,7 @@ async def test_a_request_that_fails_after_the_commit_leaves_a_queued_row_for_eve
 @on_its_databases
 async def test_a_requeued_job_is_run_again(database: Database) -> None:
     async with platform(database) as client:
-        await lose_a_task(client)
+        await fail_after_the_row(client)
         await requeue(database)
         done = await eventually(lambda: job(client), status="completed")
     assert (done["success"], done["attempt"]) == (True, 0)
@@ -173,12 +194,77 @@ async def test_a_job_that_raises_is_failed_with_what_it_said(
     def broken(*_: object) -> None:
         raise RuntimeError("no more paper")
 
-    monkeypatch.setattr("unstick.demo.work.write", broken)
+    monkeypatch.setattr("unstick.demo.jobs_in_background_tasks.write", broken)
     async with platform(sqlite_database) as client:
         await generate(client)
         failed = await job(client)
     assert (failed["status"], failed["success"], failed["error_message"]) == ("failed", False, "no more paper")
     assert failed["completed_at"] is not None
+
+
+@on_its_databases
+async def test_on_the_kit_a_job_is_run_by_the_runner(database: Database) -> None:
+    async with platform_on_kit(database) as client:
+        ordered = (await generate(client, job_type="thesis.outline")).json()
+        assert (ordered["status"], ordered["worker"], ordered["result"]) == ("queued", None, None)
+        done = await eventually(lambda: job(client), status="completed")
+    assert (done["success"], done["progress"], done["attempt"]) == (True, 100, 0)
+    assert done["worker"].split(":")[1] == str(os.getpid())
+    assert done["result"] == finish(Kind.OUTLINE, 100)[1].text
+    assert done["tokens_used"] > 0
+    assert done["cost"] > 0
+    assert done["started_at"] <= done["completed_at"]
+
+
+@on_its_databases
+async def test_on_the_kit_a_request_that_fails_leaves_no_row(database: Database) -> None:
+    async with platform_on_kit(database) as client:
+        await fail_after_the_row(client)
+        assert await jobs(client) == []
+
+
+@on_its_databases
+async def test_on_the_kit_an_order_repeated_under_its_key_is_one_job(database: Database) -> None:
+    async with platform_on_kit(database) as client:
+        answers = await asyncio.gather(*(generate(client, key="order-7") for _ in range(3)))
+        assert {answer.raise_for_status().json()["id"] for answer in answers} == {1}
+        other = (await generate(client, key="order-8")).json()["id"]
+        assert [listed["id"] for listed in await jobs(client)] == [other, 1]
+
+
+@on_its_databases
+async def test_on_the_kit_a_row_that_lost_its_task_is_run(database: Database) -> None:
+    async with platform(database) as client:
+        await fail_after_the_row(client)
+    async with platform_on_kit(database) as client:
+        done = await eventually(lambda: job(client), status="completed")
+    assert (done["success"], done["attempt"]) == (True, 0)
+
+
+async def test_on_the_kit_a_job_that_raises_is_failed_with_what_it_said(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no more paper")
+
+    monkeypatch.setattr("unstick.demo.jobs_on_kit.write", broken)
+    async with platform_on_kit(sqlite_database) as client:
+        await generate(client)
+        failed = await eventually(lambda: job(client), status="failed")
+    assert (failed["success"], failed["error_message"]) == (False, "RuntimeError: no more paper")
+    assert failed["completed_at"] is not None
+
+
+@pytest.mark.parametrize(("said", "rows"), [(None, 0), ("0", 0), ("1", 1)])
+async def test_the_platform_is_on_the_kit_unless_the_environment_says_otherwise(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, said: str | None, rows: int
+) -> None:
+    monkeypatch.delenv(BACKGROUND_TASKS_VARIABLE, raising=False)
+    if said is not None:
+        monkeypatch.setenv(BACKGROUND_TASKS_VARIABLE, said)
+    async with platform(sqlite_database, in_background_tasks=None) as client:
+        await fail_after_the_row(client)
+        assert len(await jobs(client)) == rows
 
 
 async def test_a_job_that_is_not_there_is_404(sqlite_database: Database) -> None:

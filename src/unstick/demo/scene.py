@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from unstick.demo.children import Child, run
 from unstick.demo.faces import HOST, Platform, Service
+from unstick.demo.settings import BACKGROUND_TASKS_VARIABLE, URL_VARIABLE
 from unstick.demo.watch import Watch
 
 _SETTINGS = """\
@@ -24,7 +25,8 @@ table = "ai_generation_jobs"
 columns = {{ id = "id", state = "status", kind = "job_type", enqueued_at = "created_at", \
 scheduled_at = "scheduled_at", started_at = "started_at", heartbeat_at = "updated_at", \
 completed_at = "completed_at", success = "success", error = "error_message", attempt = "attempt", \
-progress = "progress", tokens = "tokens_used", cost = "cost" }}
+worker = "worker", token = "fencing_token", key = "idempotency_key", progress = "progress", \
+tokens = "tokens_used", cost = "cost" }}
 states = {{ queued = "queued", running = "running", succeeded = "completed", failed = "failed", \
 cancelled = "cancelled" }}
 
@@ -73,7 +75,8 @@ def set_up(console: Console, watch: Watch, port_base: int | None) -> Iterator[Sc
 def _platform(port: int, folder: Path, environment: Mapping[str, str]) -> Child:
     serve = ["uvicorn", "--factory", "unstick.demo.platform:create_app", "--host", HOST, "--port", str(port)]
     # A stopping server waits for background tasks; this one is given a second.
-    return Child("platform", [*serve, "--timeout-graceful-shutdown", "1", "--no-access-log"], folder, environment)
+    serve += ["--timeout-graceful-shutdown", "1", "--no-access-log"]
+    return Child("platform", serve, folder, {**environment, BACKGROUND_TASKS_VARIABLE: "1"})
 
 
 def _service(port: int, folder: Path, environment: Mapping[str, str]) -> Child:
@@ -83,7 +86,7 @@ def _service(port: int, folder: Path, environment: Mapping[str, str]) -> Child:
 def _environment(database: str) -> dict[str, str]:
     """Return our environment without the user's settings of Unstick, which are for other tables than this one."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("UNSTICK_")}
-    return {**ours, "PLATFORM_DATABASE_URL": database, "UNSTICK_SECRET_KEY": secrets.token_urlsafe(48)}
+    return {**ours, URL_VARIABLE: database, "UNSTICK_SECRET_KEY": secrets.token_urlsafe(48)}
 
 
 def _ports(base: int | None) -> tuple[int, int]:
