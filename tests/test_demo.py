@@ -1,29 +1,35 @@
 import asyncio
+import errno
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 from sqlalchemy import update
 
 from tests.servers import Database
 from unstick.demo import faces, text
 from unstick.demo.database import AIGenerationJob, opened
+from unstick.demo.on_the_kit import leave_nothing_half_done, order_twice, see_late_result_refused, stop_in_the_middle
 from unstick.demo.platform import create_app
-from unstick.demo.scene import _environment, _platform, _ports
+from unstick.demo.scene import _environment, _platform, _ports, set_up
 from unstick.demo.settings import BACKGROUND_TASKS_VARIABLE
+from unstick.demo.steps import LONG
+from unstick.demo.stuck_jobs import lose_a_task as lose_a_task_of
 from unstick.demo.text import Draft, Kind, write
-from unstick.demo.watch import NotYetError, Watch
+from unstick.demo.watch import NotSeenError, NotYetError, Watch
 from unstick.sql import schema
 from unstick.sql.engine import open_engine
 
@@ -288,7 +294,9 @@ def test_a_killed_process_leaves_its_job_running(tmp_path: Path) -> None:
         if not 0 < served.job(1)["progress"] < 50:
             raise NotYetError(str(served.job(1)))
 
-    with _platform(port, tmp_path, _environment(f"sqlite+aiosqlite:///{database}")) as process:
+    with _platform(
+        port, tmp_path, _environment(f"sqlite+aiosqlite:///{database}"), in_background_tasks=True
+    ) as process:
         watch.guard(process)
         watch.until("the platform answers", served.newest)
         served.generate("thesis.full", 2000, prompt=PROMPT, title="Generators")
@@ -311,6 +319,42 @@ def test_a_child_ends_with_its_starter_even_when_that_is_killed() -> None:
         assert b"Serving" in starter.stdout.readline()
         starter.kill()
         assert starter.stdout.read() == b""  # the end comes when the child, which holds the pipe too, has ended
+
+
+def test_a_stopped_child_ends_with_its_starter_even_when_that_is_killed(tmp_path: Path) -> None:
+    port, _ = _ports(None)
+    program = (
+        "import os\nfrom pathlib import Path\nfrom unstick.demo.children import Child\n"
+        f"child = Child('web', ['http.server', '{port}', '--bind', '127.0.0.1'], Path({str(tmp_path)!r}), os.environ)\n"
+        "child.start()\nprint(child.pid, flush=True)\ninput()\nchild.suspend()\nprint('stopped', flush=True)\ninput()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as starter:
+        assert starter.stdin is not None
+        assert starter.stdout is not None
+        child = int(starter.stdout.readline())
+        try:
+            until_listening(port, listening=True)
+            starter.stdin.write("\n")
+            assert starter.stdout.readline() == "stopped\n"
+            until_listening(port, listening=True)  # as the kernel does for it
+            starter.kill()
+            until_listening(port, listening=False)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+
+def until_listening(port: int, *, listening: bool) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        with socket.socket() as caller:
+            caller.settimeout(1)
+            if caller.connect_ex(("127.0.0.1", port)) == (0 if listening else errno.ECONNREFUSED):
+                return
+        assert time.monotonic() < deadline, f"{listening=} is awaited"
+        time.sleep(0.02)
 
 
 def demo(scratch: Path, *options: str) -> "subprocess.Popen[str]":
@@ -340,13 +384,34 @@ def test_the_demo_goes_once_from_stuck_to_finished(scratch: Path) -> None:
         "found",
         "explained, silent",
         "explained, never_claimed",
+        "explained, lease_expired",
         "recovered",
         "run again",
         "finished",
+        "no row was committed",
+        "Ordered twice under one key",
+        "late result refused, the worker said: Job 7 finished too late",
+        "unstick_late_finishes holds it: job 7, attempt 0, succeeded",
+        "Job 7 still holds the result of attempt 1",
     ):
         assert stage in told
     assert "healthy jobs are what they were" in told
     assert list(scratch.iterdir()) == []
+
+
+def test_the_demo_claims_nothing_of_the_kit_that_it_does_not_see() -> None:
+    with set_up(Console(quiet=True), Watch(90), None) as scene:  # where jobs run in background tasks
+        with pytest.raises(NotSeenError, match="Not seen: no row of the request that failed"):
+            leave_nothing_half_done(scene)
+        with pytest.raises(NotSeenError, match="Not seen: one job of two orders"):
+            order_twice(scene)
+        lost = lose_a_task_of(scene, Kind.THESIS, LONG)
+        with scene.deaf_worker(lost.job_id) as worker:
+            case, name = stop_in_the_middle(scene, worker, lost.job_id)
+            with pytest.raises(NotSeenError, match="done by another worker"):
+                see_late_result_refused(scene, worker, case, name)
+            with pytest.raises(NotSeenError, match="a late result refused"):  # nobody took its job
+                see_late_result_refused(scene, worker, case, "another")
 
 
 def test_the_demo_says_what_it_did_not_see(scratch: Path) -> None:
