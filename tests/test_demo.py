@@ -1,28 +1,37 @@
 import asyncio
+import errno
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 from sqlalchemy import update
 
 from tests.servers import Database
 from unstick.demo import faces, text
 from unstick.demo.database import AIGenerationJob, opened
+from unstick.demo.on_the_kit import leave_nothing_half_done, order_twice, see_late_result_refused, stop_in_the_middle
 from unstick.demo.platform import create_app
-from unstick.demo.scene import _environment, _platform, _ports
+from unstick.demo.scene import _environment, _platform, _ports, set_up
+from unstick.demo.settings import BACKGROUND_TASKS_VARIABLE
+from unstick.demo.steps import LONG
+from unstick.demo.stuck_jobs import lose_a_task as lose_a_task_of
 from unstick.demo.text import Draft, Kind, write
-from unstick.demo.watch import NotYetError, Watch
+from unstick.demo.watch import NotSeenError, NotYetError, Watch
+from unstick.sql import schema
+from unstick.sql.engine import open_engine
 
 PROMPT = "how generators yield values"
 
@@ -93,9 +102,9 @@ def test_a_size_beyond_the_material_is_all_of_it() -> None:
 
 
 @asynccontextmanager
-async def platform(database: Database) -> AsyncIterator[httpx.AsyncClient]:
+async def platform(database: Database, *, in_background_tasks: bool | None = True) -> AsyncIterator[httpx.AsyncClient]:
     """The platform in this process; a request returns when its background task has ended too."""
-    app = create_app(database.url)
+    app = create_app(database.url, in_background_tasks=in_background_tasks)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -104,8 +113,21 @@ async def platform(database: Database) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def generate(client: httpx.AsyncClient, **order: object) -> httpx.Response:
-    return await client.post("/generate", json={"job_type": "summary.short", "prompt": PROMPT, "size": 100, **order})
+@asynccontextmanager
+async def platform_on_kit(database: Database) -> AsyncIterator[httpx.AsyncClient]:
+    engine = open_engine(database.url, create=True)
+    await schema.upgrade(engine, schema.branches(own_jobs=False))
+    await engine.dispose()
+    async with platform(database, in_background_tasks=False) as client:
+        yield client
+
+
+async def generate(client: httpx.AsyncClient, key: str | None = None, **order: object) -> httpx.Response:
+    return await client.post(
+        "/generate",
+        json={"job_type": "summary.short", "prompt": PROMPT, "size": 100, **order},
+        headers=None if key is None else {"Idempotency-Key": key},
+    )
 
 
 async def job(client: httpx.AsyncClient, job_id: int = 1) -> dict[str, Any]:
@@ -121,7 +143,12 @@ async def eventually(look: Callable[[], Awaitable[dict[str, Any]]], **wanted: ob
     return seen
 
 
-async def lose_a_task(client: httpx.AsyncClient) -> None:
+async def jobs(client: httpx.AsyncClient) -> list[dict[str, Any]]:
+    answer: list[dict[str, Any]] = (await client.get("/jobs")).raise_for_status().json()
+    return answer
+
+
+async def fail_after_the_row(client: httpx.AsyncClient) -> None:
     assert (await generate(client, title="Generators \N{EM DASH} a summary")).status_code == 500
 
 
@@ -148,7 +175,7 @@ async def test_a_job_is_run_after_its_request_was_answered(database: Database) -
 @on_its_databases
 async def test_a_request_that_fails_after_the_commit_leaves_a_queued_row_for_ever(database: Database) -> None:
     async with platform(database) as client:
-        await lose_a_task(client)
+        await fail_after_the_row(client)
         lost = await job(client)
     assert (lost["status"], lost["started_at"], lost["scheduled_at"]) == ("queued", None, None)
     async with platform(database) as client:  # neither a restart nor other jobs run it
@@ -161,7 +188,7 @@ async def test_a_request_that_fails_after_the_commit_leaves_a_queued_row_for_eve
 @on_its_databases
 async def test_a_requeued_job_is_run_again(database: Database) -> None:
     async with platform(database) as client:
-        await lose_a_task(client)
+        await fail_after_the_row(client)
         await requeue(database)
         done = await eventually(lambda: job(client), status="completed")
     assert (done["success"], done["attempt"]) == (True, 0)
@@ -173,12 +200,77 @@ async def test_a_job_that_raises_is_failed_with_what_it_said(
     def broken(*_: object) -> None:
         raise RuntimeError("no more paper")
 
-    monkeypatch.setattr("unstick.demo.work.write", broken)
+    monkeypatch.setattr("unstick.demo.jobs_in_background_tasks.write", broken)
     async with platform(sqlite_database) as client:
         await generate(client)
         failed = await job(client)
     assert (failed["status"], failed["success"], failed["error_message"]) == ("failed", False, "no more paper")
     assert failed["completed_at"] is not None
+
+
+@on_its_databases
+async def test_on_the_kit_a_job_is_run_by_the_runner(database: Database) -> None:
+    async with platform_on_kit(database) as client:
+        ordered = (await generate(client, job_type="thesis.outline")).json()
+        assert (ordered["status"], ordered["worker"], ordered["result"]) == ("queued", None, None)
+        done = await eventually(lambda: job(client), status="completed")
+    assert (done["success"], done["progress"], done["attempt"]) == (True, 100, 0)
+    assert done["worker"].split(":")[1] == str(os.getpid())
+    assert done["result"] == finish(Kind.OUTLINE, 100)[1].text
+    assert done["tokens_used"] > 0
+    assert done["cost"] > 0
+    assert done["started_at"] <= done["completed_at"]
+
+
+@on_its_databases
+async def test_on_the_kit_a_request_that_fails_leaves_no_row(database: Database) -> None:
+    async with platform_on_kit(database) as client:
+        await fail_after_the_row(client)
+        assert await jobs(client) == []
+
+
+@on_its_databases
+async def test_on_the_kit_an_order_repeated_under_its_key_is_one_job(database: Database) -> None:
+    async with platform_on_kit(database) as client:
+        answers = await asyncio.gather(*(generate(client, key="order-7") for _ in range(3)))
+        assert {answer.raise_for_status().json()["id"] for answer in answers} == {1}
+        other = (await generate(client, key="order-8")).json()["id"]
+        assert [listed["id"] for listed in await jobs(client)] == [other, 1]
+
+
+@on_its_databases
+async def test_on_the_kit_a_row_that_lost_its_task_is_run(database: Database) -> None:
+    async with platform(database) as client:
+        await fail_after_the_row(client)
+    async with platform_on_kit(database) as client:
+        done = await eventually(lambda: job(client), status="completed")
+    assert (done["success"], done["attempt"]) == (True, 0)
+
+
+async def test_on_the_kit_a_job_that_raises_is_failed_with_what_it_said(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no more paper")
+
+    monkeypatch.setattr("unstick.demo.jobs_on_kit.write", broken)
+    async with platform_on_kit(sqlite_database) as client:
+        await generate(client)
+        failed = await eventually(lambda: job(client), status="failed")
+    assert (failed["success"], failed["error_message"]) == (False, "RuntimeError: no more paper")
+    assert failed["completed_at"] is not None
+
+
+@pytest.mark.parametrize(("said", "rows"), [(None, 0), ("0", 0), ("1", 1)])
+async def test_the_platform_is_on_the_kit_unless_the_environment_says_otherwise(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, said: str | None, rows: int
+) -> None:
+    monkeypatch.delenv(BACKGROUND_TASKS_VARIABLE, raising=False)
+    if said is not None:
+        monkeypatch.setenv(BACKGROUND_TASKS_VARIABLE, said)
+    async with platform(sqlite_database, in_background_tasks=None) as client:
+        await fail_after_the_row(client)
+        assert len(await jobs(client)) == rows
 
 
 async def test_a_job_that_is_not_there_is_404(sqlite_database: Database) -> None:
@@ -202,7 +294,9 @@ def test_a_killed_process_leaves_its_job_running(tmp_path: Path) -> None:
         if not 0 < served.job(1)["progress"] < 50:
             raise NotYetError(str(served.job(1)))
 
-    with _platform(port, tmp_path, _environment(f"sqlite+aiosqlite:///{database}")) as process:
+    with _platform(
+        port, tmp_path, _environment(f"sqlite+aiosqlite:///{database}"), in_background_tasks=True
+    ) as process:
         watch.guard(process)
         watch.until("the platform answers", served.newest)
         served.generate("thesis.full", 2000, prompt=PROMPT, title="Generators")
@@ -225,6 +319,42 @@ def test_a_child_ends_with_its_starter_even_when_that_is_killed() -> None:
         assert b"Serving" in starter.stdout.readline()
         starter.kill()
         assert starter.stdout.read() == b""  # the end comes when the child, which holds the pipe too, has ended
+
+
+def test_a_stopped_child_ends_with_its_starter_even_when_that_is_killed(tmp_path: Path) -> None:
+    port, _ = _ports(None)
+    program = (
+        "import os\nfrom pathlib import Path\nfrom unstick.demo.children import Child\n"
+        f"child = Child('web', ['http.server', '{port}', '--bind', '127.0.0.1'], Path({str(tmp_path)!r}), os.environ)\n"
+        "child.start()\nprint(child.pid, flush=True)\ninput()\nchild.suspend()\nprint('stopped', flush=True)\ninput()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as starter:
+        assert starter.stdin is not None
+        assert starter.stdout is not None
+        child = int(starter.stdout.readline())
+        try:
+            until_listening(port, listening=True)
+            starter.stdin.write("\n")
+            assert starter.stdout.readline() == "stopped\n"
+            until_listening(port, listening=True)  # as the kernel does for it
+            starter.kill()
+            until_listening(port, listening=False)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+
+def until_listening(port: int, *, listening: bool) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        with socket.socket() as caller:
+            caller.settimeout(1)
+            if caller.connect_ex(("127.0.0.1", port)) == (0 if listening else errno.ECONNREFUSED):
+                return
+        assert time.monotonic() < deadline, f"{listening=} is awaited"
+        time.sleep(0.02)
 
 
 def demo(scratch: Path, *options: str) -> "subprocess.Popen[str]":
@@ -254,13 +384,34 @@ def test_the_demo_goes_once_from_stuck_to_finished(scratch: Path) -> None:
         "found",
         "explained, silent",
         "explained, never_claimed",
+        "explained, lease_expired",
         "recovered",
         "run again",
         "finished",
+        "no row was committed",
+        "Ordered twice under one key",
+        "late result refused, the worker said: Job 7 finished too late",
+        "unstick_late_finishes holds it: job 7, attempt 0, succeeded",
+        "Job 7 still holds the result of attempt 1",
     ):
         assert stage in told
     assert "healthy jobs are what they were" in told
     assert list(scratch.iterdir()) == []
+
+
+def test_the_demo_claims_nothing_of_the_kit_that_it_does_not_see() -> None:
+    with set_up(Console(quiet=True), Watch(90), None) as scene:  # where jobs run in background tasks
+        with pytest.raises(NotSeenError, match="Not seen: no row of the request that failed"):
+            leave_nothing_half_done(scene)
+        with pytest.raises(NotSeenError, match="Not seen: one job of two orders"):
+            order_twice(scene)
+        lost = lose_a_task_of(scene, Kind.THESIS, LONG)
+        with scene.deaf_worker(lost.job_id) as worker:
+            case, name = stop_in_the_middle(scene, worker, lost.job_id)
+            with pytest.raises(NotSeenError, match="done by another worker"):
+                see_late_result_refused(scene, worker, case, name)
+            with pytest.raises(NotSeenError, match="a late result refused"):  # nobody took its job
+                see_late_result_refused(scene, worker, case, "another")
 
 
 def test_the_demo_says_what_it_did_not_see(scratch: Path) -> None:

@@ -1,5 +1,7 @@
 """The demo's processes: started on a leash, killed on purpose, and gone when the demo ends."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -47,7 +49,9 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the demo alone; it stops its processes in order
+                # Ctrl-C is for the demo alone; it stops its processes in order. When the demo is killed, the kernel
+                # sends a stopped group of its session SIGHUP; in a session of its own it would stay for ever.
+                process_group=0,
             )
 
     def kill(self) -> int:
@@ -56,16 +60,33 @@ class Child:
         process.kill()
         return self._reap(process)
 
+    def suspend(self) -> None:
+        """Stop the process with SIGSTOP, and return when it stands still."""
+        process = self._running()
+        process.send_signal(signal.SIGSTOP)
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            raise ChildError(f"The {self.name} ended before it could be stopped. It said:\n{self.last_said()}")
+
+    def resume(self) -> None:
+        """Continue a stopped process with SIGCONT."""
+        self._running().send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """Ask the process to end, and make it end when it doesn't."""
         if self._process is None:
             return
         self._process.terminate()
+        self._process.send_signal(signal.SIGCONT)  # one that is stopped doesn't hear
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
             self._process.kill()
         self._reap(self._process)
+
+    def has_ended(self) -> bool:
+        """Tell whether the process has ended."""
+        return self._running().poll() is not None
 
     def check(self) -> None:
         """Raise an error with the end of the log if the process has ended by itself."""

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from sqlite3 import Connection as SqliteConnection
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, Index, String, Text, TypeDecorator, event, text
+from sqlalchemy import DateTime, Dialect, Index, String, Text, TypeDecorator, event, func, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -65,16 +65,19 @@ class AIGenerationJob(Base):
     prompt: Mapped[str] = mapped_column(Text)
     size: Mapped[int]
     result: Mapped[str | None] = mapped_column(Text)
-    progress: Mapped[int] = mapped_column(default=0)
-    attempt: Mapped[int] = mapped_column(default=0)
-    tokens_used: Mapped[int] = mapped_column(default=0)
-    cost: Mapped[float] = mapped_column(default=0.0)
+    progress: Mapped[int] = mapped_column(server_default="0")
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    worker: Mapped[str | None] = mapped_column(String(255))
+    fencing_token: Mapped[int] = mapped_column(server_default="0")
+    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    tokens_used: Mapped[int] = mapped_column(server_default="0")
+    cost: Mapped[float] = mapped_column(server_default="0")
     success: Mapped[bool | None]
     error_message: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(default=now)
     scheduled_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
-    updated_at: Mapped[datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime] = mapped_column(default=now, server_default=func.now())
     completed_at: Mapped[datetime | None]
 
 

@@ -17,6 +17,7 @@ class PlatformJob(TypedDict):
     status: str
     progress: int
     attempt: int
+    worker: str | None
     job_type: str
     result: str | None
     success: bool | None
@@ -67,10 +68,11 @@ class Platform:
         self.url = f"http://{HOST}:{port}"
         self._port = port
 
-    def generate(self, job_type: str, size: int, *, prompt: str, title: str) -> PlatformJob:
-        """Order a text."""
+    def generate(self, job_type: str, size: int, *, prompt: str, title: str, key: str | None = None) -> PlatformJob:
+        """Order a text; on the kit an order repeated under its key is the same job."""
         order = {"job_type": job_type, "size": size, "prompt": prompt, "title": title}
-        job: PlatformJob = _call(self._port, "POST", "/generate", body=order)
+        headers = None if key is None else {"Idempotency-Key": key}
+        job: PlatformJob = _call(self._port, "POST", "/generate", headers, body=order)
         return job
 
     def job(self, job_id: int) -> PlatformJob:

@@ -1,25 +1,63 @@
-"""How the demo platform runs its jobs: from claimed to finished, with a heartbeat in between."""
+"""How the demo platform ran its jobs before it had Unstick's kit: in background tasks, with blind writes.
+
+It is what many such platforms do, and its jobs get stuck in the two ways theirs do.
+
+**The process dies in the middle of a job.** Nobody is left to write to the row: it stays `running` for ever.
+
+**A row without a task.** `POST /generate` writes two things that no transaction joins: the row, committed at once so
+that the client can be given its number, and the background task, which Starlette starts after the response was sent.
+Whatever happens in between (the client hangs up, a worker is restarted, a line raises) leaves a row that no task
+belongs to: it stays `queued` for ever. Here a line raises: the answer's `Link` header bears the title, headers are
+Latin-1, and a title with a dash or a curly quote isn't. The client gets 500, and asks again without the dash.
+"""
 
 import asyncio
 import logging
-from time import monotonic
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from fastapi import APIRouter, BackgroundTasks, Response
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.exc import OperationalError
 
 from unstick.demo.database import AIGenerationJob, Sessions, now
-from unstick.demo.text import Draft, Kind, Steps, write
+from unstick.demo.drafting import advance, outcome
+from unstick.demo.orders import Database, JobView, Order, link
+from unstick.demo.text import Draft, Kind, write
 
-BEAT = 0.2
-"""Seconds of work between two progress writes, which are a job's heartbeat."""
 POLL = 0.2
 SLOTS = 2
 """How many rescheduled jobs run at a time."""
 
-_PRICE_PER_TOKEN = 0.000_002
 _Job = AIGenerationJob
 _log = logging.getLogger(__name__)
+
+router = APIRouter()
+
+
+@router.post("/generate", status_code=202)
+async def generate(order: Order, sessions: Database, tasks: BackgroundTasks, response: Response) -> JobView:
+    """Order a text; it is written after the answer was sent."""
+    job = AIGenerationJob(**order.model_dump(mode="json", exclude={"title"}))
+    async with sessions.begin() as session:
+        session.add(job)
+    # From here to the end of the answer the row exists and its task doesn't.
+    response.headers["Link"] = link(job.id, order.title)
+    tasks.add_task(run_first, sessions, job.id)
+    return JobView.model_validate(job)
+
+
+@asynccontextmanager
+async def running_due(sessions: Sessions) -> AsyncIterator[None]:
+    """Run the jobs that are scheduled and due for as long as the block lasts."""
+    runner = asyncio.create_task(run_due(sessions))
+    try:
+        yield
+    finally:
+        runner.cancel()
+        with suppress(asyncio.CancelledError):
+            await runner
 
 
 async def run_first(sessions: Sessions, job_id: int) -> None:
@@ -82,33 +120,16 @@ async def _run(sessions: Sessions, job: AIGenerationJob) -> None:
         _log.exception("Job %s failed", job.id)
         await _finish(sessions, job.id, status="failed", success=False, error_message=str(error))
     else:
-        await _finish(sessions, job.id, status="completed", success=True, error_message=None, **_outcome(draft))
+        await _finish(sessions, job.id, status="completed", success=True, error_message=None, **outcome(draft))
 
 
 async def _work(sessions: Sessions, job: AIGenerationJob) -> Draft:
     steps = write(Kind(job.job_type), job.prompt, job.size)
     while True:
-        reached = await asyncio.to_thread(_advance, steps)
+        reached = await asyncio.to_thread(advance, steps)
         if isinstance(reached, Draft):
             return reached
         await _save(sessions, job.id, progress=reached)
-
-
-def _advance(steps: Steps) -> int | Draft:
-    """Work until the next beat; return the progress made, or the draft when it is done."""
-    until = monotonic() + BEAT
-    while True:
-        try:
-            progress = next(steps)
-        except StopIteration as end:
-            draft: Draft = end.value
-            return draft
-        if monotonic() >= until:
-            return progress
-
-
-def _outcome(draft: Draft) -> dict[str, Any]:
-    return {"progress": 100, "result": draft.text, "tokens_used": draft.words, "cost": draft.words * _PRICE_PER_TOKEN}
 
 
 async def _finish(sessions: Sessions, job_id: int, **values: Any) -> None:  # noqa: ANN401 - columns of any type
