@@ -241,7 +241,7 @@ class _Environment(EnvSettingsSource):
             key = name.removeprefix(_PREFIX).lower()
             section, nested, _ = key.partition(_NESTED)
             field = self.settings_cls.model_fields.get(section)
-            if field is None or (nested and not self.field_is_complex(field)):
+            if field is None or (nested and not (section in _SECTIONS or self.field_is_complex(field))):
                 yield key
 
 

@@ -15,12 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from unstick.api.auth import jwt_principal
 from unstick.api.factory import create_app
 from unstick.config import Settings, SourceSettings
+from unstick.domain.brake import Unattended
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
 from unstick.domain.policy import Policy
 from unstick.domain.work import BEAT_EVERY, LEASE
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.sql import schema
+from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import Connections, EngineConnections, reachable
 from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
 from unstick.sql.guard import Guard, guard, run_statements
@@ -51,13 +53,21 @@ def chosen_source(settings: Settings, name: str | None = None) -> tuple[str, Sou
 
 
 def watch(
-    name: str, declared: JobTable, connections: Connections, policy: Policy, ledger: Connections | None = None
+    name: str,
+    declared: JobTable,
+    connections: Connections,
+    policy: Policy,
+    ledger: Connections | None = None,
+    *,
+    unattended: Unattended | None = None,
 ) -> Watched:
     """Put a source, its ledger and its policy together, on one database unless the ledger is to be in another."""
     return Watched(
         source=SqlSource(name, declared, connections, records=ledger is None),
         ledger=SqlLedger(ledger or connections),
         policy=policy,
+        brakes=SqlBrakes(ledger or connections),
+        unattended=unattended or Unattended(),
         unmapped_words=partial(unmapped_words, connections, declared),
     )
 
@@ -78,8 +88,8 @@ async def open_watched(settings: Settings, source: str | None = None) -> AsyncIt
             engine = await stack.enter_async_context(_open(home))
             await _prepare(engine, home)
             opened.append(EngineConnections(engine))
-        policy = settings.policy.policy()
-        watched = watch(name, JobTable.from_settings(chosen), opened[0], policy, *opened[1:])
+        policy, unattended = settings.policy.policy(), settings.sweep.unattended()
+        watched = watch(name, JobTable.from_settings(chosen), opened[0], policy, *opened[1:], unattended=unattended)
         await watched.source.clock()  # holds the mapping against the table: what doesn't fit is told now
         await settle_intents(watched)
         yield watched

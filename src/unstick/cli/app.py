@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 
 from unstick import __version__
+from unstick.cli.brake import brake
 from unstick.cli.db import app as db
 from unstick.cli.demo import demo
 from unstick.cli.guard import guard
 from unstick.cli.inspect import inspect
 from unstick.cli.output import say
+from unstick.cli.policy import app as policy
 from unstick.cli.serve import serve
 from unstick.cli.stuck import stuck
 from unstick.cli.sweep import sweep
@@ -24,8 +26,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (serve, stuck, sweep, worker, guard, token, inspect):
+for command in (serve, stuck, sweep, brake, worker, guard, token, inspect):
     app.command()(command)
+app.add_typer(policy, name="policy")
 app.add_typer(db, name="db")
 app.command()(demo)
 

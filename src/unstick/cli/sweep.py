@@ -2,7 +2,7 @@
 # ruff: noqa: PLC0415 - a command loads what it needs when it runs, so that `unstick --help` is quick
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,18 +24,31 @@ def sweep(
     ctx: typer.Context,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")] = False,
     action: Annotated[
-        Action | None, typer.Option(help="What is done to a stuck job; without it what is configured.")
+        Literal["mark_failed", "retry"] | None,
+        typer.Option(help="What is done to a stuck job; without it what is configured."),
     ] = None,
+    unattended: Annotated[
+        bool,
+        typer.Option(
+            "--unattended", help="Nobody watches, as from cron: stop at the brake, leave what needs a person."
+        ),
+    ] = False,
     threshold_minutes: ThresholdMinutes = None,
     source: SourceName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recover the jobs that are stuck, once; exit code 2 if any of them couldn't be changed."""
+    """Recover the jobs that are stuck, once; exit code 2 if any of them couldn't be changed, 3 if the brake holds."""
     from unstick.cli.running import run
     from unstick.pipeline.shapes import cleanup_shape
     from unstick.pipeline.sweep import SweepOrder
 
-    order = SweepOrder(actor=f"cli:{os_user()}", queued_after=threshold_minutes, action=action, dry_run=dry_run)
+    order = SweepOrder(
+        actor=f"cli:{os_user()}",
+        queued_after=threshold_minutes,
+        action=None if action is None else Action(action),
+        dry_run=dry_run,
+        unattended=unattended,
+    )
     watch_it = is_watched(sys.stderr) and not as_json
     shape = cleanup_shape(run(_sweep(source_settings_of(ctx), source, order, watch_it=watch_it)))
     if as_json:
@@ -46,6 +59,8 @@ def sweep(
     if failed:
         _complain_of(shape, failed)
         raise typer.Exit(2)
+    if shape["brake"] is not None:
+        raise typer.Exit(3)
 
 
 def _complain_of(shape: "CleanupShape", failed: int) -> None:

@@ -98,3 +98,13 @@ async def _sample(watched: Watched, looks: Sequence[Look]) -> list[Job]:
         for state in look.states:
             found += await watched.source.list_suspects(look, state, limit=_SAMPLE, after=None)
     return found
+
+
+async def show_brake(watched: Watched) -> Brake | None:
+    """Return the brake of a source, released or not; None where there is none."""
+    return await kept_brakes(watched).find(watched.source.name)
+
+
+async def release_brake(watched: Watched, by: str) -> Brake | None:
+    """Release the brake, so that the next unattended sweep may do as much as it was held from; None if none holds."""
+    return await kept_brakes(watched).release(watched.source.name, by)

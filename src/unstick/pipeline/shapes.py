@@ -3,15 +3,19 @@
 Every face (AdminService, HTTP, command line) answers with these, so that none can drift from the others.
 """
 
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic reads TypedDicts only from here below Python 3.12
 
+from unstick.domain.brake import Brake
 from unstick.domain.diagnosis import Reason
 from unstick.domain.evidence import Evidence
-from unstick.domain.job import JobState
+from unstick.domain.job import JobClass, JobState
+from unstick.domain.policy import Policy
 from unstick.domain.recovery import CHANGES, Outcome
+from unstick.domain.wording import say_duration
 from unstick.pipeline.report import Finding, PlatformStats, StuckReport
 from unstick.pipeline.sweep import SweepReport
 from unstick.ports import Usage
@@ -85,6 +89,16 @@ class StuckShape(TypedDict):
     next_cursor: str | None
 
 
+class PolicyShape(TypedDict):
+    """What holds for jobs of a kind and queue; `rule` counts from 1, and is null where none governs them."""
+
+    source: str
+    kind: str | None
+    queue: str | None
+    rule: int | None
+    policy: dict[str, str | int | bool | None]
+
+
 class CountsByState(TypedDict):
     """Exact counts, as shapes 2 and 3 name them."""
 
@@ -99,6 +113,18 @@ class FailureShape(TypedDict):
     id: int | str
     state: str
     detail: str
+
+
+class BrakeShape(TypedDict):
+    """A brake: how many jobs would have been recovered at once, and what seems to have happened to them."""
+
+    source: str
+    at: str
+    suspects: int
+    open_jobs: int
+    cause: str
+    released_at: str | None
+    released_by: str | None
 
 
 class CleanupShape(TypedDict):
@@ -116,6 +142,7 @@ class CleanupShape(TypedDict):
     poison: int
     operation_id: int | None
     failures: list[FailureShape]
+    brake: BrakeShape | None
     would_clean: NotRequired[CountsByState]
 
 
@@ -205,10 +232,40 @@ def cleanup_shape(report: SweepReport) -> CleanupShape:
         poison=report.tally.of(reason=Reason.POISON, outcome=Outcome.APPLIED),
         operation_id=report.operation_id,
         failures=[{"id": f.job_id, "state": f.state.value, "detail": f.detail} for f in report.failures],
+        brake=None if report.brake is None else brake_shape(report.brake),
     )
     if report.dry_run:
         shape["would_clean"] = applied
     return shape
+
+
+def policy_shape(policy: Policy, source: str, jobs: JobClass) -> PolicyShape:
+    """Render the policy that governs jobs of a class, durations in words."""
+    rule = policy.rule_of(source, jobs)
+    governing = asdict(policy.under(rule))
+    del governing["rules"]
+    return PolicyShape(
+        source=source,
+        kind=jobs.kind,
+        queue=jobs.queue,
+        rule=None if rule is None else policy.rules.index(rule) + 1,
+        policy={
+            name: say_duration(value) if isinstance(value, timedelta) else value for name, value in governing.items()
+        },
+    )
+
+
+def brake_shape(brake: Brake) -> BrakeShape:
+    """Render a brake."""
+    return BrakeShape(
+        source=brake.source,
+        at=brake.at.isoformat(),
+        suspects=brake.suspects,
+        open_jobs=brake.still_open,
+        cause=brake.cause,
+        released_at=_iso(brake.released_at),
+        released_by=brake.released_by,
+    )
 
 
 def stats_shape(stats: PlatformStats) -> StatsShape:
@@ -299,13 +356,18 @@ def _by_state(report: SweepReport) -> CountsByState:
 def _cleanup_message(report: SweepReport, applied: int) -> str:
     if report.dry_run:
         return f"Would clean up {applied} stuck job(s). Nothing was changed."
+    if report.operation_id is None and report.brake is not None:
+        held = report.tally.of(outcome=Outcome.BRAKED)
+        return f"The brake holds: {held} stuck job(s) were left alone. It looks like {report.brake.cause}."
     return f"Successfully cleaned up {applied} stuck job(s)." + _left_over(report)
 
 
 def _left_over(report: SweepReport) -> str:
     lost = report.tally.of(outcome=Outcome.LOST_RACE)
     failed = report.tally.of(outcome=Outcome.FAILED)
-    said = f" {lost} changed meanwhile, or somebody held their rows; they were left alone." if lost else ""
+    left = report.tally.of(outcome=Outcome.LEFT)
+    said = f" {left} were left to a person, or for later." if left else ""
+    said += f" {lost} changed meanwhile, or somebody held their rows; they were left alone." if lost else ""
     return said + (f" {failed} could not be changed; `failures` says why." if failed else "")
 
 
