@@ -9,8 +9,9 @@ from textwrap import dedent
 import pytest
 
 from unstick.config import EMBEDDED_URL, PolicySettings, Settings, load_settings, parse_duration
+from unstick.domain.brake import BrakeLimits, Unattended
 from unstick.domain.errors import ConfigurationError
-from unstick.domain.policy import Policy
+from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import Action
 
 SECRET = "hunter2-hunter2-hunter2-hunter2-hunter2"
@@ -372,3 +373,33 @@ def test_a_duration_is_a_number_and_a_unit(said: object, meant: int) -> None:
 def test_nothing_else_is_a_duration(said: object) -> None:
     with pytest.raises(ValueError, match="must be a number and a unit"):
         parse_duration(said)
+
+
+def test_the_ledger_and_the_brake_can_be_set_by_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNSTICK_LEDGER__URL", "sqlite:///ledger.db")
+    monkeypatch.setenv("UNSTICK_SWEEP__BRAKE__JOBS", "7")
+    monkeypatch.setenv("UNSTICK_POLICY__RULES", '[{"kind": "thesis.*", "running_after": "2h", "action": "retry"}]')
+    settings = load_settings()
+    assert settings.ledger is not None
+    assert settings.ledger.url.get_secret_value() == "sqlite:///ledger.db"
+    assert settings.sweep.unattended() == Unattended(brake=BrakeLimits(jobs=7))
+    rule = Rule(kind="thesis.*", running_after=timedelta(hours=2), action=Action.RETRY)
+    assert settings.policy.policy().rules == (rule,)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[policy.rules]]\nkindd = 'x'", "did you mean `kind`?"),
+        ("[[policy.rules]]\nkind = 'x'\nrunning_after = '5 apples'", "such as 90s"),
+        ("[sweep.brake]\nshare = 2", "sweep"),
+        ("[sweep]\nclean_evry = '5m'", "clean_every"),
+    ],
+)
+def test_a_wrong_rule_or_brake_is_told_in_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "unstick.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=re.escape(said)) as told:
+        load_settings(file)
+    assert "\n" not in str(told.value)

@@ -20,10 +20,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tests.jobs import COLUMNS, declared, jobs_table, open_bench
 from unstick.config import SourceSettings
 from unstick.domain.diagnosis import Reason
-from unstick.domain.errors import ConfigurationError, LateFinishError, LeaseLostError, SourceUnavailableError
+from unstick.domain.errors import (
+    ConfigurationError,
+    LateFinishError,
+    LeaseLostError,
+    LedgerMissingError,
+    SourceUnavailableError,
+)
 from unstick.domain.policy import Policy
 from unstick.domain.recovery import Action, Outcome
-from unstick.kit import enqueue
+from unstick.hosting import host_settings
+from unstick.kit import enqueue, open_worker
 from unstick.pipeline.looking import take_look
 from unstick.pipeline.report import report_stuck
 from unstick.pipeline.sweep import SweepOrder, sweep
@@ -579,6 +586,28 @@ async def test_a_table_that_can_show_no_sign_of_life_is_refused_at_the_start(sql
         async with worker_on("main", sqlite_database.url, jobs, every=BEAT, lease=LEASE):
             pass
     await bench.close()
+
+
+async def test_a_worker_without_unsticks_own_tables_is_refused_at_the_start(sqlite_database: Database) -> None:
+    """A refused end would have nowhere to be recorded, and be tried for ever."""
+    table = jobs_table()
+    engine = open_engine(sqlite_database.url, create=True)
+    async with engine.begin() as connection:
+        await connection.run_sync(table.metadata.create_all)
+    with pytest.raises(LedgerMissingError, match="unstick db upgrade"):
+        async with open_worker(url=sqlite_database.url, jobs=declared(table)):
+            raise AssertionError
+    await engine.dispose()
+
+
+async def test_a_worker_told_its_table_and_database_reads_no_configuration(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNSTICK_NONSENSE", "1")
+    host_settings.cache_clear()
+    await shop.put()
+    async with open_worker(url=shop.url, jobs=OWN) as worker:
+        assert len(await worker.claim()) == 1
 
 
 def test_a_lease_that_could_not_outlast_a_missed_beat_is_refused() -> None:

@@ -345,6 +345,10 @@ def _known(path: Sequence[str]) -> Iterable[str]:
             return get_args(ColumnKey)
         case [_, _, "states", _]:
             return list(JobState)
+        case [_, "rules", _, _]:
+            return RuleSettings.model_fields
+        case [_, "brake", _]:
+            return BrakeSettings.model_fields
         case _:
             return _SECTIONS[path[0]].model_fields
 

@@ -30,6 +30,9 @@ from unstick.sql.mapping import JobTable
 from unstick.wiring import chosen_source, worker_on
 from unstick.worker import Registry, Runner, Worker
 
+_SOURCE = "main"
+"""What a table goes by in the ledger where nothing was configured."""
+
 
 async def enqueue(
     db: AsyncSession,
@@ -58,7 +61,7 @@ async def enqueue(
         ConfigurationError: the table has no column for what is asked.
     """
     job = NewJob(kind=kind, payload=payload, key=key, queue=queue, wait=wait, values=values or {})
-    return await enqueueing.enqueue(SessionConnections(db), await db.connection(), hosted(jobs, None).jobs, job)
+    return await enqueueing.enqueue(SessionConnections(db), await db.connection(), jobs or hosted(None, None).jobs, job)
 
 
 def open_worker(
@@ -76,6 +79,8 @@ def open_worker(
         beat_every: the time between two signs of life.
         lease: how long the process is believed to live after one.
     """
+    if url is not None and jobs is not None:
+        return worker_on(_SOURCE, url, jobs, every=beat_every, lease=lease)
     host = hosted(jobs, None)
     if url is None:
         _, section = chosen_source(host_settings())

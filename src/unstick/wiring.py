@@ -126,8 +126,20 @@ async def worker_on(
 
     Raises:
         ConfigurationError: the mapping doesn't fit the table, or a job in it can't show that it lives.
+        LedgerMissingError: Unstick's own tables are missing or behind.
         SourceUnavailableError: the database doesn't answer.
     """
+    engine = open_engine(url)
+    try:
+        async with reachable(engine.sync_engine):
+            lacking = await schema.missing(engine, schema.branches(own_jobs=False))
+    finally:
+        await engine.dispose()
+    if lacking:
+        raise LedgerMissingError(
+            f"A worker of {declared.full_name} needs Unstick's own tables in the same database, for its lease and its "
+            f"late finishes, and they are missing or behind. Make them with `unstick db upgrade`."
+        )
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[SqlJobQueue]:
