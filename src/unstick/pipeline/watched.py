@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from unstick.domain.policy import Policy
-from unstick.ports import JobSource, Ledger
+from unstick.ports import JobSource, Ledger, Witness
 
 
 async def _none() -> tuple[str, ...]:
@@ -21,6 +21,8 @@ class Watched:
     policy: Policy
     unmapped_words: Callable[[], Awaitable[tuple[str, ...]]] = _none
     """Names words of open jobs that the source's mapping gives no meaning, so that no look sees those jobs."""
+    witnesses: tuple[Witness, ...] = ()
+    """Who is asked whether a worker still has a job."""
 
 
 OpenWatched = Callable[[], AbstractAsyncContextManager[Watched]]
