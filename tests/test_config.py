@@ -377,8 +377,10 @@ def test_what_is_missing_is_told_by_the_variable_where_there_is_no_file(monkeypa
         ),
         (
             '[sources.main.process]\nworker = "{hots}:{pid}"',
-            "`[sources.main.process] worker` may have {host}, {pid}, {application_name}, {any} in it, "
-            "the first three once.",
+            (
+                "`[sources.main.process] worker` may have {host}, {pid}, {application_name}, {any} in it, "
+                "the first three once."
+            ),
         ),
         (
             '[sources.main.process]\nsame_namespace = "so"',
