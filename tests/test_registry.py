@@ -161,7 +161,7 @@ async def test_a_worker_that_began_after_the_job_is_another(office: Office) -> N
     """Item 13: the same name after a restart must not hide the job that died with the one before."""
     await office.add(7, beat=SECOND, began=10 * SECOND)
     holding, said = await word(office.witness, await office.job("7"))
-    assert (holding, said) == (Holding.RELEASED, "worker 7 began after the job: it is another one")
+    assert (holding, (said or "")[-37:]) == (Holding.RELEASED, "UTC, after the job: it is another one")
 
     await office.add(8, beat=SECOND, began=timedelta(hours=2))
     assert (await word(office.witness, await office.job("8")))[0] is Holding.HELD
@@ -169,7 +169,7 @@ async def test_a_worker_that_began_after_the_job_is_another(office: Office) -> N
     began = timedelta(hours=1) - SECOND
     await office.add(9, beat=SECOND, began=began)
     holding, said = await word(office.witness, await office.job("9"))
-    assert (holding, (said or "")[-38:]) == (Holding.UNKNOWN, ", too near the job to tell whose it is")
+    assert (holding, (said or "")[-50:]) == (Holding.UNKNOWN, "job's times don't tell whether it is the same one")
 
 
 async def test_without_a_start_the_heartbeat_alone_decides(office: Office) -> None:

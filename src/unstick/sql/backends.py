@@ -17,7 +17,7 @@ from unstick.domain.errors import ConfigurationError
 from unstick.domain.evidence import Evidence, Holding
 from unstick.domain.job import Job, JobId
 from unstick.domain.naming import NamePattern
-from unstick.domain.tenure import held_since
+from unstick.domain.tenure import held_since, say_another, say_unclear
 from unstick.domain.wording import say_instant
 from unstick.sql.connections import Connections
 from unstick.sql.times import AwareTime
@@ -87,10 +87,12 @@ class Backends:
         self, job: Job, key: str, backends: "Sequence[_Backend]", seen_at: datetime, *, sees_all: bool
     ) -> Evidence:
         here = [each for each in backends if each.here]
-        known = [(each, held_since(began_at, job)) for each in here if (began_at := each.began_at) is not None]
-        for each, holding in known:
+        known = [
+            (each, began_at, held_since(began_at, job)) for each in here if (began_at := each.began_at) is not None
+        ]
+        for each, began_at, holding in known:
             if holding is Holding.HELD:
-                return self._says(holding, each.state_changed_at, f"backend {each.pid} since {each.since}")
+                return self._says(holding, each.state_changed_at, f"backend {each.pid} since {say_instant(began_at)}")
         what = f"backend {key}" if self._by == "pid" else f"backend of {key}"
         if len(known) < len(here):
             return self._says(Holding.UNKNOWN, None, f"{what} is hidden from this role")
@@ -102,13 +104,12 @@ class Backends:
             return self._says(Holding.RELEASED, seen_at, f"there is no {what}")
         return self._another(what, known)
 
-    def _another(self, what: str, known: "Sequence[tuple[_Backend, Holding]]") -> Evidence:
+    def _another(self, what: str, known: "Sequence[tuple[_Backend, datetime, Holding]]") -> Evidence:
         """Tell that all backends of this number or name began later than the job."""
-        first = min((each for each, _ in known), key=lambda each: each.since)
-        if all(holding is Holding.RELEASED for _, holding in known):
-            value = f"{what} began at {first.since}, after the job: it is another one"
-            return self._says(Holding.RELEASED, first.began_at, value)
-        return self._says(Holding.UNKNOWN, None, f"{what} began at {first.since}, too near the job to tell")
+        _, began_at, _ = min(known, key=lambda one: one[1])
+        if all(holding is Holding.RELEASED for _, _, holding in known):
+            return self._says(Holding.RELEASED, began_at, say_another(what, began_at))
+        return self._says(Holding.UNKNOWN, None, say_unclear(what, began_at))
 
     def _says(self, holding: Holding, at: datetime | None, value: str) -> Evidence:
         return Evidence(witness=self.name, holding=holding, at=at, value=value)
@@ -134,8 +135,3 @@ class _Backend:
     def state_changed_at(self) -> datetime | None:
         """When it last began or ended a statement."""
         return AwareTime().read(self.state_change)
-
-    @property
-    def since(self) -> str:
-        """When it was made, in words."""
-        return "an unknown time" if self.began_at is None else say_instant(self.began_at)

@@ -21,8 +21,8 @@ from unstick.config import RegistryKey, RegistrySettings
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.evidence import Evidence, Holding
 from unstick.domain.job import Job, JobId
-from unstick.domain.tenure import held_since
-from unstick.domain.wording import say_duration, say_instant
+from unstick.domain.tenure import held_since, say_another, say_unclear
+from unstick.domain.wording import say_duration
 from unstick.sql.connections import Connections
 from unstick.sql.dialects import Dialect
 from unstick.sql.reflection import real_table
@@ -90,12 +90,11 @@ class WorkerRegistry:
             return self._says(Holding.UNKNOWN, beat_at, f"{worker} {problem}")
         began = Holding.HELD if row.began_at is None else held_since(row.began_at, job)
         if row.began_at is not None and began is Holding.RELEASED:
-            return self._says(began, row.began_at, f"{worker} began after the job: it is another one")
+            return self._says(began, row.began_at, say_another(worker, row.began_at))
         if now - beat_at > self._settings.alive_for:
             return self._says(Holding.RELEASED, beat_at, f"{worker} has not beaten for {say_duration(now - beat_at)}")
         if row.began_at is not None and began is Holding.UNKNOWN:
-            since = say_instant(row.began_at)
-            return self._says(began, beat_at, f"{worker} began at {since}, too near the job to tell whose it is")
+            return self._says(began, beat_at, say_unclear(worker, row.began_at))
         return self._says(Holding.HELD, beat_at, f"{worker} beats")
 
     def _says(self, holding: Holding, at: datetime | None, value: str) -> Evidence:
