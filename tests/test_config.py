@@ -257,7 +257,7 @@ def test_an_unknown_key_is_told_with_its_place_and_the_nearest_known_one(text: s
             "UNSTICK_SOURCES_MAIN_URL is no setting; did you mean `UNSTICK_SOURCES__MAIN__URL`?",
         ),
         ("UNSTICK_SECRET_KEY__OLD", "UNSTICK_SECRET_KEY__OLD is no setting; did you mean `UNSTICK_SECRET_KEY`?"),
-        ("UNSTICK_", "UNSTICK_ is no setting; there are: secret_key, sources, ledger, policy, auth."),
+        ("UNSTICK_", "UNSTICK_ is no setting; there are: secret_key, sources, ledger, policy, sweep, auth."),
     ],
 )
 def test_a_misspelt_variable_is_never_overlooked(monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
@@ -285,13 +285,165 @@ def test_a_source_has_a_plain_name(name: str) -> None:
     assert said.startswith(f"unstick.toml: `[sources.{name}]` must be a name of at most 63 lower-case letters")
 
 
+# Witnesses
+
+JOBS = """
+    [sources.main]
+    table = "procrastinate_jobs"
+    columns = { id = "id", state = "status", worker = "worker_id", progress = "progress" }
+"""
+WITNESSES = """
+    [sources.main.registry]
+    table = "procrastinate_workers"
+    columns = { id = "id", heartbeat_at = "last_heartbeat" }
+    alive_for = "30s"
+    unowned = "released"
+
+    [sources.main.backends]
+    by = "pid"
+    worker = "{host}:{pid}"
+
+    [sources.main.process]
+
+    [sources.main.http]
+    url = "https://app.internal/held"
+    token = "secret"
+
+    [sources.main.progress]
+    moved_within = "20m"
+"""
+
+
+def test_every_witness_can_be_said_in_the_file() -> None:
+    write(JOBS + WITNESSES)
+    main = load_settings().sources["main"]
+    assert main.registry is not None
+    assert (main.registry.table, main.registry.alive_for) == ("procrastinate_workers", timedelta(seconds=30))
+    assert main.registry.columns == {"id": "id", "heartbeat_at": "last_heartbeat"}
+    assert main.backends is not None
+    assert (main.backends.by, main.backends.worker) == ("pid", "{host}:{pid}")
+    assert main.process is not None
+    assert (main.process.worker, main.process.same_namespace) == (None, False)
+    assert main.http is not None
+    assert main.http.token is not None
+    assert main.http.token.get_secret_value() == "secret"
+    assert main.progress is not None
+    assert main.progress.moved_within == timedelta(minutes=20)
+
+
+def test_an_endpoints_token_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    write('[sources.main.http]\nurl = "https://app.internal/held"')
+    monkeypatch.setenv("UNSTICK_SOURCES__MAIN__HTTP__TOKEN", SECRET)
+    settings = load_settings()
+    assert settings.sources["main"].http is not None
+    assert settings.sources["main"].http.token is not None
+    assert settings.sources["main"].http.token.get_secret_value() == SECRET
+    assert SECRET not in f"{settings!r} {settings.model_dump()}"
+
+
+def test_what_is_missing_is_told_by_the_variable_where_there_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSTICK_SOURCES__MAIN__HTTP__TOKEN", SECRET)
+    assert complaint() == "UNSTICK_SOURCES__MAIN__HTTP__URL must be given."
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[sources.main.registery]", "`[sources.main] registery` is no setting; did you mean `registry`?"),
+        ("[sources.main.registry]", "`[sources.main.registry] table` must be given."),
+        (
+            '[sources.main.registry]\ntable = "w"\nalive_for = "30s"\ncolumns = { id = "id", hartbeat_at = "x" }',
+            "`[sources.main.registry] columns.hartbeat_at` is no setting; did you mean `heartbeat_at`?",
+        ),
+        (
+            '[sources.main.registry]\ntable = "w"\nalive_for = "30s"\ncolumns = { id = "id" }',
+            "`[sources.main.registry] columns` must name `id` and `heartbeat_at`.",
+        ),
+        (
+            '[sources.main.registry]\ntable = "w"\nalive_for = "30s"\ncolumns = { id = "id", heartbeat_at = 3 }',
+            "`[sources.main.registry] columns.heartbeat_at` must be text.",
+        ),
+        (
+            '[sources.main.registry]\ntable = "w"\nalive_for = "soon"\ncolumns = { id = "id", heartbeat_at = "x" }',
+            "`[sources.main.registry] alive_for` must be a number and a unit, such as 90s, 5m, 2h or 3d.",
+        ),
+        ('[sources.main.backends]\nby = "name"', "`[sources.main.backends] by` must be 'application_name' or 'pid'."),
+        (
+            '[sources.main.backends]\nby = "pid"\nworker = "{host}"',
+            "`[sources.main.backends] worker` must have {pid} in it.",
+        ),
+        (
+            '[sources.main.process]\nworker = "{pid}"',
+            "`[sources.main.process] worker` must have {host} and {pid} in it.",
+        ),
+        (
+            '[sources.main.process]\nworker = "{hots}:{pid}"',
+            (
+                "`[sources.main.process] worker` may have {host}, {pid}, {application_name}, {any} in it, "
+                "the first three once."
+            ),
+        ),
+        (
+            '[sources.main.process]\nsame_namespace = "so"',
+            "`[sources.main.process] same_namespace` must be true or false.",
+        ),
+        (
+            "[sources.main.process]\npid = 3",
+            "`[sources.main.process] pid` is no setting; there are: worker, same_namespace.",
+        ),
+        ("[sources.main]\nprocess = 3", "`[sources.main] process` must be a table."),
+        (
+            '[sources.main.http]\nurl = "https://user:hunter2@app/held"',
+            "`[sources.main.http] url` must be an http:// or https:// address without a user or password in it.",
+        ),
+        (
+            '[sources.main.http]\nurl = "ftp://app/held"',
+            "`[sources.main.http] url` must be an http:// or https:// address without a user or password in it.",
+        ),
+        (
+            '[sources.main.http]\nurl = "https://app:99999/held"',
+            "`[sources.main.http] url` must be an http:// or https:// address without a user or password in it.",
+        ),
+        (
+            '[sources.main.progress]\nmoved_within = "0s"',
+            "`[sources.main.progress] moved_within` must be more than nothing and at most 365d.",
+        ),
+    ],
+)
+def test_a_wrong_witness_is_told_in_one_sentence(text: str, said: str) -> None:
+    write(text)
+    assert complaint() == f"unstick.toml: {said}"
+
+
+@pytest.mark.parametrize(
+    ("witness", "key"),
+    [
+        (
+            '[sources.main.registry]\ntable = "w"\nalive_for = "30s"\ncolumns = { id = "id", heartbeat_at = "x" }',
+            "worker",
+        ),
+        ('[sources.main.backends]\nby = "pid"', "worker"),
+        ("[sources.main.process]", "worker"),
+        ("[sources.main.progress]", "progress"),
+    ],
+)
+def test_a_witness_needs_the_column_it_goes_by(witness: str, key: str) -> None:
+    name = witness.removeprefix("[sources.main.").partition("]")[0]
+    write('[sources.main]\ntable = "jobs"\ncolumns = { id = "id" }\n' + witness)
+    assert complaint() == (
+        f"unstick.toml: `[sources.main]` must name a column for `{key}`, which the witness `{name}` goes by."
+    )
+    write(witness)  # Unstick's own table has them all
+    load_settings()
+
+
 # What is said of values that are wrong
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f'[policy]\naction = "{SECRET}"', "`[policy] action` must be 'mark_failed' or 'retry'."),
+        (f'[policy]\naction = "{SECRET}"', "`[policy] action` must be 'mark_failed', 'retry' or 'leave'."),
         (
             "[policy]\nqueued_after = 5",
             "`[policy] queued_after` must be a number and a unit, such as 90s, 5m, 2h or 3d.",

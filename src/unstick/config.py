@@ -12,7 +12,8 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -24,7 +25,9 @@ from pydantic import (
     SecretStr,
     Strict,
     ValidationError,
+    ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -33,6 +36,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from unstick.domain.brake import BrakeLimits, Unattended
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.job import JobState
+from unstick.domain.naming import NamePattern
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import Action
 
@@ -46,6 +50,8 @@ ColumnKey = Literal[
     "success", "error", "attempt", "max_attempts", "worker", "token", "progress", "payload", "tokens", "cost",
     "key",
 ]  # fmt: skip
+
+RegistryKey = Literal["id", "heartbeat_at", "started_at"]
 
 _FILE_VARIABLE = "UNSTICK_CONFIG"
 _PREFIX = "UNSTICK_"
@@ -84,13 +90,97 @@ def _time_zone(name: str) -> str:
     return name
 
 
+def _name_pattern(text: str) -> str:
+    NamePattern(text)
+    return text
+
+
+def _endpoint(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        plain = parts.username is None and parts.password is None and parts.port != 0 and not re.search(r"\s", url)
+    except ValueError:
+        plain = False
+    if not plain or parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be an http:// or https:// address without a user or password in it")
+    return url
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_duration_in_range)]
 Name = Annotated[str, Field(min_length=1)]
+WorkerPattern = Annotated[str, AfterValidator(_name_pattern)]
 StateValue = Annotated[str, Strict()] | Annotated[int, Strict()]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RegistrySettings(_Section):
+    """A table beside the jobs in which workers show that they live; a job's `worker` names its row."""
+
+    table: Name
+    columns: dict[RegistryKey, Name]
+    """`id`, `heartbeat_at`, and `started_at` if it has one, which tells a restarted worker from the one before."""
+    alive_for: Duration
+    """How long a worker lives after its last heartbeat."""
+    unowned: Literal["unknown", "released"] = "unknown"
+    """What is said of a job that names no worker: `released` where the system strikes workers it thinks dead."""
+
+    @field_validator("columns")
+    @classmethod
+    def _enough(cls, columns: dict[RegistryKey, str]) -> dict[RegistryKey, str]:
+        if not {"id", "heartbeat_at"} <= set(columns):
+            raise ValueError("must name `id` and `heartbeat_at`")
+        return columns
+
+
+class BackendsSettings(_Section):
+    """PostgreSQL's own list of connections, for jobs that hold one to this database for as long as they run."""
+
+    by: Literal["application_name", "pid"]
+    """What the job's `worker` holds of its connection."""
+    worker: WorkerPattern | None = None
+    """What `worker` looks like, such as `{host}:{pid}`, if there is more in it."""
+
+    @field_validator("worker")
+    @classmethod
+    def _tells(cls, worker: str | None, info: ValidationInfo) -> str | None:
+        by = info.data.get("by")
+        if worker is not None and by is not None and by not in NamePattern(worker).places:
+            raise ValueError(f"must have {{{by}}} in it")
+        return worker
+
+
+class ProcessSettings(_Section):
+    """The processes of this host, for workers that run beside Unstick."""
+
+    worker: WorkerPattern | None = None
+    """What `worker` looks like; the names of Unstick's own workers where nothing is said."""
+    same_namespace: bool = False
+    """The workers see the same process numbers as Unstick, though both are in a container."""
+
+    @field_validator("worker")
+    @classmethod
+    def _tells(cls, worker: str | None) -> str | None:
+        if worker is not None and not {"host", "pid"} <= set(NamePattern(worker).places):
+            raise ValueError("must have {host} and {pid} in it")
+        return worker
+
+
+class HttpSettings(_Section):
+    """An endpoint of the application's that knows which jobs its workers have."""
+
+    url: Annotated[str, AfterValidator(_endpoint)]
+    token: SecretStr | None = None
+    """Sent as a bearer token."""
+
+
+class ProgressSettings(_Section):
+    """What jobs say of their own progress, compared from one look to the next."""
+
+    moved_within: Duration = timedelta(minutes=10)
+    """How long a job is believed to be at work after its progress moved."""
 
 
 class SourceSettings(_Section):
@@ -103,6 +193,22 @@ class SourceSettings(_Section):
     states: dict[JobState, tuple[StateValue, ...]] = Field(default_factory=dict)
     timezone: Annotated[str, AfterValidator(_time_zone)] = "UTC"
     """What naive times in the table mean, as an IANA name."""
+    registry: RegistrySettings | None = None
+    backends: BackendsSettings | None = None
+    process: ProcessSettings | None = None
+    http: HttpSettings | None = None
+    progress: ProgressSettings | None = None
+
+    @model_validator(mode="after")
+    def _mapped_for_witnesses(self) -> Self:
+        """Refuse a witness that would have nothing to go by; Unstick's own table has all columns."""
+        needs: Mapping[str, ColumnKey] = {
+            "registry": "worker", "backends": "worker", "process": "worker", "progress": "progress",
+        }  # fmt: skip
+        for witness, key in needs.items():
+            if self.table is not None and getattr(self, witness) is not None and key not in self.columns:
+                raise ValueError(f"must name a column for `{key}`, which the witness `{witness}` goes by")
+        return self
 
     @field_validator("states", mode="before")
     @classmethod
@@ -298,9 +404,14 @@ _SECTIONS: Mapping[str, type[_Section]] = {
     "sweep": SweepSettings,
     "auth": AuthSettings,
 }
+_WITNESSES: Mapping[str, type[_Section]] = {
+    "registry": RegistrySettings,
+    "backends": BackendsSettings,
+    "process": ProcessSettings,
+    "http": HttpSettings,
+    "progress": ProgressSettings,
+}
 _KEY = "[key]"
-_DEEPEST = 4
-"""`sources`, a source, `columns` or `states`, a key: what pydantic adds below names its own types."""
 
 _VERDICTS = {
     "dict_type": "must be a table",
@@ -311,17 +422,33 @@ _VERDICTS = {
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
     "too_short": "must have at least one entry",
+    "missing": "must be given",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
 }
 
 
 def _sentence(error: ErrorDetails, file: Path | None) -> str:
-    path = tuple(str(step) for step in error["loc"] if step != _KEY)[:_DEEPEST]
-    variable = _variable_saying(path)
+    path = _setting(tuple(str(step) for step in error["loc"] if step != _KEY))
+    variable = _variable_saying(path) or (_variable(path) if file is None else None)
     exact = variable == _variable(path)
     place = variable if exact else f"{variable or file}: `{_place(path)}`"
-    if error["type"] == "extra_forbidden" or (error["loc"][-1] == _KEY and len(path) == _DEEPEST):
+    if error["type"] == "extra_forbidden" or (error["loc"][-1] == _KEY and len(path) > _IN_A_SOURCE):
         return f"{place} is no setting; {_instead(path, exact)}"
     return f"{place} {_verdict(error)}."
+
+
+def _setting(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out what pydantic adds below a setting, which names its own types."""
+    match path:
+        case ["sources", _, witness, "columns", *_] if witness in _WITNESSES:
+            return path[:5]
+        case _:
+            return path[:4]
+
+
+_IN_A_SOURCE = 3
+"""`sources`, a source, and one of its settings; a key below is one of the setting's own."""
 
 
 def _verdict(error: ErrorDetails) -> str:
@@ -343,14 +470,24 @@ def _known(path: Sequence[str]) -> Iterable[str]:
             return Settings.model_fields
         case [_, _, "columns", _]:
             return get_args(ColumnKey)
+        case [_, _, "registry", "columns", _]:
+            return get_args(RegistryKey)
         case [_, _, "states", _]:
             return list(JobState)
-        case [_, "rules", _, _]:
-            return RuleSettings.model_fields
-        case [_, "brake", _]:
-            return BrakeSettings.model_fields
         case _:
-            return _SECTIONS[path[0]].model_fields
+            return _section_of(path).model_fields
+
+
+def _section_of(path: Sequence[str]) -> type[_Section]:
+    match path:
+        case [_, _, witness, _] if witness in _WITNESSES:
+            return _WITNESSES[witness]
+        case [_, "rules", _, _]:
+            return RuleSettings
+        case [_, "brake", _]:
+            return BrakeSettings
+        case _:
+            return _SECTIONS[path[0]]
 
 
 def _nested_names() -> Iterator[str]:
@@ -362,7 +499,13 @@ def _nested_names() -> Iterator[str]:
 
 def _place(path: Sequence[str]) -> str:
     """Say where a setting stands as the file would: `[sources.main] columns.state`."""
-    tables = (2 if path[0] == "sources" else 1) if path[0] in _SECTIONS else 0
+    match path:
+        case ["sources", _, witness, _, *_] if witness in _WITNESSES:
+            tables = 3
+        case ["sources", *_]:
+            tables = 2
+        case _:
+            tables = 1 if path[0] in _SECTIONS else 0
     heading = f"[{'.'.join(path[:tables])}]" if tables else ""
     return f"{heading} {'.'.join(path[tables:])}".strip()
 

@@ -7,10 +7,12 @@ from typing import Protocol
 
 from unstick.domain.audit import AuditEntry
 from unstick.domain.brake import Brake, Pass
+from unstick.domain.evidence import Evidence
 from unstick.domain.job import Job, JobClass, JobId, JobState
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
+from unstick.domain.sighting import Sighted, Sighting
 from unstick.domain.suspect import Look, Page, Position, StuckCounts
 from unstick.domain.work import Beat, ClaimedJob, WorkerIdentity
 
@@ -140,6 +142,31 @@ class JobSource(Protocol):
 
     async def usage(self) -> Usage:
         """Sum up the newest jobs, at most a fixed number of them."""
+
+
+class Witness(Protocol):
+    """Whoever may know whether a worker still has a job: a table of workers, a process, an endpoint."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in findings."""
+
+    async def ask(self, jobs: Sequence[Job], now: datetime) -> Mapping[JobId, Evidence]:
+        """Say of running jobs whether a worker still has them; a job it knows nothing of is left out.
+
+        `now` is the source's time. What can't be found out is `UNKNOWN`, with the reason as its value. It may raise,
+        and it may be cancelled at any time.
+        """
+
+
+class Sightings(Protocol):
+    """What was seen of suspects at earlier looks: the memory of jobs whose source has none."""
+
+    async def note(self, source: str, jobs: Sequence[Sighted], now: datetime) -> Mapping[JobId, Sighting]:
+        """Write down how jobs look now, and return what is known of each with this look in it.
+
+        Looks a moment apart are one, so that many who look at once don't make a job seem to stand still.
+        """
 
 
 class JobQueue(Protocol):

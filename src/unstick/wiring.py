@@ -21,7 +21,9 @@ from unstick.domain.policy import Policy
 from unstick.domain.work import BEAT_EVERY, LEASE
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import OpenWatched, Watched
+from unstick.ports import Witness
 from unstick.sql import schema
+from unstick.sql.backends import Backends
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import Connections, EngineConnections, reachable
 from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
@@ -31,9 +33,12 @@ from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
 from unstick.sql.queue import SqlJobQueue
 from unstick.sql.reflection import mapped_table
+from unstick.sql.registry import WorkerRegistry
 from unstick.sql.rescue import said_by_database
+from unstick.sql.sightings import SqlSightings
 from unstick.sql.source import SqlSource
 from unstick.sql.unmapped import unmapped_words
+from unstick.witnesses.progress import Progress
 from unstick.worker import Heartbeats, Worker, this_process
 
 _DEFAULT_SOURCE = "main"
@@ -58,18 +63,62 @@ def watch(
     connections: Connections,
     policy: Policy,
     ledger: Connections | None = None,
+    settings: SourceSettings | None = None,
     *,
     unattended: Unattended | None = None,
 ) -> Watched:
-    """Put a source, its ledger and its policy together, on one database unless the ledger is to be in another."""
+    """Put a source, its ledger, its policy and its witnesses together.
+
+    All are on one database unless the ledger is to be in another; there are no witnesses but those that settings name.
+
+    Raises:
+        ConfigurationError: a witness needs another database, or a library that isn't installed.
+    """
+    source = SqlSource(name, declared, connections, records=ledger is None)
     return Watched(
-        source=SqlSource(name, declared, connections, records=ledger is None),
+        source=source,
         ledger=SqlLedger(ledger or connections),
         policy=policy,
         brakes=SqlBrakes(ledger or connections),
         unattended=unattended or Unattended(),
         unmapped_words=partial(unmapped_words, connections, declared),
+        witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
     )
+
+
+def _witnesses(
+    settings: SourceSettings, source: SqlSource, connections: Connections, ledger: Connections
+) -> Iterator[Witness]:
+    """Yield the witnesses that a source's settings name, in the order in which findings tell their words."""
+    if settings.registry is not None:
+        yield WorkerRegistry(settings.registry, connections, settings.timezone)
+    if settings.backends is not None:
+        yield Backends(settings.backends, connections)
+    if settings.process is not None:
+        with _needing("psutil", "process"):
+            from unstick.witnesses.process import HostProcesses  # noqa: PLC0415 - of an extra
+
+        yield HostProcesses(settings.process, source.clock)
+    if settings.http is not None:
+        with _needing("httpx", "http"):
+            from unstick.witnesses.http import HttpWitness  # noqa: PLC0415 - of an extra
+
+        yield HttpWitness(settings.http)
+    if settings.progress is not None:
+        yield Progress(settings.progress, source.name, SqlSightings(ledger))
+
+
+@contextmanager
+def _needing(library: str, witness: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != library:
+            raise
+        raise ConfigurationError(
+            f"The witness `{witness}` needs {library}, which isn't installed. Install it with: "
+            "pip install 'unstick[witnesses]'"
+        ) from error
 
 
 @asynccontextmanager
@@ -89,8 +138,13 @@ async def open_watched(settings: Settings, source: str | None = None) -> AsyncIt
             await _prepare(engine, home)
             opened.append(EngineConnections(engine))
         policy, unattended = settings.policy.policy(), settings.sweep.unattended()
-        watched = watch(name, JobTable.from_settings(chosen), opened[0], policy, *opened[1:], unattended=unattended)
+        ledger = opened[1] if len(opened) > 1 else None
+        declared = JobTable.from_settings(chosen)
+        watched = watch(name, declared, opened[0], policy, ledger, chosen, unattended=unattended)
         await watched.source.clock()  # holds the mapping against the table: what doesn't fit is told now
+        for witness in watched.witnesses:
+            if isinstance(witness, WorkerRegistry):
+                await witness.check()
         await settle_intents(watched)
         yield watched
 

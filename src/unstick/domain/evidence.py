@@ -20,3 +20,5 @@ class Evidence:
     witness: str
     holding: Holding
     at: datetime | None
+    value: str | None = None
+    """What it said in its own words: a worker's name, `HTTP 503`, `no answer within 2 seconds`."""

@@ -45,6 +45,7 @@ class Job:
     attempt: int | None = None
     max_attempts: int | None = None
     worker: str | None = None
+    progress: str | None = None
     lease_beat_at: datetime | None = None
     """When the worker last said that it lives, by a lease that is over since."""
 

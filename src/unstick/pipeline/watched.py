@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from unstick.domain.brake import Unattended
 from unstick.domain.policy import Policy
-from unstick.ports import Brakes, JobSource, Ledger
+from unstick.ports import Brakes, JobSource, Ledger, Witness
 
 
 async def _none() -> tuple[str, ...]:
@@ -25,6 +25,8 @@ class Watched:
     unattended: Unattended = field(default_factory=Unattended)
     unmapped_words: Callable[[], Awaitable[tuple[str, ...]]] = _none
     """Names words of open jobs that the source's mapping gives no meaning, so that no look sees those jobs."""
+    witnesses: tuple[Witness, ...] = ()
+    """Who is asked whether a worker still has a job."""
 
 
 OpenWatched = Callable[[], AbstractAsyncContextManager[Watched]]

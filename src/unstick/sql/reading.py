@@ -114,6 +114,7 @@ _PLAIN: Mapping[ColumnKey, Callable[[Any], Any]] = {
     "kind": _text,
     "queue": _text,
     "worker": _text,
+    "progress": _text,
     "attempt": _number,
     "max_attempts": _number,
 }

@@ -35,16 +35,25 @@ async def mapped_table(connections: Connections, connection: AsyncConnection, de
     return known[declared]
 
 
-def _reflect(connection: sa.Connection, declared: JobTable) -> sa.Table:
+def real_table(connection: sa.Connection, full_name: str) -> sa.Table:
+    """Read a table's columns and keys.
+
+    Raises:
+        ConfigurationError: the table isn't there.
+    """
+    schema, _, name = full_name.rpartition(".")
     try:
-        table = sa.Table(
-            declared.name, sa.MetaData(), schema=declared.schema, autoload_with=connection, resolve_fks=False
-        )
+        table = sa.Table(name, sa.MetaData(), schema=schema or None, autoload_with=connection, resolve_fks=False)
     except NoSuchTableError:
-        there = sa.inspect(connection).get_table_names(declared.schema)
-        raise ConfigurationError(_no_table(connection.engine, declared, there)) from None
+        there = sa.inspect(connection).get_table_names(schema or None)
+        raise ConfigurationError(_no_table(connection.engine, full_name, there)) from None
     if connection.dialect.name in {"mysql", "mariadb"}:
         _tell_collations(connection, table)
+    return table
+
+
+def _reflect(connection: sa.Connection, declared: JobTable) -> sa.Table:
+    table = real_table(connection, declared.full_name)
     if connection.dialect.name == "postgresql":
         table.append_column(sa.Column("ctid", Address(), system=True))  # a row's address
     return table
@@ -81,9 +90,9 @@ def _tell_collations(connection: sa.Connection, table: sa.Table) -> None:
             type_.collation = collation
 
 
-def _no_table(engine: sa.Engine, declared: JobTable, there: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(declared.name, there, n=1)
+def _no_table(engine: sa.Engine, full_name: str, there: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(full_name.rpartition(".")[2], there, n=1)
     hint = (
         f"did you mean {nearest[0]!r}?" if nearest else f"it has: {', '.join(sorted(there)[:10]) or 'no table at all'}."
     )
-    return f"There is no table {declared.full_name!r} in {engine.url.render_as_string(hide_password=True)}; {hint}"
+    return f"There is no table {full_name!r} in {engine.url.render_as_string(hide_password=True)}; {hint}"

@@ -49,6 +49,11 @@ WorkerName = sa.String(255).with_variant(
 )
 """A worker's name, compared to the letter."""
 
+JobMark = sa.String(255).with_variant(
+    mysql.VARCHAR(255, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+)
+"""What a job shows of itself, compared to the letter."""
+
 LongText = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 """Text of any length: MariaDB's and MySQL's TEXT ends at 64 KiB."""
 
@@ -185,6 +190,24 @@ passes = sa.Table(
     sa.Column("back_at", UtcDateTime, nullable=True),
 )
 """When each source was last passed over unattended, and since when the watch over it has had no gap."""
+sightings = sa.Table(
+    "unstick_sightings",
+    metadata,
+    # A fingerprint of source and job: MariaDB's and MySQL's indexes have no room for a long id.
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("source", sa.String(63), nullable=False),
+    sa.Column("job_id", JobKey, nullable=False),
+    sa.Column("attempt", JobMark, nullable=False),
+    sa.Column("progress", JobMark, nullable=True),
+    sa.Column("first_seen_at", UtcDateTime, nullable=False),
+    sa.Column("seen_at", UtcDateTime, nullable=False),
+    sa.Column("looks", sa.Integer, nullable=False),
+    sa.Column("moved_at", UtcDateTime, nullable=True),
+    sa.Column("moved_from", JobMark, nullable=True),
+    sa.Index("unstick_sightings_seen", "source", "seen_at"),
+)
+"""How suspects looked the last time, and since when they look so; a row a job, which is forgotten when the job is no
+suspect any more."""
 
 jobs = sa.Table(
     "jobs",

@@ -1,1 +1,1 @@
-"""For people who write a source: an in-memory one to test against, and the behaviour every source must show."""
+"""For people who write a source or a witness: fakes to test against, and the behaviour that every one must show."""

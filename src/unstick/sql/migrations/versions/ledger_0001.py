@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from unstick.sql.tables import JobKey, Key, LongText, UtcDateTime, WorkerName
+from unstick.sql.tables import JobKey, JobMark, Key, LongText, UtcDateTime, WorkerName
 
 revision = "ledger_0001"
 down_revision = None
@@ -100,6 +100,20 @@ def upgrade() -> None:
         sa.Column("at", UtcDateTime, nullable=False),
     )
     op.create_index("unstick_late_finishes_at", "unstick_late_finishes", ["at"])
+    op.create_table(
+        "unstick_sightings",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("source", sa.String(63), nullable=False),
+        sa.Column("job_id", JobKey, nullable=False),
+        sa.Column("attempt", JobMark, nullable=False),
+        sa.Column("progress", JobMark, nullable=True),
+        sa.Column("first_seen_at", UtcDateTime, nullable=False),
+        sa.Column("seen_at", UtcDateTime, nullable=False),
+        sa.Column("looks", sa.Integer, nullable=False),
+        sa.Column("moved_at", UtcDateTime, nullable=True),
+        sa.Column("moved_from", JobMark, nullable=True),
+    )
+    op.create_index("unstick_sightings_seen", "unstick_sightings", ["source", "seen_at"])
     dialect = op.get_context().dialect.name
     if dialect == "postgresql":
         # Compressing thousands of ids costs more than it saves: nearly a tenth of a large recovery.
@@ -142,6 +156,7 @@ def downgrade() -> None:
     op.execute("DROP VIEW unstick_job_recoveries")
     op.drop_table("unstick_passes")
     op.drop_table("unstick_brakes")
+    op.drop_table("unstick_sightings")
     op.drop_table("unstick_late_finishes")
     op.drop_table("unstick_leases")
     op.drop_table("unstick_intents")
