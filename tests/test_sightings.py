@@ -128,7 +128,7 @@ async def test_one_that_beats_without_progress_can_be_told_to_be_hung(memory: Me
     for minute in range(1, 5):
         job = replace(job, heartbeat_at=memory.now + MINUTE)
         value = f"progress 40, unmoved since {_said(first_seen_at)} ({minute + 1} looks)"
-        assert await memory.look(job, after=MINUTE) == [(Holding.UNKNOWN, None, value)]
+        assert await memory.look(job, after=MINUTE) == [(Holding.UNKNOWN, first_seen_at, value)]
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,7 @@ class RuleSettings(_Section):
     kind: Name = "*"
     queued_after: Duration | None = None
     running_after: Duration | None = None
+    hung_after: Duration | None = None
     action: Action | None = None
     max_attempts: int | None = Field(default=None, ge=1)
     max_recoveries: int | None = Field(default=None, ge=0)
@@ -244,6 +245,7 @@ class PolicySettings(_Section):
 
     queued_after: Duration = Policy().queued_after
     running_after: Duration = Policy().running_after
+    hung_after: Duration | None = None
     action: Action = Policy().action
     max_recoveries: int = Field(default=Policy().max_recoveries, ge=0)
     recovery_window: Duration = Policy().recovery_window

@@ -107,6 +107,9 @@ class JobSource(Protocol):
     ) -> tuple[Job, ...]:
         """Return at most `limit` jobs that are suspects in a state, oldest sign of life first, after a position."""
 
+    async def describe(self, look: Look, job_ids: Sequence[JobId]) -> Mapping[JobId, Job]:
+        """Read jobs by their ids, in whatever state they are; one that can't be read or isn't there is left out."""
+
     def suspects(self, look: Look) -> AsyncIterator[Page]:
         """Yield every suspect once, in bounded pages by ascending id."""
 

@@ -84,14 +84,14 @@ async def _watched_sweep(watched: "Watched", order: "SweepOrder") -> "SweepRepor
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from unstick.pipeline.judging import count_stuck
     from unstick.pipeline.looking import take_look, take_scopes
-    from unstick.pipeline.report import count_stuck
     from unstick.pipeline.sweep import sweep as carry_out
 
     counts = await count_stuck(watched, await take_scopes(watched, await take_look(watched, order.queued_after)))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Looking" if order.dry_run else "Recovering", total=counts.total)
+        task = bar.add_task("Looking" if order.dry_run else "Recovering", total=counts.stuck.total)
         return await carry_out(watched, order, lambda seen: bar.update(task, completed=seen))
 
 

@@ -1,16 +1,24 @@
 """From a suspect to a reason and one sentence a person understands at 3 a.m."""
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
-from unstick.domain.evidence import Evidence, Holding
+from unstick.domain.evidence import PROGRESS, Evidence, Holding, weigh
 from unstick.domain.job import Job, JobState
 from unstick.domain.wording import say_instant
 
 
 class Reason(StrEnum):
-    """Why a job will not finish by itself."""
+    """Why a job will not finish by itself, or why it still may: see `STUCK`."""
+
+    WORKER_GONE = "worker_gone"
+    """Running, and a witness says that its worker is there no more."""
+    HUNG = "hung"
+    """Running and beating, and its progress stands still."""
+    MESSAGE_LOST = "message_lost"
+    """Queued in its row, and the broker has no message for it."""
 
     SILENT = "silent"
     """Running, no update, and nobody to ask."""
@@ -24,6 +32,32 @@ class Reason(StrEnum):
     """Running, and its worker's lease ran out."""
     POISON = "poison"
     """Recovered as often as the budget allows, and stuck again."""
+    HELD = "held"
+    """A witness says that its worker still has it."""
+    BEATING = "beating"
+    """It shows signs of life."""
+    BACKLOG = "backlog"
+    """Its queue drains in order, and its turn hasn't come."""
+    PAUSED = "paused"
+    """Its queue is paused."""
+    SCHEDULED = "scheduled"
+    """It isn't due yet."""
+
+
+STUCK = frozenset(
+    {
+        Reason.WORKER_GONE,
+        Reason.LEASE_EXPIRED,
+        Reason.SILENT,
+        Reason.HUNG,
+        Reason.NEVER_CLAIMED,
+        Reason.OVERTAKEN,
+        Reason.UNSERVED,
+        Reason.MESSAGE_LOST,
+        Reason.POISON,
+    }
+)
+"""The reasons of jobs that will not finish by themselves."""
 
 
 class Diagnosis(NamedTuple):
@@ -34,13 +68,54 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(
-    state: JobState, since: datetime, *, lease_expired: bool = False, waiting: Reason = Reason.NEVER_CLAIMED
+    state: JobState,
+    since: datetime,
+    *,
+    lease_expired: bool = False,
+    waiting: Reason = Reason.NEVER_CLAIMED,
+    words: Sequence[Evidence] = (),
 ) -> Diagnosis:
-    """Say why a suspect is stuck, where its row, its queue and its worker's lease are the only witnesses."""
+    """Say why a suspect is stuck, or that it isn't.
+
+    Args:
+        state: queued or running.
+        since: its last sign of life.
+        lease_expired: its worker let its lease run out.
+        waiting: why a queued job of its queue hasn't been claimed.
+        words: what witnesses say of a running job; without any, age alone decides.
+    """
+    word = weigh(words) if state is JobState.RUNNING else None
+    if word is not None and word.holding is Holding.HELD:
+        return Diagnosis(Reason.HELD, f"its worker still has it: {_quoted(word)}")
     if lease_expired:
         return Diagnosis(Reason.LEASE_EXPIRED, f"its worker last beat at {say_instant(since)}, and its lease ran out")
+    if word is not None:
+        last = say_instant(since)
+        return Diagnosis(
+            Reason.WORKER_GONE, f"its worker is gone: {_quoted(word)}; its last sign of life was at {last}"
+        )
     reason = suspected_reason(state, waiting)
-    return Diagnosis(reason, _SENTENCES[reason].format(since=say_instant(since)))
+    unknown = ", and no witness knows more" if words and state is JobState.RUNNING else ""
+    return Diagnosis(reason, _SENTENCES[reason].format(since=say_instant(since)) + unknown)
+
+
+def is_undecided(diagnosis: Diagnosis, words: Sequence[Evidence]) -> bool:
+    """Tell whether age accuses a job and no witness that was asked knows: then it is left alone."""
+    return bool(words) and diagnosis.reason is Reason.SILENT
+
+
+def diagnose_hung(words: Sequence[Evidence], look_at: datetime, hung_after: timedelta) -> Diagnosis | None:
+    """Say that a job is hung: it may beat, but its progress has stood still for so long; None where it hasn't."""
+    for word in words:
+        if word.witness == PROGRESS and word.holding is Holding.UNKNOWN and word.at is not None:
+            if look_at - word.at < hung_after:
+                return None
+            return Diagnosis(Reason.HUNG, f"it shows signs of life, but no progress: {_quoted(word)}")
+    return None
+
+
+def _quoted(word: Evidence) -> str:
+    return word.witness if word.value is None else f"{word.witness} says {word.value}"
 
 
 _SENTENCES = {

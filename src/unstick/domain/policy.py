@@ -29,6 +29,7 @@ class Rule:
     kind: str = "*"
     queued_after: timedelta | None = None
     running_after: timedelta | None = None
+    hung_after: timedelta | None = None
     action: Action | None = None
     max_attempts: int | None = None
     max_recoveries: int | None = None
@@ -49,6 +50,8 @@ class Policy:
 
     queued_after: timedelta = timedelta(minutes=5)
     running_after: timedelta = timedelta(minutes=30)
+    hung_after: timedelta | None = None
+    """How long the progress of a job that beats may stand still; None asks nobody."""
     action: Action = Action.MARK_FAILED
     max_recoveries: int = 3
     """The recovery budget: retries of one job within `recovery_window`, apart from the app's own attempts."""

@@ -29,12 +29,14 @@ class Look:
     """Jobs that a person wants to be left alone."""
     states: tuple[JobState, ...] = ACCUSED_STATES
     """Jobs in these alone are judged."""
+    by_start: bool = False
+    """Running jobs are judged by their start alone, whatever life they show: to find those that hang."""
 
     @property
     def judges_all(self) -> bool:
         """Tell whether age alone decides who is a suspect."""
         unlimited = self.classes is None and self.states == ACCUSED_STATES
-        return unlimited and not self.draining and not self.left_alone
+        return unlimited and not (self.draining or self.left_alone or self.by_start)
 
     def horizon(self, state: JobState) -> datetime:
         """Return the instant before which a job's last sign accuses it in this state."""
@@ -107,7 +109,7 @@ def is_suspect(job: Job, look: Look) -> bool:
         return False
     if look.classes is not None and JobClass(job.kind, job.queue) not in look.classes:
         return False
-    since = sign_of_life(job)
+    since = job.started_at if look.by_start else sign_of_life(job)
     return since is not None and since < look.horizon(job.state) and not is_backlog(job, since, look)
 
 

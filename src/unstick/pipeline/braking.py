@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from unstick.domain.brake import Brake, Pass, likely_cause, next_pass
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import Job, JobState
-from unstick.domain.suspect import ACCUSED_STATES, Look
+from unstick.domain.suspect import Look
+from unstick.pipeline.judging import count_stuck
+from unstick.pipeline.looking import Scope
 from unstick.pipeline.watched import Watched
 from unstick.ports import Brakes
 
@@ -48,19 +50,16 @@ class Allowed:
     """How many jobs it may recover, some that became suspects meanwhile among them."""
 
 
-async def allow(watched: Watched, looks: Sequence[Look]) -> Allowed:
-    """Say whether a sweep of what these looks accuse may act; pull the brake if that is too much."""
+async def allow(watched: Watched, scopes: Sequence[Scope]) -> Allowed:
+    """Say whether a sweep of what is stuck in these scopes may act; pull the brake if that is too much."""
     brakes, limits = kept_brakes(watched), watched.unattended.brake
-    suspects = dict.fromkeys(ACCUSED_STATES, 0)
-    for look in looks:
-        counts = await watched.source.count_suspects(look)
-        suspects[JobState.QUEUED] += counts.queued
-        suspects[JobState.RUNNING] += counts.running
+    stuck = (await count_stuck(watched, scopes)).stuck
+    suspects = {JobState.QUEUED: stuck.queued, JobState.RUNNING: stuck.running}
     total, brake = sum(suspects.values()), await brakes.find(watched.source.name)
     if brake is None or not (brake.is_held or brake.lets(total)):
         still_open = (await watched.source.open_jobs()).by_state
         too_many = any(limits.hold(number, still_open.get(state, 0)) for state, number in suspects.items())
-        brake = await _pull(watched, looks, suspects, still_open) if too_many else None
+        brake = await _pull(watched, [scope.look for scope in scopes], suspects, still_open) if too_many else None
     held = brake if brake is not None and brake.is_held else None
     return Allowed(brake=held, suspects=total, most=total + limits.jobs)
 

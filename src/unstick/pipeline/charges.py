@@ -8,6 +8,7 @@ from unstick.domain.diagnosis import Reason, suspected_reason
 from unstick.domain.job import JobState
 from unstick.domain.recovery import Action, Outcome
 from unstick.domain.suspect import Look
+from unstick.pipeline.judging import count_stuck
 from unstick.pipeline.looking import Scope
 from unstick.pipeline.rescue import Census
 from unstick.pipeline.watched import Watched
@@ -54,7 +55,7 @@ async def count_left(watched: Watched, charge: Charge) -> Census:
 
 async def count_as(watched: Watched, charge: Charge, look: Look, outcome: Outcome) -> Census:
     """Count suspects that are not acted on."""
-    found = await watched.source.count_suspects(look)
+    found = (await count_stuck(watched, [replace(charge.scope, look=look)])).stuck
     counts = {JobState.QUEUED: found.queued, JobState.RUNNING: found.running}
     action = Action.LEAVE if outcome is Outcome.LEFT else charge.action
     return Counter(

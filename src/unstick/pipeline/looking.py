@@ -5,11 +5,15 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from unstick.domain.diagnosis import Reason
-from unstick.domain.job import JobClass
+from unstick.domain.job import JobClass, JobState
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.queue import Flows
 from unstick.domain.suspect import Look
 from unstick.pipeline.watched import Watched
+
+ASKED_AFTER = timedelta(minutes=1)
+"""How long a job must have been silent before witnesses are asked of it: they may know sooner than age that it is dead,
+but a worker that has just taken a job must have had time to say so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +24,8 @@ class Scope:
     policy: Policy
     waiting: Reason = Reason.NEVER_CLAIMED
     """Why its queued suspects haven't been claimed."""
+    hung_after: timedelta | None = None
+    """Its suspects are running jobs whose progress may stand still for so long, whatever life they show."""
 
 
 async def take_look(watched: Watched, queued_after: timedelta | None = None) -> Look:
@@ -34,8 +40,25 @@ async def take_look(watched: Watched, queued_after: timedelta | None = None) -> 
 async def take_scopes(watched: Watched, look: Look) -> tuple[Scope, ...]:
     """Part the source's jobs by the rule that governs them and by how their queue moves.
 
-    Where the policy has no rules and no queue drains, all jobs are one scope, and nothing but their age is asked.
+    Where the policy has no rules and no queue drains, all jobs are one scope. Where there are witnesses, they are
+    asked of running jobs long before age accuses these; and of jobs that show life, where progress is asked for.
     """
+    scopes = await _by_rule(watched, look)
+    if not watched.witnesses:
+        return scopes
+    asked = [
+        replace(scope, look=replace(scope.look, running_after=min(scope.look.running_after, ASKED_AFTER)))
+        for scope in scopes
+    ]
+    return (*asked, *(_hung(scope, scope.policy.hung_after) for scope in scopes if scope.policy.hung_after))
+
+
+def _hung(scope: Scope, hung_after: timedelta) -> Scope:
+    look = replace(scope.look, running_after=hung_after, by_start=True, states=(JobState.RUNNING,))
+    return replace(scope, look=look, hung_after=hung_after)
+
+
+async def _by_rule(watched: Watched, look: Look) -> tuple[Scope, ...]:
     flows = await watched.source.flows(look)
     if not watched.policy.rules and not flows.draining():
         return (Scope(look=look, policy=watched.policy.under(None), waiting=flows.waiting_reason(None)),)

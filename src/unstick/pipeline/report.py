@@ -11,6 +11,7 @@ from unstick.domain.errors import InvalidRequestError
 from unstick.domain.evidence import Evidence
 from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.suspect import ACCUSED_STATES, Look, Position, StuckCounts
+from unstick.pipeline.judging import Convicted, asks_witnesses, convicted_running, count_stuck
 from unstick.pipeline.looking import Scope, take_look, take_scopes
 from unstick.pipeline.watched import Watched
 from unstick.ports import OpenJobs, RecoveryCounts, Usage
@@ -52,6 +53,10 @@ class StuckReport:
     running: tuple[Finding, ...]
     next_cursor: str | None
     """Continues both lists; None where neither goes on."""
+    undecided: int = 0
+    """Running jobs that age accuses and no witness knows of; they are in neither counts nor lists, and left alone."""
+    exact: bool = True
+    """Otherwise witnesses were asked of the first `MOST_ASKED` running jobs only, and the counts are a least."""
     unserved: tuple[UnservedQueue, ...] = ()
     """Queues that no living worker serves; their jobs are in the counts and lists all the same."""
 
@@ -84,25 +89,21 @@ async def report_stuck(
     positions = decode_cursor(cursor)
     look = await take_look(watched, queued_after)
     scopes = await take_scopes(watched, look)
-    counts = await count_stuck(watched, scopes)
+    count = await count_stuck(watched, scopes)
     lists: dict[JobState, list[Finding]] = {}
     for state in ACCUSED_STATES:
         wanted = cursor is None or state in positions
         lists[state] = await _oldest(watched, scopes, state, limit + 1, positions.get(state)) if wanted else []
     return StuckReport(
         look=look,
-        counts=counts,
+        counts=count.stuck,
+        undecided=count.undecided,
+        exact=count.exact,
         queued=tuple(lists[JobState.QUEUED][:limit]),
         running=tuple(lists[JobState.RUNNING][:limit]),
         unserved=await _unserved(watched, scopes),
         next_cursor=_next_cursor(lists, limit),
     )
-
-
-async def count_stuck(watched: Watched, scopes: Sequence[Scope]) -> StuckCounts:
-    """Count what is stuck in all scopes, exactly."""
-    counts = [await watched.source.count_suspects(scope.look) for scope in scopes]
-    return StuckCounts(queued=sum(each.queued for each in counts), running=sum(each.running for each in counts))
 
 
 async def _oldest(
@@ -111,11 +112,31 @@ async def _oldest(
     """Return a state's findings of all scopes, oldest sign of life first."""
     found: list[Finding] = []
     for scope in scopes:
-        jobs = await watched.source.list_suspects(scope.look, state, limit=limit, after=after)
-        found += _findings(jobs, scope)
-    if len(scopes) > 1:
-        found.sort(key=lambda finding: (sign_of_life(finding.job), _by_id(finding.job.id)))
+        if state is JobState.RUNNING and asks_witnesses(watched, scope):
+            running = await convicted_running(watched, scope)
+            found += [finding for each in running.convicted if (finding := _told(each, scope, after)) is not None]
+        elif state in scope.look.states:
+            jobs = await watched.source.list_suspects(scope.look, state, limit=limit, after=after)
+            found += _findings(jobs, scope)
+    if len(scopes) > 1 or watched.witnesses:
+        found.sort(key=lambda finding: _position_of(finding.job))
     return found[:limit]
+
+
+def _told(convicted: Convicted, scope: Scope, after: Position | None) -> Finding | None:
+    """Return the finding of a job that witnesses convict, None where it isn't after a position."""
+    job = convicted.job
+    if job is None or (after is not None and _position_of(job) <= (after.since, _by_id(after.job_id))):
+        return None
+    since = convicted.suspect.since
+    evidence = (*evidence_of(job), *convicted.words)
+    age = scope.look.taken_at - since
+    return Finding(job=job, since=since, age=age, diagnosis=convicted.diagnosis, evidence=evidence)
+
+
+def _position_of(job: Job) -> tuple[datetime, tuple[int, str]]:
+    since = sign_of_life(job)
+    return (since or datetime.min.replace(tzinfo=UTC), _by_id(job.id))
 
 
 def _by_id(job_id: JobId) -> tuple[int, str]:
@@ -140,7 +161,7 @@ async def report_stats(watched: Watched) -> PlatformStats:
     look = await take_look(watched)
     return PlatformStats(
         look=look,
-        stuck=await count_stuck(watched, await take_scopes(watched, look)),
+        stuck=(await count_stuck(watched, await take_scopes(watched, look))).stuck,
         open_jobs=await watched.source.open_jobs(),
         usage=await watched.source.usage(),
         recoveries=await watched.ledger.recoveries(watched.source.name, RECOVERIES_WINDOW),

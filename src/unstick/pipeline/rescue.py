@@ -4,11 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from unstick.domain.diagnosis import Reason, diagnose, suspected_reason
+from unstick.domain.diagnosis import Reason, suspected_reason
 from unstick.domain.job import JobId, JobState
 from unstick.domain.policy import decide
 from unstick.domain.recovery import LOST_RACE, Action, Batch, BatchResult, Decision, Intent, Outcome, Recovery
-from unstick.domain.suspect import Look, Page, Unreadable
+from unstick.domain.suspect import Look, Page, Suspect, Unreadable
+from unstick.pipeline.judging import Judged, judge
 from unstick.pipeline.looking import Scope
 from unstick.pipeline.watched import Watched
 
@@ -24,27 +25,30 @@ class Decided:
     """What was asked for; a spent budget turns single decisions into another."""
     decisions: tuple[Decision, ...]
     unreadable: tuple[Unreadable, ...]
+    undecided: tuple[Suspect, ...] = ()
+    """Suspects that nobody knows enough of; they are left alone."""
 
 
 async def decide_page(watched: Watched, page: Page, scope: Scope, action: Action) -> Decided:
-    """Diagnose and decide a whole page; a retry costs one statement a page to read the budgets."""
-    spent = await _spent(watched, page, scope) if action is Action.RETRY else {}
+    """Judge and decide a whole page; a retry costs one statement a page to read the budgets."""
+    judged = await judge(watched, page, scope)
+    spent = await _spent(watched, judged, scope) if action is Action.RETRY else {}
     decisions = tuple(
-        decide(
-            suspect,
-            diagnose(suspect.state, suspect.since, lease_expired=suspect.lease_expired, waiting=scope.waiting),
-            scope.policy,
-            action,
-            spent.get(suspect.job_id, 0),
-        )
-        for suspect in page.suspects
+        decide(each.suspect, each.diagnosis, scope.policy, action, spent.get(each.suspect.job_id, 0))
+        for each in judged.convicted
     )
-    return Decided(action=action, decisions=decisions, unreadable=page.unreadable)
+    return Decided(action=action, decisions=decisions, unreadable=judged.unreadable, undecided=judged.undecided)
 
 
 def foresee(decided: Decided) -> Census:
     """Count what would be applied if nothing changed meanwhile."""
-    return Counter(_key(decision, Outcome.APPLIED) for decision in decided.decisions)
+    return Counter(_key(decision, Outcome.APPLIED) for decision in decided.decisions) + _left_alone(decided)
+
+
+def _left_alone(decided: Decided) -> Census:
+    return Counter(
+        (suspect.state, Action.LEAVE, suspected_reason(suspect.state), Outcome.LEFT) for suspect in decided.undecided
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,7 @@ class Rescued:
 
 async def rescue(watched: Watched, decided: Decided, look: Look, operation_id: int) -> Rescued:
     """Carry out a page's decisions, one batch an action, and count what came of them."""
-    census: Census = Counter()
+    census = _left_alone(decided)
     failures = [_unreadable(row, decided.action) for row in decided.unreadable]
     if failures:
         await watched.ledger.record(watched.source.name, operation_id, failures)
@@ -116,8 +120,8 @@ def _unreadable(row: Unreadable, action: Action) -> Recovery:
     )
 
 
-async def _spent(watched: Watched, page: Page, scope: Scope) -> Mapping[JobId, int]:
-    job_ids = [suspect.job_id for suspect in page.suspects]
+async def _spent(watched: Watched, judged: Judged, scope: Scope) -> Mapping[JobId, int]:
+    job_ids = [each.suspect.job_id for each in judged.convicted]
     since = scope.look.taken_at - scope.policy.recovery_window
     return await watched.ledger.spent(watched.source.name, job_ids, since)
 

@@ -29,6 +29,7 @@ class EvidenceShape(TypedDict):
     witness: str
     holding: Literal["held", "released", "unknown"]
     at: str | None
+    value: str | None
 
 
 class JobShape(TypedDict):
@@ -86,6 +87,8 @@ class StuckShape(TypedDict):
     recommendations: Recommendations
     running_threshold_minutes: int | float
     unserved_queues: list[UnservedShape]
+    undecided_jobs: int
+    counts_exact: bool
     next_cursor: str | None
 
 
@@ -208,6 +211,8 @@ def stuck_shape(report: StuckReport) -> StuckShape:
         monitored_at=report.look.taken_at.isoformat(),
         recommendations={"cleanup_needed": total > 0, "message": found},
         running_threshold_minutes=minutes(report.look.running_after),
+        undecided_jobs=report.undecided,
+        counts_exact=report.exact,
         unserved_queues=[
             {"queues": None if each.queues is None else list(each.queues), "jobs": each.jobs}
             for each in report.unserved
@@ -372,7 +377,9 @@ def _left_over(report: SweepReport) -> str:
 
 
 def _evidence_shape(evidence: Evidence) -> EvidenceShape:
-    return EvidenceShape(witness=evidence.witness, holding=evidence.holding.value, at=_iso(evidence.at))
+    return EvidenceShape(
+        witness=evidence.witness, holding=evidence.holding.value, at=_iso(evidence.at), value=evidence.value
+    )
 
 
 def _iso(instant: datetime | None) -> str | None:

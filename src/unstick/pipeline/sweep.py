@@ -9,7 +9,7 @@ recovered, as the contract says; give such kinds a longer threshold or a heartbe
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -22,7 +22,8 @@ from unstick.domain.recovery import Action, Outcome, Recovery, Tally
 from unstick.domain.suspect import Look
 from unstick.pipeline.braking import allow, begin_pass, end_pass
 from unstick.pipeline.charges import Charge, charge_of, count_as, count_left
-from unstick.pipeline.looking import take_look, take_scopes
+from unstick.pipeline.judging import asks_witnesses
+from unstick.pipeline.looking import Scope, take_look, take_scopes
 from unstick.pipeline.rescue import Census, CensusKey, Decided, decide_page, foresee, rescue
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import Watched
@@ -90,7 +91,7 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
         return SweepReport(look=look, action=action, dry_run=True, tally=tally, operation_id=None)
     operation = _Operation(watched=watched, order=order, look=look, action=action, charges=charges)
     await settle_intents(watched)
-    allowed = await allow(watched, operation.looks) if order.unattended else None
+    allowed = await allow(watched, operation.acted_on) if order.unattended else None
     if allowed is not None and allowed.brake is not None:
         return await _held(operation, allowed.brake)
     operation_id = await watched.ledger.append(operation.entry(AuditOutcome.STARTED))
@@ -132,9 +133,9 @@ class _Operation:
     charges: Sequence[Charge]
 
     @property
-    def looks(self) -> list[Look]:
+    def acted_on(self) -> list[Scope]:
         """What it acts on."""
-        return [charge.acted_on for charge in self.charges if charge.acted_on is not None]
+        return [replace(charge.scope, look=charge.acted_on) for charge in self.charges if charge.acted_on is not None]
 
     def entry(
         self, outcome: AuditOutcome, operation_id: int | None = None, result: Mapping[str, object] | None = None
@@ -314,7 +315,7 @@ async def _rule(course: _Course, charge: Charge) -> bool:
         return False
     source = course.operation.watched.source
     for state in look.states:
-        ruling = _ruling(source, charge, look, state)
+        ruling = _ruling(course.operation.watched, charge, look, state)
         if ruling is None:
             left = True
             continue
@@ -326,8 +327,9 @@ async def _rule(course: _Course, charge: Charge) -> bool:
     return left
 
 
-def _ruling(source: JobSource, charge: Charge, look: Look, state: JobState) -> Ruling | None:
-    if not source.capabilities.rulings:
+def _ruling(watched: Watched, charge: Charge, look: Look, state: JobState) -> Ruling | None:
+    asks = state is JobState.RUNNING and asks_witnesses(watched, charge.scope)
+    if asks or not watched.source.capabilities.rulings:
         return None
     return rule(state, look, charge.scope.policy, charge.action, charge.scope.waiting)
 

@@ -70,7 +70,8 @@ class SuspectReader:
 class JobReader:
     """Reads rows of `statements.oldest_suspects`: all that a person wants to know of each."""
 
-    def __init__(self, mapped: MappedTable, state: JobState) -> None:
+    def __init__(self, mapped: MappedTable, state: JobState | None = None) -> None:
+        """Read jobs that are known to be in a state, or else those whose word means one."""
         self._place = {key: at for at, key in enumerate(statements.job_columns(mapped))}
         self._times = _time_readers(mapped, self._place)
         self._mapped = mapped
@@ -86,7 +87,8 @@ class JobReader:
         if self._mapped.leases:
             known["lease_beat_at"] = row[len(self._place)]
         job_id, status = plain_id(row[self._place["id"]]), str(row[self._place["state"]]).rstrip()
-        return Job(id=job_id, state=self._state, status=status, **known)
+        state = self._state or self._mapped.state_of(status)
+        return None if state is None else Job(id=job_id, state=state, status=status, **known)
 
 
 def _time_readers(mapped: MappedTable, place: Mapping[ColumnKey, int]) -> dict[str, ReadTime]:

@@ -130,6 +130,19 @@ class SqlSource:
         reader = JobReader(mapped, state)
         return tuple(job for row in rows if (job := reader.read(row)) is not None)
 
+    async def describe(self, look: Look, job_ids: Sequence[JobId]) -> Mapping[JobId, Job]:
+        """Read jobs by their ids, in whatever state they are; one that can't be read or isn't there is left out."""
+        found: dict[JobId, Job] = {}
+        size = self._connections.dialect.batch_size
+        for start in range(0, len(job_ids), size):
+            async with self._judging(look) as (connection, mapped):
+                ids = [(statements.typed_id(mapped, job_id),) for job_id in job_ids[start : start + size]]
+                values = statements.look_values(mapped, look) | bound_rows(ids)
+                rows = (await connection.execute(statements.jobs_among(mapped), values)).all()
+            reader = JobReader(mapped)
+            found |= {job.id: job for row in rows if (job := reader.read(row)) is not None}
+        return found
+
     async def suspects(self, look: Look) -> AsyncIterator[Page]:
         """Yield suspects in pages by ascending id; none is read before it is asked for."""
         async for ids in self._pages_of_ids(look, *ACCUSED_STATES):

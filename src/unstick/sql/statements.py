@@ -18,7 +18,7 @@ from unstick.sql.mapping import MappedTable
 
 JOB_KEYS: tuple[ColumnKey, ...] = (
     "kind", "queue", "enqueued_at", "scheduled_at", "started_at", "heartbeat_at", "completed_at", "attempt",
-    "max_attempts", "worker",
+    "max_attempts", "worker", "progress",
 )  # fmt: skip
 USAGE_JOBS = 10_000
 """How many of the newest jobs statistics are taken over: bounded, so that history costs nothing."""
@@ -167,6 +167,8 @@ def _is_unclaimed(mapped: MappedTable) -> Predicate:
 
 def _is_silent(mapped: MappedTable) -> Predicate:
     """Hold where age accuses and no lease acquits, and where a lease that ran out convicts."""
+    if mapped.look is not None and mapped.look.by_start:
+        return _before(mapped, JobState.RUNNING, "started_at") if mapped.has("started_at") else sa.false()
     if not mapped.leases:
         return _is_aged(mapped)
     looked_at = sa.bindparam("unstick_looked_at", type_=tables.UtcDateTime())
@@ -280,6 +282,14 @@ def is_bound(mapped: MappedTable, rows: sa.FromClause) -> Predicate:
 def rows_first(joined: sa.Select[Any]) -> sa.Select[Any]:
     """Have MariaDB and MySQL look the table up for each bound row, not the other way round."""
     return joined.prefix_with("STRAIGHT_JOIN", dialect="mysql")
+
+
+def jobs_among(mapped: MappedTable) -> sa.Select[Any]:
+    """Read what a person wants to know of the bound ids, whatever their state."""
+    key, given = mapped.column("id"), mapped.dialect.rows({"id": mapped.column("id").type}).subquery("given")
+    leases = [lease_beat(mapped)] if mapped.leases else []
+    found = sa.select(*_raw(mapped, job_columns(mapped)), *leases)
+    return rows_first(found.select_from(given.join(mapped.table, key == given.c.id)).where(is_bound(mapped, given)))
 
 
 def state_of_one(mapped: MappedTable) -> sa.Select[Any]:

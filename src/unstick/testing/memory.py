@@ -114,6 +114,11 @@ class MemorySource:
             found = [suspect for suspect in found if _by_age(suspect) > (after.since, _by_id(after.job_id))]
         return tuple(self._system.jobs[suspect.job_id].job for suspect in found[:limit])
 
+    async def describe(self, look: Look, job_ids: Sequence[JobId]) -> Mapping[JobId, Job]:
+        """Return jobs by their ids."""
+        del look
+        return {each: self._system.jobs[each].job for each in job_ids if each in self._system.jobs}
+
     async def suspects(self, look: Look) -> AsyncIterator[Page]:
         """Yield suspects in pages by ascending id; each page is looked up when it is asked for."""
         last: JobId | None = None

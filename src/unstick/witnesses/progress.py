@@ -44,6 +44,8 @@ class Progress:
             return self._says(Holding.HELD, at, f"progress {before} → {progress}")
         since = say_instant(at or seen.first_seen_at)
         stands = f"unmoved since {since}" if seen.looks > 1 else f"first seen at {since}"
+        if seen.progress is not None and seen.looks > 1:
+            at = at or seen.first_seen_at  # since when it stands still
         return self._says(Holding.UNKNOWN, at, f"progress {progress}, {stands} ({_looks(seen.looks)})")
 
     def _says(self, holding: Holding, at: datetime | None, value: str) -> Evidence:

@@ -1,0 +1,144 @@
+"""From a page of suspects to a verdict on each: what its row, its queue, its lease and the witnesses say.
+
+Guarantee: no witness is asked within a transaction, and none of its words outlives the page: what it acquits is no
+suspect of this pass. Where no witness is configured, none is waited for and nothing more is read.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from unstick.domain.diagnosis import STUCK, Diagnosis, diagnose, diagnose_hung, is_undecided
+from unstick.domain.evidence import Evidence
+from unstick.domain.job import Job, JobState
+from unstick.domain.suspect import Look, Page, StuckCounts, Suspect, Unreadable
+from unstick.pipeline.gather import gather
+from unstick.pipeline.looking import Scope
+from unstick.pipeline.watched import Watched
+
+MOST_ASKED = 10_000
+"""About how many running jobs of a scope witnesses are asked to count what is stuck; beyond it counts are a least."""
+
+
+class Convicted(NamedTuple):
+    """A suspect that is stuck."""
+
+    suspect: Suspect
+    diagnosis: Diagnosis
+    words: tuple[Evidence, ...] = ()
+    """What witnesses said of it."""
+    job: Job | None = None
+    """What is known of it, where witnesses were asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The verdicts on a page; suspects that are in none of them were acquitted."""
+
+    convicted: tuple[Convicted, ...]
+    undecided: tuple[Suspect, ...] = ()
+    """Age accuses them, and no witness knows: they are left alone."""
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+def asks_witnesses(watched: Watched, scope: Scope) -> bool:
+    """Tell whether running jobs of a scope are judged by more than their rows and leases."""
+    return bool(watched.witnesses) and JobState.RUNNING in scope.look.states
+
+
+async def judge(watched: Watched, page: Page, scope: Scope) -> Judged:
+    """Judge a page of suspects; witnesses are asked of its running ones, all at once."""
+    running = [suspect for suspect in page.suspects if suspect.state is JobState.RUNNING]
+    if not watched.witnesses or not running:
+        convicted = tuple(Convicted(suspect, _diagnosis(suspect, scope)) for suspect in page.suspects)
+        return Judged(convicted=convicted, unreadable=page.unreadable)
+    look = scope.look
+    jobs = await watched.source.describe(look, [suspect.job_id for suspect in running])
+    words = await gather(watched.witnesses, list(jobs.values()), look.taken_at)
+    found: list[Convicted] = []
+    undecided: list[Suspect] = []
+    for suspect in page.suspects:
+        said = words.get(suspect.job_id, ())
+        diagnosis = _verdict(suspect, scope, said)
+        if diagnosis is None or diagnosis.reason not in STUCK:
+            continue
+        if is_undecided(diagnosis, said):
+            undecided += [suspect] if _is_past(suspect, scope) else []
+        else:
+            found.append(Convicted(suspect, diagnosis, said, jobs.get(suspect.job_id)))
+    return Judged(convicted=tuple(found), undecided=tuple(undecided), unreadable=page.unreadable)
+
+
+def _verdict(suspect: Suspect, scope: Scope, words: Sequence[Evidence]) -> Diagnosis | None:
+    if scope.hung_after is not None:
+        return diagnose_hung(words, scope.look.taken_at, scope.hung_after)
+    return _diagnosis(suspect, scope, words)
+
+
+def _diagnosis(suspect: Suspect, scope: Scope, words: Sequence[Evidence] = ()) -> Diagnosis:
+    return diagnose(
+        suspect.state, suspect.since, lease_expired=suspect.lease_expired, waiting=scope.waiting, words=words
+    )
+
+
+def _is_past(suspect: Suspect, scope: Scope) -> bool:
+    """Tell whether age alone would convict: younger ones are asked about only so that a gone worker is known soon."""
+    return suspect.since < scope.look.taken_at - scope.policy.running_after
+
+
+async def judged_pages(watched: Watched, look: Look, scope: Scope) -> AsyncIterator[Judged]:
+    """Yield the verdicts on all suspects of a look, page by page."""
+    async for page in watched.source.suspects(look):
+        yield await judge(watched, page, scope)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """How many jobs are stuck."""
+
+    stuck: StuckCounts
+    undecided: int = 0
+    """Running jobs that age accuses and no witness knows of."""
+    exact: bool = True
+    """Otherwise there are more than could be asked about."""
+
+
+async def count_stuck(watched: Watched, scopes: Sequence[Scope]) -> Count:
+    """Count what is stuck in all scopes: exactly, but that witnesses are asked of a bounded number of jobs."""
+    queued = running = undecided = 0
+    exact = True
+    for scope in scopes:
+        if not asks_witnesses(watched, scope):
+            counts = await watched.source.count_suspects(scope.look)
+            queued, running = queued + counts.queued, running + counts.running
+            continue
+        if JobState.QUEUED in scope.look.states:
+            only = replace(scope.look, states=(JobState.QUEUED,))
+            queued += (await watched.source.count_suspects(only)).queued
+        found = await convicted_running(watched, scope)
+        running, undecided = running + len(found.convicted), undecided + found.undecided
+        exact &= found.exact
+    return Count(stuck=StuckCounts(queued=queued, running=running), undecided=undecided, exact=exact)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """The running jobs of a scope that are stuck, so far as witnesses were asked."""
+
+    convicted: tuple[Convicted, ...]
+    undecided: int
+    exact: bool
+
+
+async def convicted_running(watched: Watched, scope: Scope) -> Running:
+    """Ask the witnesses of a scope's running suspects, about `MOST_ASKED` of them."""
+    look, asked, undecided = replace(scope.look, states=(JobState.RUNNING,)), 0, 0
+    convicted: list[Convicted] = []
+    async for page in watched.source.suspects(look):
+        if asked >= MOST_ASKED:
+            return Running(convicted=tuple(convicted), undecided=undecided, exact=False)
+        judged = await judge(watched, page, scope)
+        asked += len(page.suspects)
+        undecided += len(judged.undecided)
+        convicted += judged.convicted
+    return Running(convicted=tuple(convicted), undecided=undecided, exact=True)
