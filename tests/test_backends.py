@@ -170,8 +170,10 @@ async def test_one_of_several_connections_of_a_name_that_is_old_enough_holds(exc
 
 
 async def test_a_connection_made_too_near_the_job_to_tell_is_unknown(exchange: Exchange) -> None:
-    exchange.connect(ESSAYS)
-    job = await exchange.job(ESSAYS, age=timedelta(seconds=1))
+    worker = exchange.connect(ESSAYS)
+    began_at = worker.execute("SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()").fetchone()
+    assert began_at is not None
+    job = replace(await exchange.job(ESSAYS), started_at=began_at[0] - timedelta(seconds=1))
     assert (await word(exchange.witness, job))[0] is Holding.UNKNOWN
 
 

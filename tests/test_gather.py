@@ -103,7 +103,8 @@ async def test_they_are_asked_at_the_same_time() -> None:
 
 async def test_one_that_hangs_is_unknown_and_the_others_are_heard() -> None:
     hanging = FakeWitness(name="hanging", otherwise=Holding.RELEASED, waits_for=asyncio.Event())
-    words = await gather([hanging, FakeWitness(otherwise=Holding.HELD)], JOBS, NOW, AT_ONCE)
+    async with asyncio.timeout(2):
+        words = await gather([hanging, FakeWitness(otherwise=Holding.HELD)], JOBS, NOW, AT_ONCE)
 
     assert said(words) == [("hanging", Holding.UNKNOWN, "no answer in time"), ("fake", Holding.HELD, None)]
 
@@ -114,14 +115,16 @@ async def test_the_deadline_is_told_in_words() -> None:
     assert said(words) == [("fake", Holding.UNKNOWN, "no answer within 1 second")]
 
 
-async def test_one_that_does_not_stop_is_not_waited_for(recwarn: pytest.WarningsRecorder) -> None:
+async def test_one_that_does_not_stop_is_not_waited_for() -> None:
     """Neither by the gather, nor by anybody who would be told of its error later."""
     until, complaints = asyncio.Event(), []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
 
-    async with asyncio.timeout(5):
-        words = await gather([Stubborn(until)], JOBS, NOW, AT_ONCE)
-    until.set()
+    try:
+        async with asyncio.timeout(5):
+            words = await gather([Stubborn(until)], JOBS, NOW, AT_ONCE)
+    finally:
+        until.set()
     left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     await asyncio.wait(left)
     del left
