@@ -693,6 +693,23 @@ async def test_a_handler_that_raises_is_tried_as_often_as_the_job_says_and_then_
     assert "nowhere" in rows[2]["error_message"]
 
 
+async def test_whatever_a_handler_raises_stops_no_other_job_and_no_beat(shop: Shop, ran: Ran) -> None:
+    """P6: one job at a time, and those that come to grief come first."""
+    bad = [await shop.put(kind) for kind in ("broken", "wrong", "broken")]
+    good = await shop.put("essay")
+    over = finish_later(shop)
+    async with shop.worker(every=BEAT) as worker, runner(worker, ran.registry, concurrency=1).running():
+        await until(over(good))
+        ended_at = (await shop.execute(sa.select(tables.leases.c.beat_at))).scalar_one()
+
+        async def beats() -> bool:
+            return bool((await shop.execute(sa.select(tables.leases.c.beat_at))).scalar_one() > ended_at)
+
+        await until(beats)
+
+    assert [(await shop.row(each))["status"] for each in (*bad, good)] == ["failed"] * 3 + ["completed"]
+
+
 async def test_no_more_jobs_run_at_a_time_than_may(shop: Shop) -> None:
     registry, at_once, most = Registry(), 0, 0
     ids = [await shop.put() for _ in range(6)]
