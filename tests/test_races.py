@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 import sqlalchemy as sa
@@ -63,8 +63,15 @@ def on_databases(*names: str) -> pytest.MarkDecorator:
 # The application's own hands: engines that Unstick never touched.
 
 
+class HasEngine(Protocol):
+    """What works on a database."""
+
+    @property
+    def engine(self) -> AsyncEngine: ...
+
+
 @asynccontextmanager
-async def host(bench: SqlBench, **options: Any) -> AsyncIterator[AsyncEngine]:  # noqa: ANN401
+async def host(bench: HasEngine, **options: Any) -> AsyncIterator[AsyncEngine]:  # noqa: ANN401
     engine = create_async_engine(bench.engine.url, **options)
     try:
         yield engine

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.jobs import COLUMNS, declared, jobs_table, open_bench
+from tests.test_races import elsewhere, host
 from unstick.config import SourceSettings
 from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import (
@@ -510,13 +511,20 @@ async def test_a_cancellation_from_elsewhere_stays_a_cancellation(shop: Shop) ->
 async def test_beats_go_on_while_a_job_blocks_the_loop(shop: Shop) -> None:
     """L8: a busy job is no dead one; the beats have a thread, a loop and a connection of their own."""
     await shop.put()
+    seen: list[Any] = []
+
+    async def look() -> None:
+        async with host(shop) as app, app.connect() as connection:
+            seen.append((await connection.execute(sa.select(tables.leases.c.beat_at))).scalar_one())
+
     async with shop.worker(every=BEAT, lease=LEASE) as worker:
         (job,) = await worker.claim()
         async with worker.heartbeat(job):
-            before = (await shop.execute(sa.select(tables.leases.c.beat_at))).scalar_one()
+            elsewhere(look)
             _burn(0.5)
-            after = (await shop.execute(sa.select(tables.leases.c.beat_at))).scalar_one()
+            elsewhere(look)  # before this loop turns again
 
+    before, after = seen
     assert after > before
 
 
