@@ -23,6 +23,7 @@ from tests.test_races import (
     FINISH,
     ROW_LOCKING,
     WAITING,
+    after_first,
     bench,
     commits,
     elsewhere,
@@ -39,11 +40,9 @@ from unstick.domain.policy import Policy
 from unstick.domain.recovery import Action, Outcome
 from unstick.domain.work import Beat, WorkerIdentity
 from unstick.pipeline.sweep import SweepOrder, sweep
-from unstick.pipeline.watched import Watched
 from unstick.sql import tables
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import WRITES, open_engine
-from unstick.sql.ledger import SqlLedger
 from unstick.sql.queue import SqlJobQueue
 from unstick.sql.source import RULED_FROM
 from unstick.wiring import worker_on
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from tests.jobs import SqlBench
     from tests.servers import Database
     from tests.test_worker import Shop
+    from unstick.domain.job import JobId
 
 __all__ = ["bench", "leased", "shop"]
 
@@ -320,7 +320,8 @@ async def test_a_sweep_that_loses_its_connections_midway_trusts_nothing_it_knew(
     """K2: it goes on with new ones; a job that was finished in between, though it was read before, is left."""
     ids = await stuck(bench, 9)
     bench.batches_of(3)
-    vars(bench.source._connections)["side_by_side"] = False
+    if action is Action.RETRY:  # a page that is read ahead would be cut off, which is an error; a ruling reads none
+        vars(bench.source._connections)["side_by_side"] = False
     name = "postgresql" if bench.engine.dialect.name == "postgresql" else "mysql"
     cut: list[int] = []
 
@@ -419,45 +420,37 @@ async def test_a_job_that_a_claim_skipped_is_claimed_when_it_is_free(bench: SqlB
 
 @on_databases(*ROW_LOCKING)
 async def test_a_sweep_and_a_beat_that_lock_in_opposite_orders_both_come_to_an_end(leased: SqlBench) -> None:
-    """K4: a beat has the lease and wants the job, a sweep the job and, on MariaDB, the lease; one of them is right."""
+    """K4: the sweep has the job and, on MariaDB, wants the lease; the beat has the lease and wants the job."""
     await leased.put({"status": "queued", "started_at": None})
-    lease_over = sa.update(tables.leases).values(expires_at=await leased.source.clock() - HOUR)
-    sweeping: list[Future[Any]] = []
+    beating: list[Future[frozenset[JobId]]] = []
     pool = ThreadPoolExecutor(1)
 
-    async def sweep_alone() -> Any:  # noqa: ANN401
-        other = leased.another()
-        try:
-            ledger = SqlLedger(EngineConnections(leased.other_engines[-1]))
-            return await sweep(Watched(source=other, ledger=ledger, policy=Policy()), SweepOrder(actor="test"))
-        finally:
-            await leased.other_engines[-1].dispose()
+    async def beat() -> frozenset[JobId]:
+        async with queue_on(leased) as queue:
+            try:
+                return await queue.beat(worker_number(1), LEASE, [Beat(job=job, progress=50)])
+            except SourceUnavailableError:
+                return frozenset()
 
     async def it_waits_or_is_over() -> bool:
         async with host(leased) as app, app.connect() as connection:
             waiting = WAITING["postgresql" if leased.engine.dialect.name == "postgresql" else "mysql"]
-            return sweeping[0].done() or bool((await connection.execute(sa.text(waiting))).scalar_one())
+            return beating[0].done() or bool((await connection.execute(sa.text(waiting))).scalar_one())
 
-    def with_the_lease_in_hand(_c: Any, _cursor: Any, statement: str, _p: Any, _context: Any, _many: Any) -> None:  # noqa: ANN401
-        if statement.startswith("UPDATE unstick_leases") and not sweeping:
-            sweeping.append(pool.submit(lambda: asyncio.run(sweep_alone())))
-            elsewhere(lambda: until_told(it_waits_or_is_over, every=0.12))  # InnoDB looks once in 0.1 s
+    def with_the_job_in_hand() -> None:
+        beating.append(pool.submit(lambda: asyncio.run(beat())))
+        elsewhere(lambda: until_told(it_waits_or_is_over, every=0.12))  # InnoDB looks once in 0.1 s
 
-    engine = open_engine(url_of(leased))
-    queue = SqlJobQueue("main", leased.jobs, EngineConnections(engine))
-    me = worker_number(1)
-    await queue.join(me, LEASE)
-    (job,) = await queue.claim(me, limit=1)
+    async with queue_on(leased) as queue:
+        await queue.join(worker_number(1), LEASE)
+        (job,) = await queue.claim(worker_number(1), limit=1)
     async with leased.engine.begin() as connection:
-        await connection.execute(lease_over)
-    event.listen(engine.sync_engine, "after_cursor_execute", with_the_lease_in_hand)
-    try:
-        held = await queue.beat(me, LEASE, [Beat(job=job, progress=50)])
-    except SourceUnavailableError:
-        held = frozenset()
-    report = await asyncio.to_thread(sweeping[0].result, DEADLINE)
-    event.remove(engine.sync_engine, "after_cursor_execute", with_the_lease_in_hand)
-    await engine.dispose()
+        over = await leased.source.clock() - HOUR
+        await connection.execute(sa.update(tables.leases).values(expires_at=over))
+    locking = "UPDATE ai_generation_jobs" if leased.engine.dialect.name == "postgresql" else "FOR UPDATE"
+    with after_first(leased.engine, locking, with_the_job_in_hand):
+        report = await leased.sweep()
+    held = await asyncio.to_thread(beating[0].result, DEADLINE)
     pool.shutdown()
 
     assert report.tally.of(outcome=Outcome.APPLIED) == (0 if held else 1)
