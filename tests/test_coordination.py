@@ -80,7 +80,7 @@ async def queue_on(bench: SqlBench) -> AsyncIterator[SqlJobQueue]:
 # Any moment
 
 
-NUMBER = 25
+NUMBER = 45
 """More jobs than a sweep executes statements before its write."""
 
 Deed = Callable[[SqlJobQueue, int], Coroutine[Any, Any, bool]]
@@ -123,7 +123,9 @@ async def _with_old_heartbeats(bench: SqlBench) -> Deed:
 
 
 async def _waiting(bench: SqlBench) -> Deed:
-    await bench.put(*({"status": "queued", "started_at": None} for _ in range(NUMBER)))
+    for number in range(1, NUMBER + 1):  # each longer than those before, which overtake it: no backlog waits its turn
+        waited = HOUR + number * timedelta(minutes=1)
+        await bench.put({"status": "queued", "started_at": None}, started=waited)
 
     async def claim(queue: SqlJobQueue, number: int) -> bool:
         return bool(await queue.claim(worker_number(number), limit=1, job_id=number))
