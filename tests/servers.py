@@ -194,6 +194,49 @@ class PackagedPostgres(Postgres):
         return package / "pginstall18" / "bin"
 
 
+class PgBouncer(Server):
+    """A pool before a PostgreSQL server, which gives each transaction another connection."""
+
+    backend = "postgresql"
+    stop_signal = "KILL"
+
+    def __init__(self, run: Path, name: str, before: Postgres) -> None:
+        super().__init__(run, name)
+        self._before = before
+
+    def command(self) -> list[str]:
+        program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+        if program is None:
+            raise MissingServerError("pgbouncer is missing: apt-get install pgbouncer")
+        self._before.start()
+        settings = {
+            "listen_addr": "",
+            "unix_socket_dir": self.directory,
+            "auth_type": "any",
+            "pool_mode": "transaction",
+            "default_pool_size": 4,
+            "server_round_robin": 1,
+        }
+        lines = ["[databases]", f"* = host={self._before.directory} user=postgres", "[pgbouncer]"]
+        configuration = self.directory / "pgbouncer.ini"
+        configuration.write_text("\n".join([*lines, *(f"{key} = {value}" for key, value in settings.items())]))
+        return [program, str(configuration)]
+
+    def execute(self, statement: str) -> None:
+        conninfo = f"host={self.directory} port=6432 user=postgres dbname=postgres"
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def url(self, driver: str, database: str) -> str:
+        return f"postgresql+{driver}://postgres@/{database}?host={self.directory}&port=6432"
+
+    def create(self, database: str) -> None:
+        self._before.create(database)
+
+    def drop(self, database: str) -> None:
+        self._before.drop(database)
+
+
 class MariaDB(Server):
     backend = "mysql"
     stop_signal = "KILL"  # nothing is left behind but files
@@ -254,6 +297,7 @@ class Servers:
             "postgres18-asyncpg": (postgres18, "asyncpg"),
             "postgres15": (Postgres(run, "postgres15"), "psycopg"),
             "mariadb": (MariaDB(run, "mariadb"), "asyncmy"),
+            "pgbouncer": (PgBouncer(run, "pgbouncer", postgres18), "psycopg"),
         }
 
     @classmethod

@@ -50,8 +50,10 @@ from unstick.sql.connections import EngineConnections, SessionConnections
 from unstick.sql.dialects import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS
 from unstick.sql.engine import open_engine, use_write_ahead_log
 from unstick.sql.ledger import SqlLedger
+from unstick.sql.queue import SqlJobQueue
 from unstick.sql.source import SqlSource
 from unstick.testing.conformance import MINUTE, batch_of, look_at, suspects_of
+from unstick.worker import this_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 
     from tests.jobs import SqlBench
     from tests.servers import Database
+    from unstick.domain.work import ClaimedJob
 
 __all__ = ["bench"]
 
@@ -221,7 +224,7 @@ async def partition(bench: SqlBench) -> None:
 async def test_a_retry_takes_the_token_counts_what_had_begun_and_stays_within_the_apps_own_limit(
     database: Database,
 ) -> None:
-    """R4, B4, L10: a late worker's fenced finish finds nothing; a job that never ran has lost no attempt."""
+    """R4, R6, B4: a late worker's fenced finish finds nothing; a job that never ran has lost no attempt."""
     extra = (sa.Column("token", sa.Integer), sa.Column("worker", sa.String(40)), sa.Column("max_attempts", sa.Integer))
     table = jobs_table(*extra)
     names = {name: name for name in ("token", "worker", "max_attempts")}
@@ -318,6 +321,48 @@ async def test_a_budget_is_of_one_source_one_window_and_of_retries_that_were_app
 
     assert first.tally.of(action=Action.RETRY, outcome=Outcome.APPLIED) == 1
     assert second.tally.of(action=Action.MARK_FAILED, reason=Reason.POISON, outcome=Outcome.APPLIED) == 1
+
+
+async def test_a_job_failed_as_poison_stays_failed_and_its_budget_stays_spent(database: Database) -> None:
+    """B3, B1: neither a sweep nor a late worker queues it again; who does so by hand gets no new budget with it."""
+    table = jobs_table(sa.Column("token", sa.Integer), sa.Column("worker", sa.String(200)))
+    jobs = declared(table, columns=COLUMNS | {"token": "token", "worker": "worker"})
+    bench = await open_bench(database, table, jobs)
+    await bench.put({"status": "queued", "started_at": None})
+    queue, me = SqlJobQueue("main", jobs, EngineConnections(bench.engine)), this_process()
+    claims: list[ClaimedJob] = []
+    told: list[tuple[Action, Reason]] = []
+
+    async def crashes() -> None:
+        """Claim the job and never be heard of again."""
+        await bench.execute("UPDATE ai_generation_jobs SET scheduled_at = NULL")
+        claims.extend(await queue.claim(me, limit=1))
+        long_ago = bench.store(await bench.source.clock() - HOUR)
+        async with bench.engine.begin() as connection:
+            await connection.execute(sa.update(table).values(started_at=long_ago, updated_at=long_ago))
+        report = await bench.sweep(Action.RETRY)
+        told.extend((action, reason) for (_, action, reason, _), number in report.tally.counts.items() if number)
+
+    for _ in range(Policy().max_recoveries + 1):
+        await crashes()
+    poisoned = await bench.rows()
+    again = await bench.sweep(Action.RETRY)
+    late = [await queue.requeue(each, HOUR, error=None, counted=False) for each in claims]
+    late += [await queue.finish(each, {}) for each in claims]
+    nothing = await queue.claim(me, limit=1)
+    unmoved = await bench.rows()
+    await bench.execute("UPDATE ai_generation_jobs SET status = 'queued', completed_at = NULL")
+    await crashes()
+
+    last = await bench.rows()
+    await bench.close()
+    assert len(claims) == 5
+    assert told == [(Action.RETRY, Reason.SILENT)] * 3 + [(Action.MARK_FAILED, Reason.POISON)] * 2
+    assert again.tally.of() == 0
+    assert late == [False] * 8
+    assert nothing == ()
+    assert unmoved == poisoned
+    assert [row["status"] for row in (*poisoned, *last)] == ["failed"] * 2
 
 
 # A host's own session.

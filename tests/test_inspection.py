@@ -611,6 +611,7 @@ class TestHeartbeat:
     NEVER = "jobs.updated_at never moves while a job runs: in all 2 rows that tell"
 
     async def test_an_updated_at_that_never_moves_is_doubted(self, engine: AsyncEngine) -> None:
+        """L1: what moves it may be left undone where nothing else changes."""
         found = await self.inspect(engine, (0, 30), (0.01, None))
         assert self.NEVER in messages(found, "heartbeat_at")
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 import sqlalchemy as sa
@@ -63,8 +63,15 @@ def on_databases(*names: str) -> pytest.MarkDecorator:
 # The application's own hands: engines that Unstick never touched.
 
 
+class HasEngine(Protocol):
+    """What works on a database."""
+
+    @property
+    def engine(self) -> AsyncEngine: ...
+
+
 @asynccontextmanager
-async def host(bench: SqlBench, **options: Any) -> AsyncIterator[AsyncEngine]:  # noqa: ANN401
+async def host(bench: HasEngine, **options: Any) -> AsyncIterator[AsyncEngine]:  # noqa: ANN401
     engine = create_async_engine(bench.engine.url, **options)
     try:
         yield engine
@@ -193,7 +200,7 @@ async def by_sweep(bench: SqlBench, watched: Watched) -> set[JobId]:
 @on_databases(*ROW_LOCKING)
 @pytest.mark.parametrize("way", [by_decision, by_retry, by_sweep])
 async def test_what_a_worker_has_written_but_not_committed_is_left_at_once(bench: SqlBench, way: Way) -> None:
-    """R1, R4: a finish, a beat and a claim in flight; no statement of ours waits for them (SKIP LOCKED)."""
+    """R1, R4, K3: a finish, a beat and a claim in flight; no statement of ours waits for them (SKIP LOCKED)."""
     running = await stuck(bench, 4)
     queued = await stuck(bench, 2, JobState.QUEUED)
     async with host(bench) as app, app.connect() as worker:
@@ -518,7 +525,7 @@ class Finishers:
 
 
 async def test_a_hundred_jobs_finished_and_recovered_at_once_have_one_ending_each(bench: SqlBench) -> None:
-    """R3, R7, R8: two sweepers and four workers; rows, records, reports and answers tell the same story."""
+    """R3, R7, R8, K2, K8: two sweepers, of which none leads, and four workers; rows, records and reports agree."""
     ids = await stuck(bench, 120)
     bench.batches_of(5)
     replica = bench.another()
@@ -611,7 +618,7 @@ async def test_on_sqlite_many_sweeps_and_writers_lose_no_update_and_meet_no_lock
 
 @on_databases(*ROW_LOCKING)
 async def test_a_first_page_of_held_rows_does_not_block_the_rest(bench: SqlBench) -> None:
-    """P1: two pages of rows that somebody holds; they are found again when they are free."""
+    """P1, K5: two pages of rows that somebody holds and does nothing with; the next sweep finds them again."""
     ids = await stuck(bench, 9)
     bench.batches_of(3)
     async with host(bench) as app, app.connect() as worker:
@@ -626,7 +633,7 @@ async def test_a_first_page_of_held_rows_does_not_block_the_rest(bench: SqlBench
     assert await statuses(bench) == ["failed"] * 9
 
 
-@on_databases("sqlite", "postgres18")
+@on_databases("sqlite", "postgres18", "mariadb")
 async def test_a_sweep_holds_a_bounded_number_of_pages(bench: SqlBench) -> None:
     """P4: the batch being written, the page read ahead, and never the rest."""
     await bench.put(*({} for _ in range(60)))

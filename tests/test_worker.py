@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.jobs import COLUMNS, declared, jobs_table, open_bench
+from tests.test_races import elsewhere, host
 from unstick.config import SourceSettings
 from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import (
@@ -510,13 +511,20 @@ async def test_a_cancellation_from_elsewhere_stays_a_cancellation(shop: Shop) ->
 async def test_beats_go_on_while_a_job_blocks_the_loop(shop: Shop) -> None:
     """L8: a busy job is no dead one; the beats have a thread, a loop and a connection of their own."""
     await shop.put()
+    seen: list[Any] = []
+
+    async def look() -> None:
+        async with host(shop) as app, app.connect() as connection:
+            seen.append((await connection.execute(sa.select(tables.leases.c.beat_at))).scalar_one())
+
     async with shop.worker(every=BEAT, lease=LEASE) as worker:
         (job,) = await worker.claim()
         async with worker.heartbeat(job):
-            before = (await shop.execute(sa.select(tables.leases.c.beat_at))).scalar_one()
+            elsewhere(look)
             _burn(0.5)
-            after = (await shop.execute(sa.select(tables.leases.c.beat_at))).scalar_one()
+            elsewhere(look)  # before this loop turns again
 
+    before, after = seen
     assert after > before
 
 
@@ -691,6 +699,23 @@ async def test_a_handler_that_raises_is_tried_as_often_as_the_job_says_and_then_
     assert [row["status"] for row in rows] == ["failed"] * 3
     assert [row["error_message"] for row in rows[:2]] == ["RuntimeError: no such model"] * 2
     assert "nowhere" in rows[2]["error_message"]
+
+
+async def test_whatever_a_handler_raises_stops_no_other_job_and_no_beat(shop: Shop, ran: Ran) -> None:
+    """P6: one job at a time, and those that come to grief come first."""
+    bad = [await shop.put(kind) for kind in ("broken", "wrong", "broken")]
+    good = await shop.put("essay")
+    over = finish_later(shop)
+    async with shop.worker(every=BEAT) as worker, runner(worker, ran.registry, concurrency=1).running():
+        await until(over(good))
+        ended_at = (await shop.execute(sa.select(tables.leases.c.beat_at))).scalar_one()
+
+        async def beats() -> bool:
+            return bool((await shop.execute(sa.select(tables.leases.c.beat_at))).scalar_one() > ended_at)
+
+        await until(beats)
+
+    assert [(await shop.row(each))["status"] for each in (*bad, good)] == ["failed"] * 3 + ["completed"]
 
 
 async def test_no_more_jobs_run_at_a_time_than_may(shop: Shop) -> None:
