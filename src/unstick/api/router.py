@@ -11,6 +11,7 @@ from unstick.api.problems import PROBLEMS
 from unstick.api.route import recorded_route
 from unstick.api.sources import Sources
 from unstick.api.stats import add_stats
+from unstick.api.undo import add_undo
 from unstick.domain.access import Role
 from unstick.pipeline.watched import OpenWatched
 
@@ -32,6 +33,7 @@ def admin_router(*, watched: Mapping[str, OpenWatched], principal: Callable[...,
     needs = _gate(principal)
     add_jobs(router, needs)
     add_stats(router, needs)
+    add_undo(router, needs)
     return router
 
 

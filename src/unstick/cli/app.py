@@ -15,6 +15,7 @@ from unstick.cli.serve import serve
 from unstick.cli.stuck import stuck
 from unstick.cli.sweep import sweep
 from unstick.cli.token import token
+from unstick.cli.undo import undo
 from unstick.cli.worker import worker
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (serve, stuck, sweep, worker, guard, token, inspect):
+for command in (serve, stuck, sweep, undo, worker, guard, token, inspect):
     app.command()(command)
 app.add_typer(db, name="db")
 app.command()(demo)

@@ -154,10 +154,9 @@ class Undoing:
         if not lost or not self.recorded:
             return {}
         again = await undone.standing(self.connection, self.source, lost)
-        said = {
+        return {
             key: UNDONE if each.undone else OVERTAKEN for key, each in again.items() if each.undone or each.overtaken
         }
-        return said
 
     async def _record(self, outcome: Outcome, said: Mapping[str, str]) -> None:
         """Record undos that changed nothing."""
@@ -206,7 +205,7 @@ def _sentence(mapped: MappedTable, names: Sequence[str], known: _Known, row: sa.
     return f"it was changed since: {state} is now {word}"
 
 
-# The statements. `given` are the rows of a batch: what was there before the recovery (`was`), and what it left (`left`).
+# The statements. `given` are the rows of a batch, with what was there before the recovery (`was`) and what it `left`.
 
 
 def _given(mapped: MappedTable, names: Sequence[str]) -> sa.Subquery:
