@@ -54,18 +54,31 @@ from unstick.sql.engine import use_write_ahead_log
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.queue import SqlJobQueue
 from unstick.sql.source import SqlSource
-from unstick.testing.conformance import Ages
+from unstick.sql.tables import LongText
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from tests.servers import Database
-    from unstick.domain.job import JobId
 
 __all__ = ["apart", "bench"]
 
 ACTIONS = pytest.mark.parametrize("action", list(Action))
 RICH: dict[str, Any] = {"token": sa.Integer(), "worker": sa.String(40), "progress": sa.Integer()}
+
+
+@pytest.fixture
+async def opening(database: Database) -> AsyncIterator[Opening]:
+    """Opens benches on one database, and closes them whatever happens."""
+    opened: list[SqlBench] = []
+
+    async def bench_on(*said: Any, **options: Any) -> SqlBench:  # noqa: ANN401
+        opened.append(await open_bench(database, *said, **options))
+        return opened[-1]
+
+    yield bench_on
+    for each in opened:
+        await each.close()
 
 
 def order(operation_id: int | None = None, **said: Any) -> UndoOrder:  # noqa: ANN401
@@ -107,6 +120,7 @@ async def undos(bench: SqlBench) -> list[tuple[str, str]]:
 async def rich(database: Database) -> AsyncIterator[SqlBench]:
     """A table with all the columns that a recovery writes, and a few that it doesn't."""
     table = jobs_table(*(sa.Column(name, type_) for name, type_ in RICH.items()))
+    table.c.error_message.type = LongText
     bench = await open_bench(database, table, declared(table, columns=COLUMNS | {name: name for name in RICH}))
     yield bench
     await bench.close()
@@ -125,7 +139,7 @@ HELD_ROWS: list[dict[str, Any]] = [
 
 @ACTIONS
 async def test_undo_puts_back_every_column_exactly_as_it_was(rich: SqlBench, action: Action) -> None:
-    """By ruling, where many share a record, and one by one: text of any kind and length, numbers, truths, nulls, times."""
+    """By ruling, and one by one: text of any kind and length, numbers, truths, nulls, times."""
     now = await rich.source.clock()
     times = {"updated_at": rich.store(now - HOUR), "scheduled_at": rich.store(now - 3 * HOUR)}
     await rich.put(*HELD_ROWS, *({} for _ in range(5)), *({**row, **times} for row in HELD_ROWS[:3]))
@@ -173,7 +187,8 @@ async def test_an_undo_is_recorded_with_what_it_overwrote_and_what_it_wrote(benc
 
 def with_enum(_backend: str) -> tuple[sa.Table, dict[str, Any]]:
     table = jobs_table()
-    table.c.status.type = sa.Enum(*(word for words in STATES.values() for word in words), name="job_status")
+    words = [word for each in STATES.values() for word in each]
+    table.c.status.type = sa.Enum(*words, name="job_status", metadata=table.metadata)
     return table, {}
 
 
@@ -239,18 +254,24 @@ HOSTS = (
 
 @pytest.mark.parametrize("ruled_from", [1, 100], ids=["ruled", "decided"])
 @pytest.mark.parametrize("kind", HOSTS)
-async def test_undo_puts_back_the_rows_of_any_host_table(database: Database, kind: Any, ruled_from: int) -> None:  # noqa: ANN401
+async def test_undo_puts_back_the_rows_of_any_host_table(
+    database: Database,
+    opening: Opening,
+    kind: Any,  # noqa: ANN401
+    ruled_from: int,
+) -> None:
     """Types of keys, states, times, text and tokens that hosts have; failed and retried, one after the other."""
     table, mapping = kind(database.backend)
     store: Callable[[Any], object] = lambda instant: instant.replace(microsecond=0, tzinfo=None)  # noqa: E731
     if kind is with_naive_local_times:
         store = in_zone(TOKYO)
-    bench = await open_bench(database, table, declared(table, **mapping), store, ruled_from=ruled_from)
+    bench = await opening(table, declared(table, **mapping), store, ruled_from=ruled_from)
     running, queued = (1, 0) if kind is with_numbers_for_states else ("running", "queued")
     token = {"token": "a4c1"} if "token" in table.c else {}
     began = {"status": running, "attempt": 4, **token}
     waits = {"status": queued, "attempt": 0}
-    await bench.put(began, {**began, "success": False}, began, waits, waits)
+    no = 0 if kind is with_numbers_for_states else False
+    await bench.put(began, {**began, "success": no}, began, waits, waits)
     before = await bench.rows()
 
     failed = await undo_it(bench, await recovered(bench))
@@ -258,7 +279,6 @@ async def test_undo_puts_back_the_rows_of_any_host_table(database: Database, kin
     retried = await undo_it(bench, await recovered(bench, Action.RETRY))
     after_retry = await bench.rows()
 
-    await bench.close()
     assert after_failure == before
     assert after_retry == before
     assert numbers(failed) == numbers(retried) == (5, 0, 0)
@@ -267,32 +287,33 @@ async def test_undo_puts_back_the_rows_of_any_host_table(database: Database, kin
 # What changed since is left alone, and named.
 
 NOW = "CURRENT_TIMESTAMP"
+IT = "it was changed since:"
 SINCE = {
     "claimed": (Action.RETRY, f"status = 'running', started_at = {NOW}", CLAIMED),
-    "finished": (Action.MARK_FAILED, "status = 'completed', success = true", "it was changed since: status is now completed"),
-    "requeued": (Action.MARK_FAILED, "status = 'queued', completed_at = NULL", "it was changed since: status is now queued"),
-    "failed by the app": (Action.MARK_FAILED, "error_message = 'mine'", "it was changed since: error_message is another"),
-    "in another case": (Action.MARK_FAILED, "error_message = UPPER(error_message)", "it was changed since: error_message is another"),
-    "ended again": (Action.MARK_FAILED, "completed_at = created_at", "it was changed since: completed_at is another"),
-    "taken for good": (Action.MARK_FAILED, "success = true", "it was changed since: success is another"),
-    "attempt": (Action.RETRY, "attempt = attempt + 1", "it was changed since: attempt is another"),
-    "token": (Action.RETRY, "token = token + 1", "it was changed since: token is another"),
-    "worker": (Action.RETRY, "worker = 'other'", "it was changed since: worker is another"),
-    "start": (Action.RETRY, "started_at = created_at", "it was changed since: started_at is another"),
-    "beat": (Action.RETRY, "updated_at = created_at", "it was changed since: updated_at is another"),
-    "due": (Action.RETRY, "scheduled_at = created_at", "it was changed since: scheduled_at is another"),
+    "finished": (Action.MARK_FAILED, "status = 'completed', success = true", f"{IT} status is now completed"),
+    "requeued": (Action.MARK_FAILED, "status = 'queued', completed_at = NULL", f"{IT} status is now queued"),
+    "failed by the app": (Action.MARK_FAILED, "error_message = 'mine'", f"{IT} error_message is another"),
+    "in another case": (Action.MARK_FAILED, "error_message = UPPER(error_message)", f"{IT} error_message is another"),
+    "ended again": (Action.MARK_FAILED, "completed_at = created_at", f"{IT} completed_at is another"),
+    "taken for good": (Action.MARK_FAILED, "success = true", f"{IT} success is another"),
+    "attempt": (Action.RETRY, "attempt = attempt + 1", f"{IT} attempt is another"),
+    "token": (Action.RETRY, "token = token + 1", f"{IT} token is another"),
+    "worker": (Action.RETRY, "worker = 'other'", f"{IT} worker is another"),
+    "start": (Action.RETRY, "started_at = created_at", f"{IT} started_at is another"),
+    "beat": (Action.RETRY, "updated_at = created_at", f"{IT} updated_at is another"),
+    "due": (Action.RETRY, "scheduled_at = created_at", f"{IT} scheduled_at is another"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("ruled_from", [1, 100], ids=["ruled", "decided"])
 @ACTIONS
 async def test_a_job_of_which_anything_changed_since_is_left_alone_and_named(
-    database: Database, action: Action, ruled_from: int
+    opening: Opening, action: Action, ruled_from: int
 ) -> None:
     """Each column that a recovery wrote by itself; half of the operation is undone all the same."""
     table = jobs_table(*(sa.Column(name, type_) for name, type_ in RICH.items()))
     mapping = declared(table, columns=COLUMNS | {name: name for name in RICH})
-    bench = await open_bench(database, table, mapping, ruled_from=ruled_from)
+    bench = await opening(table, mapping, ruled_from=ruled_from)
     moves = {name: (change, said) for name, (its, change, said) in SINCE.items() if its is action}
     row = {"token": 7, "worker": "one", "attempt": 2}
     await bench.put(*(row for _ in range(2 * len(moves) + 1)))
@@ -308,7 +329,6 @@ async def test_a_job_of_which_anything_changed_since_is_left_alone_and_named(
 
     after = await bench.rows()
     records = await undos(bench)
-    await bench.close()
     gone = len(moves) + 1
     sentences = {str(number): said for number, (_, said) in enumerate(moves.values(), start=1)} | {str(gone): GONE}
     assert told(report) == sentences
@@ -464,12 +484,12 @@ async def test_undoing_twice_undoes_once(bench: SqlBench) -> None:
 
 @pytest.mark.parametrize("ruled_from", [1, 100], ids=["ruled", "decided"])
 async def test_what_tells_too_little_is_not_undone_after_it_was_undone_or_recovered_again(
-    database: Database, ruled_from: int
+    opening: Opening, ruled_from: int
 ) -> None:
     """A table whose rows say no more than `failed`: then the ledger says whether that is the failure we left."""
     table = jobs_table()
     columns = {key: COLUMNS[key] for key in ("id", "state", "started_at")}
-    bench = await open_bench(database, table, declared(table, columns=columns), ruled_from=ruled_from)
+    bench = await opening(table, declared(table, columns=columns), ruled_from=ruled_from)
     await bench.put({}, {})
     first = await recovered(bench)
     await bench.execute("UPDATE ai_generation_jobs SET status = 'running' WHERE id = 1")
@@ -483,7 +503,6 @@ async def test_what_tells_too_little_is_not_undone_after_it_was_undone_or_recove
         await undo_it(bench, second)
 
     rows = await statuses(bench)
-    await bench.close()
     assert (numbers(of_first), told(of_first)) == ((1, 1, 0), {"1": OVERTAKEN})
     assert numbers(of_second) == (1, 0, 0)
     assert (again.of(outcome=Outcome.APPLIED), again.already) == (0, 1)
@@ -530,7 +549,7 @@ async def test_whoever_comes_second_is_told_that_it_was_undone_already(bench: Sq
 
         elsewhere(first)
 
-    with after_first(bench.engine, "unstick_recoveries.post_image", act) as seen:
+    with after_first(bench.engine, "unstick_recoveries.job_id IS NULL", act) as seen:
         report = await undo_it(bench, operation_id)
 
     assert seen
@@ -630,9 +649,9 @@ async def test_an_undo_that_is_cancelled_ends_the_batch_under_way_and_counts_it(
 
 
 @pytest.mark.parametrize("ruled_from", [1, 100], ids=["ruled", "decided"])
-async def test_one_job_of_an_operation_can_be_undone_by_itself(database: Database, ruled_from: int) -> None:
+async def test_one_job_of_an_operation_can_be_undone_by_itself(opening: Opening, ruled_from: int) -> None:
     """By operation and job, and by the job alone, whose last recovery is meant."""
-    bench = await open_bench(database, ruled_from=ruled_from)
+    bench = await opening(ruled_from=ruled_from)
     await stuck(bench, 4)
     before = await bench.rows()
     operation_id = await recovered(bench)
@@ -643,7 +662,6 @@ async def test_one_job_of_an_operation_can_be_undone_by_itself(database: Databas
     rest = await undo_it(bench, operation_id)
 
     rows = await bench.rows()
-    await bench.close()
     assert (numbers(by_both), numbers(by_job), by_job.undoes) == ((1, 0, 0), (1, 0, 0), operation_id)
     assert middle == ["failed", "running", "running", "failed"]
     assert (numbers(rest), rest.already) == ((2, 0, 0), 2)
@@ -652,10 +670,10 @@ async def test_one_job_of_an_operation_can_be_undone_by_itself(database: Databas
 
 @pytest.mark.parametrize("ruled_from", [1, 100], ids=["ruled", "decided"])
 async def test_a_large_operation_is_read_page_by_page(
-    database: Database, ruled_from: int, monkeypatch: pytest.MonkeyPatch
+    opening: Opening, ruled_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """P4: no more than a page is held, whether a record is of one job or of several; none is left out or met twice."""
-    bench = await open_bench(database, ruled_from=ruled_from)
+    bench = await opening(ruled_from=ruled_from)
     bench.batches_of(4)
     await bench.put(*({} for _ in range(23)))
     before = await bench.rows()
@@ -673,7 +691,6 @@ async def test_a_large_operation_is_read_page_by_page(
     report = await undo_it(bench, operation_id)
 
     rows = await bench.rows()
-    await bench.close()
     assert sum(sizes) == 23
     assert max(sizes) <= 5
     assert numbers(report) == (23, 0, 0)

@@ -346,9 +346,10 @@ class MysqlDialect(Dialect):
             return "BIGINT UNSIGNED" if getattr(type_, "unsigned", False) else "BIGINT"
         if isinstance(type_, sa.Numeric):
             return self.type_name(type_)
-        # What doesn't fit would be NULL, and be written so.
-        long = isinstance(type_, sa.Text) or (getattr(type_, "length", None) or 0) > _MYSQL_ROW_LENGTH
-        text = "LONGTEXT" if long else f"VARCHAR({_MYSQL_ROW_LENGTH})"
+        # What doesn't fit would be cut without a word, and be written so.
+        length = getattr(type_, "length", None) if isinstance(type_, sa.String) else 0
+        fits = length is not None and length <= _MYSQL_ROW_LENGTH
+        text = f"VARCHAR({_MYSQL_ROW_LENGTH})" if fits else "LONGTEXT"
         collation = getattr(type_, "collation", None)
         if collation is not None:  # what is compared must be of one collation
             return f"{text} CHARACTER SET {collation.partition('_')[0]} COLLATE {collation}"
