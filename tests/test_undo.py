@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
 
+    Opening = Callable[..., Coroutine[Any, Any, SqlBench]]
+
 __all__ = ["apart", "bench"]
 
 ACTIONS = pytest.mark.parametrize("action", list(Action))
