@@ -23,6 +23,7 @@ from unstick.domain.policy import Policy, Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Recovery, Ruled
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
+from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
 
@@ -33,6 +34,8 @@ STUCK = "/api/v1/admin/jobs/stuck"
 CLEANUP = "/api/v1/admin/jobs/cleanup"
 STATS = "/api/v1/admin/stats"
 CALLS = {"jobs.stuck": ("GET", STUCK), "jobs.cleanup": ("POST", CLEANUP), "stats": ("GET", STATS)}
+UNDO_OPERATION = "/api/v1/admin/operations/{operation_id}/undo"
+UNDO_JOB = "/api/v1/admin/jobs/{source}/{job_id}/undo"
 
 
 def job(job_id: JobId, state: JobState, minutes: float) -> Job:
@@ -116,6 +119,12 @@ class MemorySource:
         del look
         return Flows(by_queue={})
 
+    async def undo(self, batch: UndoBatch) -> UndoResult:
+        raise AssertionError(batch)
+
+    async def intend_undo(self, batch: UndoBatch) -> tuple[Sequence[Intent], Mapping[JobId, str]]:
+        raise AssertionError(batch)
+
     async def open_jobs(self) -> OpenJobs:
         states = Counter(job.state for job in self.jobs.values() if job.completed_at is None)
         return OpenJobs(by_state=dict(states), queued_since=None, running_since=None)
@@ -179,6 +188,22 @@ class MemoryLedger:
 
     async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:  # noqa: ARG002
         return {}
+
+    async def operation(self, operation_id: int) -> AuditEntry | None:
+        return self.entries[operation_id - 1] if 0 < operation_id <= len(self.entries) else None
+
+    async def undoable(
+        self,
+        source: str,  # noqa: ARG002
+        operation_id: int,  # noqa: ARG002
+        *,
+        after: int = 0,  # noqa: ARG002
+        job_id: JobId | None = None,  # noqa: ARG002
+    ) -> UndoPage:
+        return UndoPage(recoveries=(), last=None)
+
+    async def history(self, source: str, job_id: JobId) -> Sequence[tuple[int, bool]]:  # noqa: ARG002
+        return ()
 
     async def recoveries(self, source: str, window: timedelta) -> RecoveryCounts:  # noqa: ARG002
         return RecoveryCounts(since=NOW - window, by_outcome={}, by_action={}, by_reason={})

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from tests.servers import Database
+    from unstick.domain.undo import Undoable
     from unstick.testing.conformance import Ages
 
 AWARE = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
@@ -186,6 +187,10 @@ class SqlBench:
 
     async def outcomes(self, job_id: JobId) -> list[Outcome]:
         return [Outcome(record.outcome) for record in await self.recoveries(job_id)]
+
+    async def undoable(self, job_id: JobId) -> Undoable:
+        page = await self.ledger.undoable("main", 1, job_id=job_id)
+        return page.recoveries[-1]
 
     async def recoveries(self, job_id: JobId | None = None) -> list[sa.Row[Any]]:
         """Return what was recorded of each job, one row a job and decision."""

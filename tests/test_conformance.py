@@ -11,7 +11,7 @@ from tests.jobs import open_bench
 from unstick.domain.job import Job, JobId, JobState
 from unstick.sql.source import RULED_FROM
 from unstick.testing.conformance import JobSourceConformance
-from unstick.testing.memory import MemoryJobs, MemorySource, StoredJob
+from unstick.testing.memory import MemoryJobs, MemoryLedger, MemorySource, StoredJob
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tests.jobs import SqlBench
     from tests.servers import Database
     from unstick.domain.recovery import Outcome
+    from unstick.domain.undo import Undoable
     from unstick.testing.conformance import Ages
 
 
@@ -59,6 +60,10 @@ class MemoryBench:
 
     async def outcomes(self, job_id: JobId) -> list[Outcome]:
         return [record.outcome for record in self.system.recoveries if record.job_id == job_id]
+
+    async def undoable(self, job_id: JobId) -> Undoable:
+        page = await MemoryLedger(self.system).undoable("memory", 1, job_id=job_id)
+        return page.recoveries[-1]
 
 
 def _before(now: datetime, age: timedelta | None) -> datetime | None:

@@ -14,6 +14,7 @@ from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
 from unstick.domain.sighting import Sighted, Sighting
 from unstick.domain.suspect import Look, Page, Position, StuckCounts
+from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.domain.work import Beat, ClaimedJob, WorkerIdentity
 
 
@@ -140,6 +141,16 @@ class JobSource(Protocol):
         Only where not `capabilities.records`.
         """
 
+    async def undo(self, batch: UndoBatch) -> UndoResult:
+        """Put jobs back as recoveries found them, where they still are exactly as those left them.
+
+        By compare-and-set, in one transaction, with its records where `capabilities.records`; a row that the database
+        refuses doesn't stop the others. A fencing token goes back only to the attempt that gets its job back.
+        """
+
+    async def intend_undo(self, batch: UndoBatch) -> tuple[Sequence[Intent], Mapping[JobId, str]]:
+        """Tell what undoing a batch would do, without doing it, and why each other job would be left alone."""
+
     async def open_jobs(self) -> OpenJobs:
         """Count the jobs that are not over; the cost follows their number only."""
 
@@ -237,6 +248,17 @@ class Ledger(Protocol):
 
     async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:
         """Return how many retries of each job were applied since then; a job that had none is left out."""
+
+    async def operation(self, operation_id: int) -> AuditEntry | None:
+        """Return the entry that began an operation, None where there is none."""
+
+    async def undoable(
+        self, source: str, operation_id: int, *, after: int = 0, job_id: JobId | None = None
+    ) -> UndoPage:
+        """Return a page of an operation's applied recoveries, or those of one job, by ascending record."""
+
+    async def history(self, source: str, job_id: JobId) -> Sequence[tuple[int, bool]]:
+        """Return the operations that recovered a job, the latest first, and whether that was undone."""
 
     async def recoveries(self, source: str, window: timedelta) -> RecoveryCounts:
         """Count the recoveries of a source within the window, by the ledger's clock."""

@@ -29,7 +29,7 @@ class Call:
         self._actor: str | None = None
         self._role: str | None = None
         self.swept = False
-        """A sweep was started, and writes the record of its beginning and end itself."""
+        """A sweep or an undo was started, and writes the record of its beginning and end itself."""
         self.result: dict[str, object] = {}
         """What the record tells of what came of it, besides the status."""
         request.scope[_SCOPE_KEY] = self
@@ -89,14 +89,17 @@ class Call:
             parameters=self._parameters(),
             result=result,
         )
-        async with self._sources.meant_by(self._request.query_params.getlist("source"))() as watched:
+        named = self._request.path_params.get("source")
+        names = self._request.query_params.getlist("source") if named is None else [named]
+        async with self._sources.meant_by(names)() as watched:
             if self._request.method == "GET":
                 await watched.ledger.count_read(entry)
             else:
                 await watched.ledger.append(entry)
 
     def _parameters(self) -> dict[str, object]:
-        parameters = said_pairs(self._request.query_params.multi_items())
+        pairs = [*self._request.path_params.items(), *self._request.query_params.multi_items()]
+        parameters = said_pairs((key, str(value)) for key, value in pairs)
         if not self.is_known:
             client = self._request.client
             parameters["client_address"] = "unknown" if client is None else said(client.host)

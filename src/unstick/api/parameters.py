@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from unstick.domain.policy import MAX_THRESHOLD_MINUTES
 from unstick.domain.recovery import CHANGES, Action
 from unstick.pipeline.report import MAX_LIMIT
+from unstick.pipeline.undo import LARGEST_OPERATION
 
 _LONGEST_WORD = 2000
 _EMPTY_BODIES = (b"", b"{}", b"null")
@@ -18,7 +19,7 @@ _EMPTY_BODIES = (b"", b"{}", b"null")
 
 def _whole_number(most: int) -> tuple[BeforeValidator, WithJsonSchema]:
     def parse(sent: object) -> int:
-        number = int(sent) if isinstance(sent, str) and re.fullmatch("[0-9]{1,9}", sent) else 0
+        number = int(sent) if isinstance(sent, str) and re.fullmatch("[0-9]{1,19}", sent) else 0
         if not 1 <= number <= most:
             raise ValueError(f"must be a whole number from 1 to {most}")
         return number
@@ -39,6 +40,7 @@ Limit = Annotated[int, *_whole_number(MAX_LIMIT)]
 ActionWord = Annotated[
     Literal[Action.MARK_FAILED, Action.RETRY] | None, WithJsonSchema({"type": "string", "enum": list(CHANGES)})
 ]
+OperationNumber = Annotated[int, *_whole_number(LARGEST_OPERATION)]
 Word = Annotated[
     str | None, Field(max_length=_LONGEST_WORD), WithJsonSchema({"type": "string", "maxLength": _LONGEST_WORD})
 ]

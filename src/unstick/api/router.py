@@ -12,6 +12,7 @@ from unstick.api.problems import PROBLEMS
 from unstick.api.route import recorded_route
 from unstick.api.sources import Sources
 from unstick.api.stats import add_stats
+from unstick.api.undo import add_undo
 from unstick.domain.access import Role
 from unstick.pipeline.watched import OpenWatched
 
@@ -34,6 +35,7 @@ def admin_router(*, watched: Mapping[str, OpenWatched], principal: Callable[...,
     add_jobs(router, needs)
     add_stats(router, needs)
     add_brakes(router, needs)
+    add_undo(router, needs)
     return router
 
 

@@ -17,6 +17,7 @@ from unstick.cli.serve import serve
 from unstick.cli.stuck import stuck
 from unstick.cli.sweep import sweep
 from unstick.cli.token import token
+from unstick.cli.undo import undo
 from unstick.cli.worker import worker
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (serve, stuck, sweep, brake, worker, guard, token, inspect):
+for command in (serve, stuck, sweep, undo, brake, worker, guard, token, inspect):
     app.command()(command)
 app.add_typer(policy, name="policy")
 app.add_typer(db, name="db")

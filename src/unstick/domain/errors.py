@@ -5,6 +5,8 @@ UnstickError
 ├── ConfigurationError       a setting, mapping or table that doesn't fit
 │   └── LedgerMissingError   the unstick_* tables are missing or old
 ├── PendingChangesError      the caller's session holds changes we would commit
+├── UnknownRecoveryError     an operation or a job that no recovery is on record of
+├── NothingToUndoError       all of it was undone already, or nothing was done
 ├── SourceUnavailableError   the jobs' database doesn't answer
 ├── LeaseLostError           a job was taken from this worker while it ran
 ├── LateFinishError          a result came after its job had been taken; it was refused
@@ -30,6 +32,14 @@ class LedgerMissingError(ConfigurationError):
 
 class PendingChangesError(UnstickError):
     """The session holds changes of the caller's that a commit of ours would commit with it."""
+
+
+class UnknownRecoveryError(UnstickError):
+    """An operation or a job of which no recovery is on record; nothing was changed."""
+
+
+class NothingToUndoError(UnstickError):
+    """All that was asked to be undone was undone already, or had changed nothing; nothing was changed."""
 
 
 class SourceUnavailableError(UnstickError):

@@ -27,6 +27,21 @@ CHANGES = (Action.MARK_FAILED, Action.RETRY)
 """The actions that write to a job."""
 
 
+class Undo(StrEnum):
+    """What can be done about a recovery. No action: no policy chooses it, and no request asks a sweep for it."""
+
+    UNDO = "undo"
+
+
+Deed = Action | Undo
+"""What a record can be of."""
+
+
+def deed(word: str) -> Deed:
+    """Return what a record's word means."""
+    return Undo.UNDO if word == Undo.UNDO else Action(word)
+
+
 class Outcome(StrEnum):
     """What came of one decision."""
 
@@ -100,17 +115,21 @@ LOST_RACE = "it changed after it was looked at, or somebody held its row; it was
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """The record of one decision: what was to be done to a job, why, and what came of it."""
+    """The record of one decision, or of its undo: what was to be done to a job, why, and what came of it."""
 
     job_id: JobId
     state: JobState
-    action: Action
+    action: Deed
     reason: Reason
     outcome: Outcome
     detail: str
     """What the job was told, or what stood in the way."""
     pre_image: str | None = None
     """What was overwritten, as a JSON object by the source's own names."""
+    post_image: str | None = None
+    """What was written, likewise."""
+    undoes: int | None = None
+    """The recovery that was taken back, where this is an undo."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,13 +138,15 @@ class Intent:
 
     job_id: JobId
     state: JobState
-    action: Action
+    action: Deed
     reason: Reason
     detail: str
     pre_image: str
     """What is to be overwritten, as a JSON object by the source's own names."""
     post_image: str
     """What it is to be then."""
+    undoes: int | None = None
+    """The recovery that is to be taken back, where this is an undo."""
     at: datetime | None = None
     """When it was committed, by the ledger's clock; None as long as it isn't."""
 
@@ -139,6 +160,8 @@ class Intent:
             outcome=outcome,
             detail=self.detail if detail is None else detail,
             pre_image=self.pre_image if pre_image is None else pre_image,
+            post_image=self.post_image if outcome is Outcome.APPLIED else None,
+            undoes=self.undoes,
         )
 
 

@@ -66,7 +66,7 @@ async def rescue(watched: Watched, decided: Decided, look: Look, operation_id: i
     failures = [_unreadable(row, decided.action) for row in decided.unreadable]
     if failures:
         await watched.ledger.record(watched.source.name, operation_id, failures)
-        census.update((each.state, each.action, each.reason, each.outcome) for each in failures)
+        census.update((each.state, decided.action, each.reason, each.outcome) for each in failures)
     for action, decisions in _by_action(decided.decisions).items():
         batch = Batch(action=action, decisions=decisions, look=look, operation_id=operation_id)
         result = await _recover(watched, batch)

@@ -18,6 +18,7 @@ from unstick.domain.recovery import CHANGES, Outcome
 from unstick.domain.wording import say_duration
 from unstick.pipeline.report import Finding, PlatformStats, StuckReport
 from unstick.pipeline.sweep import SweepReport
+from unstick.pipeline.undo import UndoReport
 from unstick.ports import Usage
 
 _MINUTE = timedelta(minutes=1)
@@ -149,6 +150,22 @@ class CleanupShape(TypedDict):
     would_clean: NotRequired[CountsByState]
 
 
+class UndoShape(TypedDict):
+    """What an undo did. `would_undo` is there in a dry run, which changes nothing."""
+
+    undoes: int
+    job: int | str | None
+    undone_jobs: CountsByState
+    already_undone: int
+    undone_at: str
+    message: str
+    dry_run: bool
+    outcomes: dict[str, int]
+    operation_id: int | None
+    failures: list[FailureShape]
+    would_undo: NotRequired[CountsByState]
+
+
 class UsageWindow(TypedDict):
     """Which jobs the figures of `ai_usage` are over."""
 
@@ -271,6 +288,41 @@ def brake_shape(brake: Brake) -> BrakeShape:
         released_at=_iso(brake.released_at),
         released_by=brake.released_by,
     )
+
+
+def undo_shape(report: UndoReport) -> UndoShape:
+    """Render an undo; `failures` names the jobs that could not be undone, and why."""
+    applied = _undone_by_state(report)
+    shape = UndoShape(
+        undoes=report.undoes,
+        job=report.job_id,
+        undone_jobs=CountsByState(queued=0, running=0, total=0) if report.dry_run else applied,
+        already_undone=report.already,
+        undone_at=report.at.isoformat(),
+        message=_undo_message(report, applied["total"]),
+        dry_run=report.dry_run,
+        outcomes={} if report.dry_run else {each.value: report.of(outcome=each) for each in Outcome},
+        operation_id=report.operation_id,
+        failures=[{"id": each.job_id, "state": each.state.value, "detail": each.detail} for each in report.left],
+    )
+    if report.dry_run:
+        shape["would_undo"] = applied
+    return shape
+
+
+def _undone_by_state(report: UndoReport) -> CountsByState:
+    queued = report.of(state=JobState.QUEUED, outcome=Outcome.APPLIED)
+    running = report.of(state=JobState.RUNNING, outcome=Outcome.APPLIED)
+    return CountsByState(queued=queued, running=running, total=queued + running)
+
+
+def _undo_message(report: UndoReport, undone: int) -> str:
+    left = report.of() - undone
+    could_not = f" {left} could not be undone; `failures` says why." if left else ""
+    before = f" {report.already} had been undone before." if report.already else ""
+    if report.dry_run:
+        return f"Would undo {undone} recovery(s).{could_not}{before} Nothing was changed."
+    return f"Undid {undone} recovery(s).{could_not}{before}"
 
 
 def stats_shape(stats: PlatformStats) -> StatsShape:

@@ -231,11 +231,11 @@ async def _carry_out(course: _Course) -> None:
     try:
         await asyncio.shield(work)
     except asyncio.CancelledError:
-        await _surely(_interrupt(course, work))
+        await surely(_interrupt(course, work))
         raise
     except Exception as error:
-        raise await _surely(_stopped(course, error)) from error
-    await _surely(_end(course))
+        raise await surely(_stopped(course, error)) from error
+    await surely(_end(course))
 
 
 async def _end(course: _Course) -> None:
@@ -257,20 +257,20 @@ async def _interrupt(course: _Course, work: asyncio.Future[None]) -> None:
     await asyncio.wait([work])
     failure = None if work.cancelled() else work.exception()
     problem = "interrupted" if failure is None else f"interrupted, after this: {failure}"
-    await _record_failure(course.operation.watched.ledger, course.end(AuditOutcome.FAILED, problem))
+    await record_failure(course.operation.watched.ledger, course.end(AuditOutcome.FAILED, problem))
 
 
 async def _stopped(course: _Course, error: Exception) -> RecoveryStoppedError:
     watched = course.operation.watched
-    unrecorded = await _record_failure(watched.ledger, course.end(AuditOutcome.FAILED, str(error)))
+    unrecorded = await record_failure(watched.ledger, course.end(AuditOutcome.FAILED, str(error)))
     return RecoveryStoppedError(
-        f"The sweep of source {watched.source.name!r} stopped: {error} {_what_it_hit(watched.source)}; "
+        f"The sweep of source {watched.source.name!r} stopped: {error} {what_it_hit(watched.source)}; "
         f"{course.said}{unrecorded}",
         recovered=course.recovered,
     )
 
 
-async def _surely(ending: Coroutine[object, object, _Ending]) -> _Ending:
+async def surely(ending: Coroutine[object, object, _Ending]) -> _Ending:
     """Wait until an end is recorded; a cancellation, be it the tenth, doesn't cut it off and is passed on after."""
     task, cancelled = asyncio.ensure_future(ending), False
     while not task.done():
@@ -293,13 +293,14 @@ async def _work(course: _Course) -> None:
             return
 
 
-def _what_it_hit(source: JobSource) -> str:
+def what_it_hit(source: JobSource) -> str:
+    """Say what becomes of a batch that an error stopped."""
     if source.capabilities.records:
         return "What was under way was rolled back"
     return "What was under way is recorded as intended, and a later sweep finds out what became of it"
 
 
-async def _record_failure(ledger: Ledger, entry: AuditEntry) -> str:
+async def record_failure(ledger: Ledger, entry: AuditEntry) -> str:
     """Record how an operation failed; where even that fails, return the sentence that says so."""
     try:
         await ledger.append(entry)

@@ -104,10 +104,10 @@ class Dialect(ABC):
         del error
         return False
 
-    def casts_exactly(self, type_: TypeEngine[Any]) -> bool:
-        """Tell whether a cast to a column's type gives what the column would give back."""
+    def cast_type(self, type_: TypeEngine[Any]) -> TypeEngine[Any] | None:
+        """Return a type to which a cast gives what a column of this type would give back, None where there is none."""
         del type_
-        return False
+        return None
 
     def keeps_waiting(self, error: DBAPIError) -> bool:
         """Tell whether a read was given up for waiting too long, for somebody's lock or for its own end."""
@@ -256,10 +256,9 @@ class PostgresDialect(Dialect):
         """A lock that wasn't to be had in time."""
         return _sqlstate(error) == "55P03"
 
-    def casts_exactly(self, type_: TypeEngine[Any]) -> bool:
+    def cast_type(self, type_: TypeEngine[Any]) -> TypeEngine[Any] | None:
         """Any type does."""
-        del type_
-        return True
+        return type_
 
     def is_slow(self, error: DBAPIError) -> bool:
         """The statement timeout, and no administrator's cancellation."""
@@ -361,10 +360,14 @@ class MysqlDialect(Dialect):
             return "BIGINT UNSIGNED" if getattr(type_, "unsigned", False) else "BIGINT"
         if isinstance(type_, sa.Numeric):
             return self.type_name(type_)
+        # What doesn't fit would be cut without a word, and be written so.
+        length = getattr(type_, "length", None) if isinstance(type_, sa.String) else 0
+        fits = length is not None and length <= _MYSQL_ROW_LENGTH
+        text = f"VARCHAR({_MYSQL_ROW_LENGTH})" if fits else "LONGTEXT"
         collation = getattr(type_, "collation", None)
         if collation is not None:  # what is compared must be of one collation
-            return f"VARCHAR(1024) CHARACTER SET {collation.partition('_')[0]} COLLATE {collation}"
-        return "TEXT" if isinstance(type_, sa.Text) else "VARCHAR(1024)"
+            return f"{text} CHARACTER SET {collation.partition('_')[0]} COLLATE {collation}"
+        return text
 
     def json_object(self, values: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[str]:
         """Build the object."""
@@ -406,9 +409,9 @@ class MysqlDialect(Dialect):
         """Judge by error number: SIGNAL and CHECK arrive as operational errors here."""
         return isinstance(error, IntegrityError | DataError) or _errno(error) not in self._NOT_A_ROWS_FAULT
 
-    def casts_exactly(self, type_: TypeEngine[Any]) -> bool:
-        """Times do, with their fraction."""
-        return isinstance(type_, mysql.DATETIME)
+    def cast_type(self, type_: TypeEngine[Any]) -> TypeEngine[Any] | None:
+        """Times do, with their fraction; nothing can be cast to a TIMESTAMP."""
+        return mysql.DATETIME(fsp=type_.fsp) if isinstance(type_, mysql.DATETIME | mysql.TIMESTAMP) else None
 
     def keeps_waiting(self, error: DBAPIError) -> bool:
         """A metadata or row lock that wasn't to be had in time, or a statement that took too long."""
@@ -602,6 +605,7 @@ def _errno(error: DBAPIError) -> int:
 
 
 _MYSQL_LOCK_WAIT = 1205
+_MYSQL_ROW_LENGTH = 1024
 
 
 async def _nothing_to_restore() -> None:

@@ -12,9 +12,10 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from unstick.domain.audit import AuditEntry
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import JobId, JobState
-from unstick.domain.recovery import Action, Intent, Outcome, Recovery
+from unstick.domain.recovery import Action, Intent, Outcome, Recovery, Undo, deed
+from unstick.domain.undo import UndoPage
 from unstick.ports import RecoveryCounts
-from unstick.sql import tables
+from unstick.sql import tables, undone
 from unstick.sql.connections import Connections
 from unstick.sql.tables import audit, recoveries
 
@@ -95,6 +96,23 @@ class SqlLedger:
             rows = await connection.execute(_spent(source, list(by_text), since))
             return {by_text[job_id]: number for job_id, number in rows}
 
+    async def operation(self, operation_id: int) -> AuditEntry | None:
+        """Return the entry that began an operation."""
+        async with self._connections.reading() as (connection, _):
+            return await undone.operation(connection, operation_id)
+
+    async def undoable(
+        self, source: str, operation_id: int, *, after: int = 0, job_id: JobId | None = None
+    ) -> UndoPage:
+        """Return a page of an operation's applied recoveries, or those of one job."""
+        async with self._connections.reading() as (connection, _):
+            return await undone.undoable(connection, source, operation_id, after, job_id)
+
+    async def history(self, source: str, job_id: JobId) -> Sequence[tuple[int, bool]]:
+        """Return the operations that recovered a job, the latest first, and whether that was undone."""
+        async with self._connections.reading() as (connection, _):
+            return await undone.history(connection, source, job_id)
+
     async def recoveries(self, source: str, window: timedelta) -> RecoveryCounts:
         """Count what came of the decisions of the window."""
         async with self._connections.reading() as (connection, now):
@@ -123,6 +141,8 @@ def recovery_rows(
             "outcome": each.outcome.value,
             "detail": each.detail,
             "pre_image": each.pre_image,
+            "post_image": each.post_image,
+            "undoes": each.undoes,
             "at": now,
         }
         for each in recoveries
@@ -142,6 +162,7 @@ def _intent_rows(source: str, operation_id: int, intents: Sequence[Intent], now:
             "detail": each.detail,
             "pre_image": each.pre_image,
             "post_image": each.post_image,
+            "undoes": each.undoes,
             "at": now,
         }
         for each in intents
@@ -152,11 +173,12 @@ def _intent(row: sa.Row[Any]) -> Intent:
     return Intent(
         job_id=int(row.job_id) if row.numeric_id else row.job_id,
         state=JobState(row.state),
-        action=Action(row.action),
+        action=deed(row.action),
         reason=Reason(row.reason),
         detail=row.detail,
         pre_image=row.pre_image,
         post_image=row.post_image,
+        undoes=row.undoes,
         at=row.at,
     )
 
@@ -207,6 +229,7 @@ def _spent(source: str, job_ids: Sequence[str], since: datetime) -> sa.Select[An
             recoveries.c.outcome == Outcome.APPLIED.value,
             recoveries.c.action == Action.RETRY.value,
             recoveries.c.at >= since,
+            sa.not_(undone.is_undone()),
         )
         .group_by(recoveries.c.job_id)
     )
@@ -216,7 +239,7 @@ def _recoveries_since(source: str, since: datetime) -> sa.Select[Any]:
     groups = (recoveries.c.outcome, recoveries.c.action, recoveries.c.reason)
     return (
         sa.select(*groups, sa.func.sum(recoveries.c.job_count).label("number"))
-        .where(recoveries.c.source == source, recoveries.c.at >= since)
+        .where(recoveries.c.source == source, recoveries.c.at >= since, recoveries.c.action != Undo.UNDO.value)
         .group_by(*groups)
     )
 

@@ -4,11 +4,11 @@ A row the database refuses (a constraint, a trigger, a value too long) rolls bac
 then split until that row stands alone, is recorded as failed with what the database said, and the others go on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -21,12 +21,14 @@ from unstick.domain.recovery import (
     Batch,
     BatchResult,
     Decision,
+    Deed,
     Intent,
     Outcome,
     Recovery,
 )
 from unstick.domain.suspect import Look
 from unstick.sql import rulings, statements, tables, writes
+from unstick.sql.dialects import Dialect
 from unstick.sql.ledger import recovery_rows
 from unstick.sql.mapping import MappedTable
 
@@ -66,22 +68,7 @@ class Rescue:
 
     async def _attempt(self, decisions: Sequence[Decision]) -> tuple[dict[str, str], dict[str, str]]:
         """Return what was overwritten of each job that was changed, and what the database said of each it refused."""
-        try:
-            async with self.connection.begin_nested():
-                return await self._write(decisions), {}
-        except NotAllChangedError:
-            said = "the database took the write and left the row as it was"
-        except DBAPIError as error:
-            dialect = self.mapped.dialect
-            if error.connection_invalidated or not (dialect.refuses_row(error) or dialect.is_slow(error)):
-                raise
-            said = said_by_database(error)
-        if len(decisions) == 1:
-            return {}, {_key(decisions[0]): said}
-        middle = len(decisions) // 2
-        applied, refused = await self._attempt(decisions[:middle])
-        more_applied, more_refused = await self._attempt(decisions[middle:])
-        return applied | more_applied, refused | more_refused
+        return await in_halves(self.connection, self.mapped.dialect, decisions, self._write, _key)
 
     async def _write(self, decisions: Sequence[Decision]) -> dict[str, str]:
         """Return the pre-image of each job that was changed; an empty one where it is recorded already."""
@@ -96,7 +83,7 @@ class Rescue:
             values = self._values([d for d in decisions if _key(d) in locked])
             if recorded:
                 await self.connection.execute(writes.record_locked(self.mapped, action, found), values)
-            _need_all(
+            need_all(
                 await self.connection.execute(writes.change_locked(self.mapped, action, found), values), len(locked)
             )
         return locked
@@ -139,6 +126,37 @@ class Rescue:
         await self.connection.execute(sa.insert(tables.recoveries), rows)
 
 
+_Item = TypeVar("_Item")
+
+
+async def in_halves(
+    connection: AsyncConnection,
+    dialect: Dialect,
+    items: Sequence[_Item],
+    write: Callable[[Sequence[_Item]], Awaitable[dict[str, str]]],
+    key: Callable[[_Item], str],
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Write all items at once, or in ever smaller parts until what the database refuses stands alone.
+
+    Returns what `write` returned of each item that was written, and what the database said of each it refused.
+    """
+    try:
+        async with connection.begin_nested():
+            return await write(items), {}
+    except NotAllChangedError:
+        said = "the database took the write and left the row as it was"
+    except DBAPIError as error:
+        if error.connection_invalidated or not (dialect.refuses_row(error) or dialect.is_slow(error)):
+            raise
+        said = said_by_database(error)
+    if len(items) == 1:
+        return {}, {key(items[0]): said}
+    middle = len(items) // 2
+    applied, refused = await in_halves(connection, dialect, items[:middle], write, key)
+    more_applied, more_refused = await in_halves(connection, dialect, items[middle:], write, key)
+    return applied | more_applied, refused | more_refused
+
+
 def _intent(action: Action, decision: Decision, row: sa.Row[Any]) -> Intent:
     return Intent(
         job_id=decision.suspect.job_id,
@@ -179,7 +197,7 @@ class RuledRescue:
         if locked:
             values |= rulings.bound_ids(locked)
             await connection.execute(record, values)
-            _need_all(await connection.execute(change, values), len(locked))
+            need_all(await connection.execute(change, values), len(locked))
         return len(locked)
 
     @cached_property
@@ -204,10 +222,12 @@ class RuledRescue:
             write_values(self.mapped, self.look, now)
             | record_values(self.source, self.ruling.action, self.operation_id, now)
             | rulings.rule_values(self.ruling)
+            | rulings.post_image_values(self.mapped, self.ruling, now)
         )
 
 
-def _need_all(changed: sa.CursorResult[Any], number: int) -> None:
+def need_all(changed: sa.CursorResult[Any], number: int) -> None:
+    """Refuse a write that left some of its rows as they were."""
     if changed.rowcount != number:
         raise NotAllChangedError
 
@@ -217,7 +237,7 @@ def write_values(mapped: MappedTable, look: Look, now: datetime) -> statements.V
     return statements.look_values(mapped, look) | writes.at_values(mapped, now)
 
 
-def record_values(source: str, action: Action, operation_id: int, now: datetime) -> statements.Values:
+def record_values(source: str, action: Deed, operation_id: int, now: datetime) -> statements.Values:
     """Return what every record is bound to."""
     return {
         "unstick_operation_id": operation_id,

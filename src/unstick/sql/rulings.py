@@ -9,6 +9,7 @@ Known weakness: jobs that are alike with few others are left to be looked at one
 import json
 from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -243,6 +244,17 @@ def rule_values(ruling: Ruling) -> Values:
     }
 
 
+def post_image_values(mapped: MappedTable, ruling: Ruling, at: datetime) -> Values:
+    """Return what is recorded as written to all of them, with `SINCE` where each one's sign of life is said."""
+    written: dict[ColumnKey, object] = {"state": mapped.word(JobState.FAILED), "error": ruling.message}
+    if mapped.has("success"):
+        written["success"] = mapped.column("success").type.python_type(False)
+    if mapped.has("completed_at"):
+        written["completed_at"] = mapped.times["completed_at"].write(at)
+    image = {mapped.column(key).name: value for key, value in written.items() if mapped.has(key)}
+    return {"unstick_post_image": json.dumps(image, default=str)}
+
+
 def _stored(mapped: MappedTable) -> dict[ColumnKey, sa.ColumnElement[Any]]:
     """Return what a ruling overwrites, to be compared to the letter."""
     return {
@@ -281,10 +293,11 @@ def _record(
         sa.literal(Outcome.APPLIED.value, _TEXT),
         _bound("sentence"),
         _bound("pre_image"),
+        _bound("post_image"),
         number,
         mapped.dialect.json_rows(changed.c.id, changed.c.since),
     ).select_from(changed)
-    columns = (*writes.FOR_ALL, "state", "reason", "outcome", "detail", "pre_image", "job_count", "jobs")
+    columns = (*writes.FOR_ALL, "state", "reason", "outcome", "detail", "pre_image", "post_image", "job_count", "jobs")
     if condition is not None:
         row = row.where(condition)
     return sa.insert(tables.recoveries).from_select(list(columns), row.having(number > 0))

@@ -5,11 +5,13 @@ Known weakness: a job's words for its states are compared as the database compar
 only in letter case are one.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
+import sqlalchemy as sa
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,8 +19,9 @@ from unstick.domain.errors import InvalidRequestError, SourceUnavailableError
 from unstick.domain.job import Job, JobClass, JobId, JobState
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows, QueueFlow
-from unstick.domain.recovery import CHANGES, Batch, BatchResult, Intent, Ruled
+from unstick.domain.recovery import CHANGES, Batch, BatchResult, Intent, Ruled, Undo
 from unstick.domain.suspect import ACCUSED_STATES, Look, Page, Position, StuckCounts, Unreadable
+from unstick.domain.undo import UndoBatch, UndoResult
 from unstick.ports import Capabilities, OpenJobs, Usage
 from unstick.sql import rulings, statements, writes
 from unstick.sql.connections import Connections
@@ -26,6 +29,7 @@ from unstick.sql.mapping import JobTable, MappedTable
 from unstick.sql.reading import JobReader, Row, SuspectReader, by_state, job_class, plain_id
 from unstick.sql.reflection import mapped_table
 from unstick.sql.rescue import NotAllChangedError, Rescue, RuledRescue, said_by_database
+from unstick.sql.undo import Undoing, images_now
 from unstick.sql.writes import bound_rows
 
 STRIDE = 200_000
@@ -35,6 +39,7 @@ RULED_FROM = 500
 """Fewer jobs alike than this are looked at and recorded one by one, each with a record of its own."""
 
 _TRIES = 3
+_Done = TypeVar("_Done")
 
 
 class SqlSource:
@@ -180,23 +185,35 @@ class SqlSource:
         A deadlock or serialization failure is tried again, three times in all. A row that is refused only when the
         transaction commits (a deferred constraint) would take the others with it: then each row is checked at once.
         """
+
+        async def once(connection: AsyncConnection, mapped: MappedTable, now: datetime) -> BatchResult:
+            return await self._rescue(connection, mapped, batch, now).carry_out()
+
+        return await self._tried(once)
+
+    async def undo(self, batch: UndoBatch) -> UndoResult:
+        """Put jobs back in one transaction, tried again as `recover` is."""
+
+        async def once(connection: AsyncConnection, mapped: MappedTable, now: datetime) -> UndoResult:
+            return await self._undoing(connection, mapped, batch, now).carry_out()
+
+        return await self._tried(once)
+
+    async def _tried(self, work: Callable[[AsyncConnection, MappedTable, datetime], Awaitable[_Done]]) -> _Done:
         each_row = False
         for _ in range(_TRIES):
             try:
-                return await self._recover_once(batch, each_row=each_row)
+                async with self._connections.writing() as (connection, now):
+                    if each_row:
+                        await self._connections.dialect.check_each_row(connection)
+                    mapped = await mapped_table(self._connections, connection, self._declared)
+                    return await work(connection, mapped, now)
             except DBAPIError as error:
                 refused, last = self._connections.dialect.refuses_row(error), error
                 if each_row or not (refused or self._connections.dialect.is_transient(error)):
                     break
                 each_row = refused
         raise SourceUnavailableError(said_by_database(last)) from last
-
-    async def _recover_once(self, batch: Batch, *, each_row: bool) -> BatchResult:
-        async with self._connections.writing() as (connection, now):
-            if each_row:
-                await self._connections.dialect.check_each_row(connection)
-            mapped = await mapped_table(self._connections, connection, self._declared)
-            return await self._rescue(connection, mapped, batch, now).carry_out()
 
     def _rescue(self, connection: AsyncConnection, mapped: MappedTable, batch: Batch, now: datetime) -> Rescue:
         return Rescue(
@@ -208,6 +225,16 @@ class SqlSource:
             recorded=self._records,
         )
 
+    def _undoing(self, connection: AsyncConnection, mapped: MappedTable, batch: UndoBatch, now: datetime) -> Undoing:
+        return Undoing(
+            connection=connection, mapped=mapped, source=self.name, batch=batch, now=now, recorded=self._records
+        )
+
+    async def intend_undo(self, batch: UndoBatch) -> tuple[Sequence[Intent], Mapping[JobId, str]]:
+        """Tell what undoing a batch would do, without doing it, and why each other job would be left alone."""
+        async with self._reading() as (connection, mapped, now):
+            return await self._undoing(connection, mapped, batch, now).intend()
+
     async def intend(self, batch: Batch) -> Sequence[Intent]:
         """Tell what carrying out a batch would do, without doing it."""
         async with self._reading() as (connection, mapped, now):
@@ -217,10 +244,10 @@ class SqlSource:
         """Return what stands now where these intents would write."""
         found: dict[JobId, str] = {}
         async with self._reading() as (connection, mapped, _):
-            for action in CHANGES:
-                by_text = {str(each.job_id): each.job_id for each in intents if each.action is action}
+            for statement, alike in _image_statements(mapped, intents):
+                by_text = {str(each.job_id): each.job_id for each in alike}
                 rows = [(statements.typed_id(mapped, job_id), text) for text, job_id in by_text.items()]
-                there = await connection.execute(writes.images(mapped, action), bound_rows(rows))
+                there = await connection.execute(statement, bound_rows(rows))
                 found |= {by_text[text]: image for text, image in there}
         return found
 
@@ -339,6 +366,21 @@ class SqlSource:
 async def _served(connection: AsyncConnection, look: Look) -> bool | None:
     ever, living = (await connection.execute(statements.lease_counts(look))).one()
     return None if not ever else bool(living)
+
+
+def _image_statements(
+    mapped: MappedTable, intents: Sequence[Intent]
+) -> Iterator[tuple[sa.Select[Any], Sequence[Intent]]]:
+    """Yield what reads the columns that intents would write, and of which intents."""
+    for action in CHANGES:
+        yield writes.images(mapped, action), [each for each in intents if each.action is action]
+    undos: dict[tuple[str, ...], list[Intent]] = {}
+    for each in intents:
+        if each.action is Undo.UNDO:
+            undos.setdefault(tuple(json.loads(each.post_image)), []).append(each)
+    for names, alike in undos.items():
+        if all(name in mapped.table.c for name in names):
+            yield images_now(mapped, names), alike
 
 
 def _position(mapped: MappedTable, after: Position | None) -> statements.Values:

@@ -93,17 +93,19 @@ recoveries = sa.Table(
     sa.Column("outcome", sa.String(16), nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("pre_image", LongText, nullable=True),
+    sa.Column("post_image", LongText, nullable=True),
+    sa.Column("undoes", Key, nullable=True),
     sa.Column("at", UtcDateTime, nullable=False),
     sa.Index("unstick_recoveries_job", "source", "job_id", mysql_length={"job_id": 255}),
     sa.Index("unstick_recoveries_operation", "operation_id"),
     # Rows come in the order of time: a block range index costs a batch nothing.
     sa.Index("unstick_recoveries_at", "at", postgresql_using="brin"),
 )
-"""What came of each decision: the per-job part of the audit log, with the pre-image of what we changed.
+"""What came of each decision: the per-job part of the audit log, with what we overwrote and what we wrote.
 
 A row is of one job (`job_id`), or of many alike to which the same was done by one ruling: then `jobs` is a JSON array
-of `[id, sign of life in UTC]`, and `{since}` in `detail` stands for the latter. `unstick_job_recoveries` has them job
-by job.
+of `[id, sign of life in UTC]`, and `{since}` in `detail` and `post_image` stands for the latter.
+`unstick_job_recoveries` has them job by job. An undo is a row with the action `undo`; `undoes` is the row it took back.
 """
 
 job_recoveries = sa.Table(
@@ -119,6 +121,8 @@ job_recoveries = sa.Table(
     sa.Column("outcome", sa.String(16)),
     sa.Column("detail", sa.Text),
     sa.Column("pre_image", sa.Text),
+    sa.Column("post_image", sa.Text),
+    sa.Column("undoes", Key),
     sa.Column("at", UtcDateTime),
 )
 """A view of the recoveries with a row for each job, for whoever asks what was done to one."""
@@ -137,6 +141,7 @@ intents = sa.Table(
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("pre_image", LongText, nullable=False),
     sa.Column("post_image", LongText, nullable=False),
+    sa.Column("undoes", Key, nullable=True),
     sa.Column("at", UtcDateTime, nullable=False),
     sa.Index("unstick_intents_source", "source", "at"),
 )

@@ -166,12 +166,17 @@ def recover_in_one(mapped: MappedTable, action: Action, found: Found, *, recorde
         .cte("locked")
     )
     said = {name: locked.c[name] for name in found.said}
+    left = {name: mapped.table.c[name] for name in changes(mapped, action, said)}
     changed = (
         sa.update(mapped.table)
         # The address saves the second look-up by key; the key stays, for a partition's address isn't unique.
         .where(mapped.column("id") == locked.c.locked_id, locked.c.locked_at == mapped.table.c.ctid)
         .values(changes(mapped, action, said))
-        .returning(*locked.c, mapped.dialect.exact(mapped.column("state")).label("now_is"))
+        .returning(
+            *locked.c,
+            mapped.dialect.exact(mapped.column("state")).label("now_is"),
+            mapped.dialect.json_object(left).label("post_image"),
+        )
         .cte("changed")
     )
     # A trigger that keeps a row as it was leaves nothing to be recorded.
@@ -186,14 +191,14 @@ def recover_in_one(mapped: MappedTable, action: Action, found: Found, *, recorde
 
 def intended(mapped: MappedTable, action: Action, found: Found) -> sa.Select[Any]:
     """Read what carrying out a batch would overwrite, and what it would write, job by job."""
-    written = {name: _as_stored(mapped, name, value) for name, value in changes(mapped, action, found.said).items()}
+    written = {name: as_stored(mapped, name, value) for name, value in changes(mapped, action, found.said).items()}
     return _found(mapped, action, found).add_columns(mapped.dialect.json_object(written).label("post_image"))
 
 
-def _as_stored(mapped: MappedTable, name: str, value: Any) -> Any:  # noqa: ANN401 - what is written to a column
+def as_stored(mapped: MappedTable, name: str, value: Any) -> Any:  # noqa: ANN401 - what is written to a column
     """Return a value as its column would give it back: rounded, filled up with blanks, or as a number for a truth."""
-    type_ = mapped.table.c[name].type
-    return sa.cast(value, type_) if mapped.dialect.casts_exactly(type_) else value
+    type_ = mapped.dialect.cast_type(mapped.table.c[name].type)
+    return value if type_ is None else sa.cast(value, type_)
 
 
 def images(mapped: MappedTable, action: Action) -> sa.Select[Any]:
@@ -214,8 +219,8 @@ def lock(mapped: MappedTable, action: Action, found: Found, *, recorded: bool) -
 
 
 def record_locked(mapped: MappedTable, action: Action, found: Found) -> sa.Insert:
-    """Record the rows about to be changed, with their pre-image."""
-    return _record(_found(mapped, action, found).subquery("found"))
+    """Record the rows about to be changed, with what is overwritten and what is written."""
+    return _record(intended(mapped, action, found).subquery("found"))
 
 
 def change_locked(mapped: MappedTable, action: Action, found: Found) -> sa.Update:
@@ -239,7 +244,7 @@ def _record(found: sa.FromClause) -> sa.Insert:
     return sa.insert(tables.recoveries).from_select([*FOR_ALL, *_RECORDED, "outcome"], row)
 
 
-_RECORDED = ("job_id", "state", "reason", "detail", "pre_image")
+_RECORDED = ("job_id", "state", "reason", "detail", "pre_image", "post_image")
 
 
 def recorded_for_all() -> list[sa.BindParameter[Any]]:

@@ -20,6 +20,7 @@ from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, decide
 from unstick.domain.recovery import Action, Batch, BatchResult, Outcome
 from unstick.domain.suspect import ACCUSED_STATES, Look, Position, Suspect
+from unstick.domain.undo import CLAIMED, Undoable, UndoBatch
 from unstick.ports import JobSource
 from unstick.testing.memory import StoredJob
 
@@ -58,6 +59,9 @@ class Bench(Protocol):
 
     async def outcomes(self, job_id: JobId) -> list[Outcome]:
         """Return the recorded outcomes of a job, in the order they came."""
+
+    async def undoable(self, job_id: JobId) -> Undoable:
+        """Return the last recovery of a job, as its record would have it undone."""
 
 
 class JobSourceConformance:
@@ -196,6 +200,70 @@ class JobSourceConformance:
         for job_id in ids:
             assert (await bench.outcomes(job_id)).count(Outcome.APPLIED) == 1
 
+    async def test_undo_puts_a_failed_job_back_as_it_was(self, bench: Bench) -> None:
+        """Promise 6: state, success, completion time and error are what they were."""
+        await self._assert_put_back(bench, Action.MARK_FAILED)
+
+    async def test_undo_puts_a_retried_job_back_as_it_was(self, bench: Bench) -> None:
+        """Promise 6: state, attempt and all its times are what they were, and it runs again."""
+        await self._assert_put_back(bench, Action.RETRY)
+
+    async def test_undo_leaves_alone_what_was_claimed_since(self, bench: Bench) -> None:
+        """Promise 6: it is as somebody else left it."""
+        job_id, stays = await self._recovered(bench, Action.RETRY), await bench.add(JobState.RUNNING, RAN)
+        await bench.write(job_id, JobState.RUNNING, Ages(started=timedelta(0)), attempt=2)
+        changed = await bench.get(job_id)
+
+        result = await bench.source.undo(undo_of(await bench.undoable(job_id)))
+
+        assert result.applied == frozenset()
+        assert list(result.lost.values()) == [CLAIMED]
+        assert await bench.get(job_id) == changed
+        assert (await bench.get(stays)).job.state is JobState.RUNNING
+        assert await bench.outcomes(job_id) == [Outcome.APPLIED, Outcome.LOST_RACE]
+
+    async def test_undoing_twice_undoes_once(self, bench: Bench) -> None:
+        """Promise 6: the second one finds the job as the first one left it, and says so."""
+        job_id = await self._recovered(bench, Action.MARK_FAILED)
+        batch = undo_of(await bench.undoable(job_id))
+
+        first, second = await bench.source.undo(batch), await bench.source.undo(batch)
+
+        assert (len(first.applied), len(second.applied)) == (1, 0)
+        assert (await bench.get(job_id)).job.state is JobState.RUNNING
+        assert await bench.outcomes(job_id) == [Outcome.APPLIED, Outcome.APPLIED, Outcome.LOST_RACE]
+
+    async def test_of_two_undos_at_once_one_puts_each_job_back(self, bench: Bench) -> None:
+        """Promise 6: each job is put back, and recorded, once."""
+        ids = [await bench.add(JobState.RUNNING, RAN) for _ in range(10)]
+        await recover_all(bench)
+        batch = undo_of(*[await bench.undoable(job_id) for job_id in ids])
+
+        one, other = await asyncio.gather(bench.source.undo(batch), bench.another().undo(batch))
+
+        assert len(one.applied) + len(other.applied) == len(ids)
+        assert one.applied & other.applied == frozenset()
+        for job_id in ids:
+            assert (await bench.get(job_id)).job.state is JobState.RUNNING
+            assert (await bench.outcomes(job_id)).count(Outcome.APPLIED) == 2
+
+    async def _recovered(self, bench: Bench, action: Action) -> JobId:
+        job_id = await bench.add(JobState.RUNNING, RAN)
+        assert (await recover_all(bench, action)).applied == {job_id}
+        return job_id
+
+    async def _assert_put_back(self, bench: Bench, action: Action) -> None:
+        job_id = await bench.add(JobState.RUNNING, RAN)
+        before = await bench.get(job_id)
+        await recover_all(bench, action)
+        assert await bench.get(job_id) != before
+
+        result = await bench.source.undo(undo_of(await bench.undoable(job_id)))
+
+        assert await bench.get(job_id) == before
+        assert (len(result.applied), result.refused, result.lost) == (1, {}, {})
+        assert await bench.outcomes(job_id) == [Outcome.APPLIED, Outcome.APPLIED]
+
     async def _assert_left_alone(
         self, bench: Bench, before: Ages, state: JobState, after: Ages, *, attempt: int = 1
     ) -> None:
@@ -214,6 +282,7 @@ class JobSourceConformance:
         assert await bench.outcomes(job_id) == [Outcome.LOST_RACE]
 
 
+RAN = Ages(enqueued=100 * MINUTE, started=60 * MINUTE, heartbeat=40 * MINUTE)
 CASES: Sequence[tuple[JobState, Ages, bool]] = (
     (JobState.QUEUED, Ages(enqueued=6 * MINUTE), True),
     (JobState.QUEUED, Ages(enqueued=4 * MINUTE), False),
@@ -261,6 +330,11 @@ def batch_of(suspects: Sequence[Suspect], look: Look, action: Action = Action.MA
     policy = Policy()
     decisions = [decide(suspect, diagnose(suspect.state, suspect.since), policy, action, 0) for suspect in suspects]
     return Batch(action=action, decisions=decisions, look=look, operation_id=1)
+
+
+def undo_of(*recoveries: Undoable) -> UndoBatch:
+    """Ask for these recoveries to be undone."""
+    return UndoBatch(recoveries=recoveries, operation_id=2)
 
 
 async def recover_all(bench: Bench, action: Action = Action.MARK_FAILED) -> BatchResult:

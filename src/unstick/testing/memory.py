@@ -8,13 +8,25 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
-from unstick.domain.audit import AuditEntry
+from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows, QueueFlow
-from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Intent, Outcome, Recovery, Ruled
+from unstick.domain.recovery import (
+    Action,
+    Batch,
+    BatchResult,
+    Decision,
+    Deed,
+    Intent,
+    Outcome,
+    Recovery,
+    Ruled,
+    Undo,
+)
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
+from unstick.domain.undo import CLAIMED, GONE, UNRECORDED, Undoable, UndoBatch, UndoPage, UndoResult
 from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
 
 PAGE_SIZE = 100
@@ -35,10 +47,15 @@ class RecordedRecovery:
 
     operation_id: int
     job_id: JobId
-    action: Action
+    state: JobState
+    action: Deed
     reason: Reason
     outcome: Outcome
     at: datetime
+    pre_image: str | None = None
+    post_image: str | None = None
+    undoes: int | None = None
+    """The place of the recovery that was taken back, from 1."""
 
 
 @dataclass(kw_only=True)
@@ -129,22 +146,65 @@ class MemorySource:
     async def recover(self, batch: Batch) -> BatchResult:
         """Write what is unchanged; where it records, record what came of each decision."""
         unchanged = [decision for decision in batch.decisions if self._unchanged(decision.suspect, batch.look)]
-        for decision in unchanged:
-            self._apply(decision, batch.look)
-        result = BatchResult(applied=frozenset(d.suspect.job_id for d in unchanged), refused={})
+        intents = {decision.suspect.job_id: self._intent(decision, batch.look) for decision in unchanged}
+        for intent in intents.values():
+            self._system.put(_stored(intent.post_image))
+        result = BatchResult(applied=frozenset(intents), refused={})
         if self.capabilities.records:
-            self._system.recoveries += [self._record(batch, decision, result) for decision in batch.decisions]
+            self._system.recoveries += [self._record(batch, decision, intents) for decision in batch.decisions]
         return result
+
+    async def undo(self, batch: UndoBatch) -> UndoResult:
+        """Put back what is as it was left; where it records, record what came of each undo."""
+        intents, lost = await self.intend_undo(batch)
+        for intent in intents:
+            self._system.put(_stored(intent.post_image))
+        if self.capabilities.records:
+            done = [intent.came_to(Outcome.APPLIED) for intent in intents]
+            left = [e.came_to(Outcome.LOST_RACE, lost[e.job_id]) for e in batch.recoveries if e.job_id in lost]
+            self._system.recoveries += [_recorded(batch.operation_id, each, self._system.now) for each in done + left]
+        return UndoResult(applied=frozenset(intent.job_id for intent in intents), refused={}, lost=lost)
+
+    async def intend_undo(self, batch: UndoBatch) -> tuple[Sequence[Intent], Mapping[JobId, str]]:
+        """Tell what undoing a batch would do, without doing it, and why each other job would be left alone."""
+        why = {each.job_id: self._why_not(each) for each in batch.recoveries}
+        intents = [
+            Intent(
+                job_id=each.job_id,
+                state=each.state,
+                action=Undo.UNDO,
+                reason=each.reason,
+                detail=each.detail,
+                pre_image=each.post_image or "",
+                post_image=each.pre_image or "",
+                undoes=each.recovery_id,
+            )
+            for each in batch.recoveries
+            if why[each.job_id] is None
+        ]
+        return intents, {job_id: said for job_id, said in why.items() if said is not None}
+
+    def _why_not(self, undoable: Undoable) -> str | None:
+        stored = self._system.jobs.get(undoable.job_id)
+        if stored is None:
+            return GONE
+        if undoable.post_image is None or undoable.pre_image is None:
+            return UNRECORDED
+        if _image(stored) == undoable.post_image:
+            return None
+        if undoable.action is Action.RETRY and stored.job.state is JobState.RUNNING:
+            return CLAIMED
+        return f"it was changed since: status is now {stored.job.status}"
 
     async def intend(self, batch: Batch) -> Sequence[Intent]:
         """Tell what carrying out a batch would do, without doing it."""
         unchanged = [decision for decision in batch.decisions if self._unchanged(decision.suspect, batch.look)]
-        return [self._intent(decision) for decision in unchanged]
+        return [self._intent(decision, batch.look) for decision in unchanged]
 
     async def images(self, intents: Sequence[Intent]) -> Mapping[JobId, str]:
         """Return what stands now where these intents would write."""
         jobs = self._system.jobs
-        return {each.job_id: _image(jobs[each.job_id].job) for each in intents if each.job_id in jobs}
+        return {each.job_id: _image(jobs[each.job_id]) for each in intents if each.job_id in jobs}
 
     async def recover_by_rule(self, ruling: Ruling, look: Look, operation_id: int) -> AsyncIterator[Ruled]:
         """Not here: every decision is made one by one."""
@@ -194,22 +254,16 @@ class MemorySource:
         stored = self._system.jobs.get(suspect.job_id)
         return stored is not None and (stored,) == suspect.seen and is_suspect(stored.job, look)
 
-    def _apply(self, decision: Decision, look: Look) -> None:
-        job = self._changed(decision)
-        if decision.action is Action.RETRY:
-            self._system.put(StoredJob(job=job))
-        else:
-            self._system.put(StoredJob(job=job, success=False, error=decision.error_message(look)))
-
-    def _changed(self, decision: Decision) -> Job:
+    def _changed(self, decision: Decision, look: Look) -> StoredJob:
         """Return the job as a decision would leave it."""
         job, now = self._system.jobs[decision.suspect.job_id].job, self._system.now
         match decision.action:
             case Action.MARK_FAILED:
-                return replace(job, state=JobState.FAILED, status=JobState.FAILED.value, completed_at=now)
+                failed = replace(job, state=JobState.FAILED, status=JobState.FAILED.value, completed_at=now)
+                return StoredJob(job=failed, success=False, error=decision.error_message(look))
             case Action.RETRY:
                 started = job.state is JobState.RUNNING
-                return replace(
+                queued = replace(
                     job,
                     state=JobState.QUEUED,
                     status=JobState.QUEUED.value,
@@ -219,29 +273,34 @@ class MemorySource:
                     heartbeat_at=None,
                     worker=None,
                 )
+                return StoredJob(job=queued)
             case Action.LEAVE:
-                return job
+                return self._system.jobs[decision.suspect.job_id]
             case _:
                 assert_never(decision.action)
 
-    def _intent(self, decision: Decision) -> Intent:
+    def _intent(self, decision: Decision, look: Look) -> Intent:
         return Intent(
             job_id=decision.suspect.job_id,
             state=decision.suspect.state,
             action=decision.action,
             reason=decision.reason,
             detail=decision.sentence,
-            pre_image=_image(self._system.jobs[decision.suspect.job_id].job),
-            post_image=_image(self._changed(decision)),
+            pre_image=_image(self._system.jobs[decision.suspect.job_id]),
+            post_image=_image(self._changed(decision, look)),
         )
 
-    def _record(self, batch: Batch, decision: Decision, result: BatchResult) -> RecordedRecovery:
+    def _record(self, batch: Batch, decision: Decision, intents: Mapping[JobId, Intent]) -> RecordedRecovery:
+        intent = intents.get(decision.suspect.job_id)
+        if intent is not None:
+            return _recorded(batch.operation_id, intent.came_to(Outcome.APPLIED), self._system.now)
         return RecordedRecovery(
             operation_id=batch.operation_id,
             job_id=decision.suspect.job_id,
+            state=decision.suspect.state,
             action=decision.action,
             reason=decision.reason,
-            outcome=result.outcome(decision.suspect.job_id),
+            outcome=Outcome.LOST_RACE,
             at=self._system.now,
         )
 
@@ -268,7 +327,7 @@ class MemoryLedger:
     async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
         """Keep what came of decisions that changed nothing."""
         del source
-        self._system.recoveries += [self._recorded(operation_id, each) for each in recoveries]
+        self._system.recoveries += [_recorded(operation_id, each, self._system.now) for each in recoveries]
 
     async def intend(self, source: str, operation_id: int, intents: Sequence[Intent]) -> None:
         """Keep what is about to be done."""
@@ -301,21 +360,62 @@ class MemoryLedger:
             for operation_id, _, _ in old
         }
 
-    def _recorded(self, operation_id: int, recovery: Recovery) -> RecordedRecovery:
-        return RecordedRecovery(
-            operation_id=operation_id,
-            job_id=recovery.job_id,
-            action=recovery.action,
-            reason=recovery.reason,
-            outcome=recovery.outcome,
-            at=self._system.now,
-        )
-
     async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:
         """Count the retries applied to each job since then."""
         del source
-        retried = [r.job_id for r in self._applied(since) if r.action is Action.RETRY]
+        undone = self._undone()
+        applied = [(p, r) for p, r in enumerate(self._system.recoveries, 1) if r.at >= since and p not in undone]
+        retried = [r.job_id for _, r in applied if r.action is Action.RETRY and r.outcome is Outcome.APPLIED]
         return {job_id: number for job_id, number in Counter(retried).items() if job_id in job_ids}
+
+    async def operation(self, operation_id: int) -> AuditEntry | None:
+        """Return the entry that began an operation."""
+        if not 0 < operation_id <= len(self._system.audit):
+            return None
+        entry, _ = self._system.audit[operation_id - 1]
+        return entry if entry.outcome is AuditOutcome.STARTED else None
+
+    async def undoable(
+        self, source: str, operation_id: int, *, after: int = 0, job_id: JobId | None = None
+    ) -> UndoPage:
+        """Return all of an operation's applied recoveries after a place, or that of one job."""
+        del source
+        found = [
+            self._undoable(place, record)
+            for place, record in self._standing()
+            if record.operation_id == operation_id and place > after and job_id in (None, record.job_id)
+        ]
+        return UndoPage(recoveries=tuple(found), last=None)
+
+    async def history(self, source: str, job_id: JobId) -> Sequence[tuple[int, bool]]:
+        """Return the operations that recovered a job, the latest first, and whether that was undone."""
+        del source
+        undone = self._undone()
+        return [(r.operation_id, place in undone) for place, r in self._standing() if r.job_id == job_id][::-1]
+
+    def _standing(self) -> list[tuple[int, RecordedRecovery]]:
+        """Return applied recoveries with their places, from 1; undos are none."""
+        placed = enumerate(self._system.recoveries, 1)
+        return [(p, r) for p, r in placed if r.outcome is Outcome.APPLIED and r.action is not Undo.UNDO]
+
+    def _undone(self) -> set[int]:
+        return {r.undoes for r in self._system.recoveries if r.undoes is not None and r.outcome is Outcome.APPLIED}
+
+    def _undoable(self, place: int, record: RecordedRecovery) -> Undoable:
+        undone = self._undone()
+        later = [p for p, r in self._standing() if p > place and r.job_id == record.job_id and p not in undone]
+        return Undoable(
+            recovery_id=place,
+            operation_id=record.operation_id,
+            job_id=record.job_id,
+            state=record.state,
+            action=Action(record.action),
+            reason=record.reason,
+            pre_image=record.pre_image,
+            post_image=record.post_image,
+            undone=place in undone,
+            overtaken=bool(later),
+        )
 
     async def recoveries(self, source: str, window: timedelta) -> RecoveryCounts:
         """Count what came of the decisions of the window."""
@@ -324,21 +424,46 @@ class MemoryLedger:
         applied = self._applied(since)
         return RecoveryCounts(
             since=since,
-            by_outcome=Counter(r.outcome for r in self._system.recoveries if r.at >= since),
-            by_action=Counter(r.action for r in applied),
+            by_outcome=Counter(
+                r.outcome for r in self._system.recoveries if r.at >= since and r.action is not Undo.UNDO
+            ),
+            by_action=Counter(Action(r.action) for r in applied),
             by_reason=Counter(r.reason.value for r in applied),
         )
 
     def _applied(self, since: datetime) -> list[RecordedRecovery]:
-        return [r for r in self._system.recoveries if r.at >= since and r.outcome is Outcome.APPLIED]
+        return [record for _, record in self._standing() if record.at >= since]
 
 
 _WAITING = (JobState.QUEUED, JobState.SCHEDULED)
 _OPEN = (JobState.QUEUED, JobState.RUNNING, JobState.SCHEDULED)
 
 
-def _image(job: Job) -> str:
-    return json.dumps(asdict(job), default=str)
+def _recorded(operation_id: int, recovery: Recovery, at: datetime) -> RecordedRecovery:
+    return RecordedRecovery(
+        operation_id=operation_id,
+        job_id=recovery.job_id,
+        state=recovery.state,
+        action=recovery.action,
+        reason=recovery.reason,
+        outcome=recovery.outcome,
+        at=at,
+        pre_image=recovery.pre_image,
+        post_image=recovery.post_image,
+        undoes=recovery.undoes,
+    )
+
+
+def _image(stored: StoredJob) -> str:
+    return json.dumps(asdict(stored), default=str)
+
+
+def _stored(image: str) -> StoredJob:
+    """Read an image back."""
+    said = json.loads(image)
+    job = said["job"] | {"state": JobState(said["job"]["state"])}
+    times = {key: datetime.fromisoformat(at) for key, at in job.items() if key.endswith("_at") and at is not None}
+    return StoredJob(job=Job(**{**job, **times}), success=said["success"], error=said["error"])
 
 
 def _by_id(job_id: JobId) -> tuple[int, str]:

@@ -42,6 +42,8 @@ def upgrade() -> None:
         sa.Column("outcome", sa.String(16), nullable=False),
         sa.Column("detail", sa.Text, nullable=False),
         sa.Column("pre_image", LongText, nullable=True),
+        sa.Column("post_image", LongText, nullable=True),
+        sa.Column("undoes", Key, nullable=True),
         sa.Column("at", UtcDateTime, nullable=False),
     )
     op.create_index("unstick_recoveries_job", "unstick_recoveries", ["source", "job_id"], mysql_length={"job_id": 255})
@@ -60,6 +62,7 @@ def upgrade() -> None:
         sa.Column("detail", sa.Text, nullable=False),
         sa.Column("pre_image", LongText, nullable=False),
         sa.Column("post_image", LongText, nullable=False),
+        sa.Column("undoes", Key, nullable=True),
         sa.Column("at", UtcDateTime, nullable=False),
     )
     op.create_index("unstick_intents_source", "unstick_intents", ["source", "at"])
@@ -123,11 +126,13 @@ def upgrade() -> None:
 
 _JOB_RECOVERIES = """
 CREATE VIEW unstick_job_recoveries AS
-SELECT id AS recovery_id, operation_id, source, job_id, state, action, reason, outcome, detail, pre_image, at
+SELECT id AS recovery_id, operation_id, source, job_id, state, action, reason, outcome, detail, pre_image, post_image,
+    undoes, at
 FROM unstick_recoveries WHERE jobs IS NULL
 UNION ALL
 SELECT r.id, r.operation_id, r.source, {job_id}, r.state, r.action, r.reason, r.outcome,
-    REPLACE(r.detail, '{{since}}', REPLACE(SUBSTR({since}, 1, 19), 'T', ' ')), r.pre_image, r.at
+    REPLACE(r.detail, '{{since}}', REPLACE(SUBSTR({since}, 1, 19), 'T', ' ')), r.pre_image,
+    REPLACE(r.post_image, '{{since}}', REPLACE(SUBSTR({since}, 1, 19), 'T', ' ')), r.undoes, r.at
 FROM unstick_recoveries AS r {each}
 WHERE r.jobs IS NOT NULL
 """
