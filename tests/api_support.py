@@ -17,13 +17,14 @@ from unstick.api.factory import create_app
 from unstick.api.router import admin_router
 from unstick.config import AuthSettings
 from unstick.domain.access import Role
+from unstick.domain.aftermath import End, Finished, How, LateCounts, LateFinish, LateRuns, Recovered
 from unstick.domain.audit import AuditEntry
 from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, Ruling
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Recovery, Ruled
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
 from unstick.pipeline.watched import OpenWatched, Watched
-from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
+from unstick.ports import Capabilities, FollowUpSpan, OpenJobs, RecoveredPage, RecoveryCounts, Usage
 
 NOW = datetime(2026, 11, 23, 21, 0, tzinfo=UTC)
 SECRET = SecretStr("a secret that is long enough for HS512 as well: sixty-four bytes or more")
@@ -101,6 +102,9 @@ class MemorySource:
     async def images(self, intents: Sequence[Intent]) -> Mapping[JobId, str]:
         raise AssertionError(intents)
 
+    async def finished_among(self, recovered: Sequence[Recovered]) -> Sequence[Finished]:
+        raise AssertionError(recovered)
+
     async def open_jobs(self) -> OpenJobs:
         states = Counter(job.state for job in self.jobs.values() if job.completed_at is None)
         return OpenJobs(by_state=dict(states), queued_since=None, running_since=None)
@@ -133,6 +137,7 @@ class MemoryLedger:
     entries: list[AuditEntry] = field(default_factory=list)
     reads: dict[str, tuple[AuditEntry, int]] = field(default_factory=dict)
     failure: Exception | None = None
+    late: list[LateFinish] = field(default_factory=list)
 
     async def append(self, entry: AuditEntry) -> int:
         if self.failure is not None:
@@ -162,8 +167,38 @@ class MemoryLedger:
     async def unsettled(self, source: str, older_than: timedelta) -> Mapping[int, Sequence[Intent]]:
         raise AssertionError((source, older_than))
 
-    async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:  # noqa: ARG002
+    async def spent(
+        self,
+        source: str,  # noqa: ARG002
+        job_ids: Sequence[JobId],  # noqa: ARG002
+        since: datetime,  # noqa: ARG002
+        *,
+        before_success: bool = False,  # noqa: ARG002
+    ) -> Mapping[JobId, int]:
         return {}
+
+    async def follow_up_span(self, source: str, window: timedelta) -> FollowUpSpan | None:  # noqa: ARG002
+        return None
+
+    async def recovered(
+        self, source: str, span: FollowUpSpan, *, before: int | None, limit: int, besides: int | None
+    ) -> RecoveredPage:
+        raise AssertionError((source, span, before, limit, besides))
+
+    async def keep_ends(self, source: str, ends: Sequence[End]) -> tuple[int, int]:
+        raise AssertionError((source, ends))
+
+    async def keep_place(self, source: str, recovery_id: int | None) -> None:
+        raise AssertionError((source, recovery_id))
+
+    async def late_counts(self, source: str, window: timedelta) -> LateCounts:  # noqa: ARG002
+        return LateCounts(since=NOW - window, by_how={How.FOUND: len(self.late)}, by_kind={"essay": len(self.late)})
+
+    async def late_finishes(self, source: str, limit: int) -> Sequence[LateFinish]:  # noqa: ARG002
+        return self.late[:limit]
+
+    async def late_runs(self, source: str, window: timedelta) -> Sequence[LateRuns]:  # noqa: ARG002
+        return ()
 
     async def recoveries(self, source: str, window: timedelta) -> RecoveryCounts:  # noqa: ARG002
         return RecoveryCounts(since=NOW - window, by_outcome={}, by_action={}, by_reason={})

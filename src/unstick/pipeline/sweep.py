@@ -19,6 +19,7 @@ from unstick.domain.job import JobState
 from unstick.domain.policy import Ruling, rule
 from unstick.domain.recovery import Action, Outcome, Recovery, Tally
 from unstick.domain.suspect import ACCUSED_STATES, Look
+from unstick.pipeline.aftermath import FollowUp, follow_up_after
 from unstick.pipeline.rescue import Census, CensusKey, Decided, decide_page, foresee, rescue
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import Watched
@@ -53,6 +54,8 @@ class SweepReport:
     operation_id: int | None
     failures: tuple[Recovery, ...] = ()
     """The first `MAX_FAILURES` jobs that couldn't be read or changed, each with the reason; the tally counts all."""
+    follow_up: FollowUp | None = None
+    """What became of jobs recovered before; None where nothing was looked up."""
 
 
 MAX_FAILURES = 100
@@ -86,6 +89,7 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
         tally=Tally(counts=dict(course.census)),
         operation_id=operation_id,
         failures=tuple(course.failures),
+        follow_up=await follow_up_after(watched, operation_id, order.actor),
     )
 
 
