@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from unstick.config import ColumnKey
 from unstick.domain.aftermath import Attempt, Finished, Recovered
@@ -30,6 +31,10 @@ def finished_among(mapped: MappedTable) -> sa.Select[Any]:
     ]
     succeeded = mapped.dialect.unindexed(mapped.column("state")).in_(mapped.words(JobState.SUCCEEDED))
     found = sa.select(given.c.job_id, *told).select_from(given.join(mapped.table, key == given.c.id))
+    if mapped.dialect.name == "postgresql":
+        # Or the planner, who doesn't know how few are given, may rather read every job there ever was.
+        keys = sa.func.array(sa.select(given.c.id).scalar_subquery(), type_=ARRAY(key.type))
+        found = found.where(key == sa.any_(keys))
     return rows_first(found.where(is_bound(mapped, given), succeeded))
 
 
