@@ -7,6 +7,7 @@ from typing import Protocol
 
 from unstick.domain.aftermath import End, Finished, LateCounts, LateFinish, LateRuns, Recovered
 from unstick.domain.audit import AuditEntry
+from unstick.domain.history import Durations, Replayed
 from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.policy import Ruling
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
@@ -159,6 +160,21 @@ class JobSource(Protocol):
 
     async def usage(self) -> Usage:
         """Sum up the newest jobs, at most a fixed number of them."""
+
+
+class JobHistory(Protocol):
+    """What a source's finished jobs tell of the past, over bounded samples of them."""
+
+    async def durations(self) -> Durations:
+        """Measure how long the newest jobs that succeeded took."""
+
+    async def replay(
+        self, window: timedelta, *, running_after: timedelta | None, queued_after: timedelta | None
+    ) -> Replayed:
+        """Count those of the newest jobs that ended within the window, and those that were past a threshold before.
+
+        A job that waited too long is counted as queued only, for it would never have run.
+        """
 
 
 class JobQueue(Protocol):

@@ -24,6 +24,7 @@ from unstick.sql import schema
 from unstick.sql.connections import Connections, EngineConnections, reachable
 from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
 from unstick.sql.guard import Guard, guard, run_statements
+from unstick.sql.history import SqlHistory
 from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
@@ -58,6 +59,7 @@ def watch(
         source=SqlSource(name, declared, connections, records=ledger is None),
         ledger=SqlLedger(ledger or connections),
         policy=policy,
+        history=SqlHistory(declared, connections),
         unmapped_words=partial(unmapped_words, connections, declared),
     )
 

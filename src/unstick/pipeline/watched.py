@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from unstick.domain.policy import Policy
-from unstick.ports import JobSource, Ledger
+from unstick.ports import JobHistory, JobSource, Ledger
 
 
 async def _none() -> tuple[str, ...]:
@@ -19,6 +19,8 @@ class Watched:
     source: JobSource
     ledger: Ledger
     policy: Policy
+    history: JobHistory | None = None
+    """What the source's finished jobs tell; None where it keeps none."""
     unmapped_words: Callable[[], Awaitable[tuple[str, ...]]] = _none
     """Names words of open jobs that the source's mapping gives no meaning, so that no look sees those jobs."""
 
