@@ -19,6 +19,7 @@ from unstick.config import AuthSettings
 from unstick.domain.access import Role
 from unstick.domain.aftermath import End, Finished, How, LateCounts, LateFinish, LateRuns, Recovered
 from unstick.domain.audit import AuditEntry
+from unstick.domain.history import Durations, Figures, Replayed, ReplayedKind
 from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, Ruling
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Recovery, Ruled
@@ -32,7 +33,17 @@ AUTH = AuthSettings()
 STUCK = "/api/v1/admin/jobs/stuck"
 CLEANUP = "/api/v1/admin/jobs/cleanup"
 STATS = "/api/v1/admin/stats"
-CALLS = {"jobs.stuck": ("GET", STUCK), "jobs.cleanup": ("POST", CLEANUP), "stats": ("GET", STATS)}
+LATE = "/api/v1/admin/late-finishes"
+SUGGESTIONS = "/api/v1/admin/suggestions"
+REPLAY = "/api/v1/admin/replay"
+CALLS = {
+    "jobs.stuck": ("GET", STUCK),
+    "jobs.cleanup": ("POST", CLEANUP),
+    "stats": ("GET", STATS),
+    "late_finishes": ("GET", LATE),
+    "suggestions": ("GET", SUGGESTIONS),
+    "replay": ("GET", REPLAY),
+}
 
 
 def job(job_id: JobId, state: JobState, minutes: float) -> Job:
@@ -210,6 +221,25 @@ class MemoryLedger:
 
 
 @dataclass
+class MemoryHistory:
+    """One kind of fifty jobs, of which a threshold would have recovered as many as it has minutes."""
+
+    async def durations(self) -> Durations:
+        minute = timedelta(minutes=1)
+        essays = Figures("essay", None, 50, minute, 2 * minute, 3 * minute, 4 * minute)
+        return Durations(basis="all jobs", runs=(essays,), runs_by_queue=(), waits=None)
+
+    async def replay(
+        self, window: timedelta, *, running_after: timedelta | None, queued_after: timedelta | None
+    ) -> Replayed:
+        queued, running = (
+            0 if each is None else each // timedelta(minutes=1) for each in (queued_after, running_after)
+        )
+        kinds = (ReplayedKind("essay", 50, queued, running, 1), ReplayedKind("quiz", 5, 0, 0, 0))
+        return Replayed(since=NOW - window, basis="all jobs", sample=55, complete=True, kinds=kinds)
+
+
+@dataclass
 class World:
     """A source with two stuck jobs and one healthy, its ledger, and how it is opened."""
 
@@ -230,7 +260,7 @@ class World:
     def open(self) -> OpenWatched:
         @asynccontextmanager
         async def opened() -> AsyncIterator[Watched]:
-            yield Watched(source=self.source, ledger=self.ledger, policy=self.policy)
+            yield Watched(source=self.source, ledger=self.ledger, policy=self.policy, history=MemoryHistory())
 
         return opened
 

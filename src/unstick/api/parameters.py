@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from unstick.domain.policy import MAX_THRESHOLD_MINUTES
 from unstick.domain.recovery import Action
+from unstick.pipeline.history import MAX_DAYS
 from unstick.pipeline.report import MAX_LIMIT
 
 _LONGEST_WORD = 2000
@@ -36,6 +37,7 @@ def _true_or_false(sent: object) -> bool:
 # None stands for a parameter that was left out; nobody can send it, so OpenAPI doesn't offer it.
 ThresholdMinutes = Annotated[int | None, *_whole_number(MAX_THRESHOLD_MINUTES)]
 Limit = Annotated[int, *_whole_number(MAX_LIMIT)]
+Days = Annotated[int, *_whole_number(MAX_DAYS)]
 ActionWord = Annotated[Action | None, WithJsonSchema({"type": "string", "enum": list(Action)})]
 Word = Annotated[
     str | None, Field(max_length=_LONGEST_WORD), WithJsonSchema({"type": "string", "maxLength": _LONGEST_WORD})

@@ -12,8 +12,10 @@ from unstick.cli.demo import demo
 from unstick.cli.guard import guard
 from unstick.cli.inspect import inspect
 from unstick.cli.output import say
+from unstick.cli.replay import replay
 from unstick.cli.serve import serve
 from unstick.cli.stuck import stuck
+from unstick.cli.suggest import suggest
 from unstick.cli.sweep import sweep
 from unstick.cli.token import token
 from unstick.cli.worker import worker
@@ -25,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (serve, stuck, sweep, aftermath, worker, guard, token, inspect):
+for command in (serve, stuck, sweep, aftermath, suggest, replay, worker, guard, token, inspect):
     app.command()(command)
 app.add_typer(db, name="db")
 app.command()(demo)
