@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, open_bench
 from tests.test_ledger_elsewhere import Apart
+from tests.test_plans import AGO, ONE_TO, overheard
 from unstick.admin import AdminService
 from unstick.domain.aftermath import Attempt, Finished, How, LateFinish, Recovered, end_of, is_late
 from unstick.domain.audit import AuditOutcome
@@ -605,3 +606,38 @@ async def test_the_ledger_in_memory_tells_the_same() -> None:
 
 def _job(job_id: int, now: datetime) -> Job:
     return Job(id=job_id, state=JobState.RUNNING, status="running", started_at=now - HOUR, attempt=1)
+
+
+# A hundred thousand
+
+
+@pytest.mark.timeout(400)
+async def test_a_mass_recovery_is_followed_up_in_bounded_passes_whatever_the_history(database: Database) -> None:
+    """100,000 jobs of one operation: each late finish once, and no more statements for all that lies before it."""
+    backend = database.backend
+    async with opened(database) as bench:
+        old, older = (AGO[backend].format(minutes) for minutes in (99, 20_000))
+        jobs = ONE_TO[backend].format(MANY, f"'running', {old}, {old}, 1")
+        history = ONE_TO[backend].format(MANY, f"1, 'main', '7', 'running', 'retry', 'silent', 'applied', '', {older}")
+        ours = "unstick_recoveries (operation_id, source, job_id, state, action, reason, outcome, detail, at)"
+        await bench.execute(
+            f"INSERT INTO {ours} {history}",
+            f"INSERT INTO ai_generation_jobs (status, created_at, started_at, attempt) {jobs}",
+        )
+        await bench.sweep()
+        finished = sa.update(bench.table).where(bench.table.c.id % 1000 == 0).values(status="completed")
+        async with bench.engine.begin() as connection:
+            await connection.execute(finished)
+
+        with overheard(bench) as said:
+            first = await found(bench)
+            rest = await follow_up(bench.watched(), whole=True)
+
+        batch = bench.source._connections.dialect.batch_size
+        assert aftermath.JOBS_A_PASS <= first.looked_at < aftermath.JOBS_A_PASS + 2 * 5_000
+        assert (rest.looked_at, first.late + rest.late) == (MANY, MANY // 1000)
+        assert Counter(row.job_id for row in await late(bench)).most_common(1)[0][1] == 1
+        assert len(said) <= (first.looked_at + rest.looked_at) // min(batch, 5_000) * 4 + 10
+
+
+MANY = 100_000
