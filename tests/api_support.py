@@ -17,7 +17,9 @@ from unstick.api.factory import create_app
 from unstick.api.router import admin_router
 from unstick.config import AuthSettings
 from unstick.domain.access import Role
+from unstick.domain.aftermath import End, Finished, How, LateCounts, LateFinish, LateRuns, Recovered
 from unstick.domain.audit import AuditEntry
+from unstick.domain.history import Durations, Figures, Replayed, ReplayedKind
 from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, Ruling
 from unstick.domain.queue import Flows
@@ -25,7 +27,7 @@ from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Recovery
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
 from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.pipeline.watched import OpenWatched, Watched
-from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
+from unstick.ports import Capabilities, FollowUpSpan, OpenJobs, RecoveredPage, RecoveryCounts, Usage
 
 NOW = datetime(2026, 11, 23, 21, 0, tzinfo=UTC)
 SECRET = SecretStr("a secret that is long enough for HS512 as well: sixty-four bytes or more")
@@ -36,6 +38,17 @@ STATS = "/api/v1/admin/stats"
 CALLS = {"jobs.stuck": ("GET", STUCK), "jobs.cleanup": ("POST", CLEANUP), "stats": ("GET", STATS)}
 UNDO_OPERATION = "/api/v1/admin/operations/{operation_id}/undo"
 UNDO_JOB = "/api/v1/admin/jobs/{source}/{job_id}/undo"
+LATE = "/api/v1/admin/late-finishes"
+SUGGESTIONS = "/api/v1/admin/suggestions"
+REPLAY = "/api/v1/admin/replay"
+CALLS = {
+    "jobs.stuck": ("GET", STUCK),
+    "jobs.cleanup": ("POST", CLEANUP),
+    "stats": ("GET", STATS),
+    "late_finishes": ("GET", LATE),
+    "suggestions": ("GET", SUGGESTIONS),
+    "replay": ("GET", REPLAY),
+}
 
 
 def job(job_id: JobId, state: JobState, minutes: float) -> Job:
@@ -125,6 +138,9 @@ class MemorySource:
     async def intend_undo(self, batch: UndoBatch) -> tuple[Sequence[Intent], Mapping[JobId, str]]:
         raise AssertionError(batch)
 
+    async def finished_among(self, recovered: Sequence[Recovered]) -> Sequence[Finished]:
+        raise AssertionError(recovered)
+
     async def open_jobs(self) -> OpenJobs:
         states = Counter(job.state for job in self.jobs.values() if job.completed_at is None)
         return OpenJobs(by_state=dict(states), queued_since=None, running_since=None)
@@ -157,6 +173,7 @@ class MemoryLedger:
     entries: list[AuditEntry] = field(default_factory=list)
     reads: dict[str, tuple[AuditEntry, int]] = field(default_factory=dict)
     failure: Exception | None = None
+    late: list[LateFinish] = field(default_factory=list)
 
     async def append(self, entry: AuditEntry) -> int:
         if self.failure is not None:
@@ -186,7 +203,14 @@ class MemoryLedger:
     async def unsettled(self, source: str, older_than: timedelta) -> Mapping[int, Sequence[Intent]]:
         raise AssertionError((source, older_than))
 
-    async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:  # noqa: ARG002
+    async def spent(
+        self,
+        source: str,  # noqa: ARG002
+        job_ids: Sequence[JobId],  # noqa: ARG002
+        since: datetime,  # noqa: ARG002
+        *,
+        before_success: bool = False,  # noqa: ARG002
+    ) -> Mapping[JobId, int]:
         return {}
 
     async def operation(self, operation_id: int) -> AuditEntry | None:
@@ -205,6 +229,29 @@ class MemoryLedger:
     async def history(self, source: str, job_id: JobId) -> Sequence[tuple[int, bool]]:  # noqa: ARG002
         return ()
 
+    async def follow_up_span(self, source: str, window: timedelta) -> FollowUpSpan | None:  # noqa: ARG002
+        return None
+
+    async def recovered(
+        self, source: str, span: FollowUpSpan, *, before: int | None, limit: int, besides: int | None
+    ) -> RecoveredPage:
+        raise AssertionError((source, span, before, limit, besides))
+
+    async def keep_ends(self, source: str, ends: Sequence[End]) -> tuple[int, int]:
+        raise AssertionError((source, ends))
+
+    async def keep_place(self, source: str, recovery_id: int | None) -> None:
+        raise AssertionError((source, recovery_id))
+
+    async def late_counts(self, source: str, window: timedelta) -> LateCounts:  # noqa: ARG002
+        return LateCounts(since=NOW - window, by_how={How.FOUND: len(self.late)}, by_kind={"essay": len(self.late)})
+
+    async def late_finishes(self, source: str, limit: int) -> Sequence[LateFinish]:  # noqa: ARG002
+        return self.late[:limit]
+
+    async def late_runs(self, source: str, window: timedelta) -> Sequence[LateRuns]:  # noqa: ARG002
+        return ()
+
     async def recoveries(self, source: str, window: timedelta) -> RecoveryCounts:  # noqa: ARG002
         return RecoveryCounts(since=NOW - window, by_outcome={}, by_action={}, by_reason={})
 
@@ -212,6 +259,25 @@ class MemoryLedger:
     def rows(self) -> list[AuditEntry]:
         """Every row, of calls that changed something and of those that didn't."""
         return [*self.entries, *(entry for entry, _ in self.reads.values())]
+
+
+@dataclass
+class MemoryHistory:
+    """One kind of fifty jobs, of which a threshold would have recovered as many as it has minutes."""
+
+    async def durations(self) -> Durations:
+        minute = timedelta(minutes=1)
+        essays = Figures("essay", None, 50, minute, 2 * minute, 3 * minute, 4 * minute)
+        return Durations(basis="all jobs", runs=(essays,), runs_by_queue=(), waits=None)
+
+    async def replay(
+        self, window: timedelta, *, running_after: timedelta | None, queued_after: timedelta | None
+    ) -> Replayed:
+        queued, running = (
+            0 if each is None else each // timedelta(minutes=1) for each in (queued_after, running_after)
+        )
+        kinds = (ReplayedKind("essay", 50, queued, running, 1), ReplayedKind("quiz", 5, 0, 0, 0))
+        return Replayed(since=NOW - window, basis="all jobs", sample=55, complete=True, kinds=kinds)
 
 
 @dataclass
@@ -235,7 +301,7 @@ class World:
     def open(self) -> OpenWatched:
         @asynccontextmanager
         async def opened() -> AsyncIterator[Watched]:
-            yield Watched(source=self.source, ledger=self.ledger, policy=self.policy)
+            yield Watched(source=self.source, ledger=self.ledger, policy=self.policy, history=MemoryHistory())
 
         return opened
 

@@ -15,6 +15,7 @@ from tests.jobs import declared, jobs_table, open_bench
 from unstick.domain.job import JobState
 from unstick.domain.recovery import CHANGES, Action
 from unstick.domain.suspect import Position
+from unstick.pipeline.aftermath import follow_up
 from unstick.pipeline.report import report_stats, report_stuck
 from unstick.sql import source as source_module
 from unstick.sql.connections import EngineConnections
@@ -117,6 +118,9 @@ async def use_everything(bench: SqlBench) -> None:
     await bench.execute(f"UPDATE {JOBS} SET status = 'running', started_at = created_at, scheduled_at = NULL "
                         "WHERE completed_at IS NULL AND job_type = 'x'")  # fmt: skip
     assert sum((await bench.sweep(Action.MARK_FAILED)).tally.counts.values()) == 37
+    assert (await follow_up(bench.watched(), whole=True)).looked_at == 40 + 37
+    await bench.execute(f"UPDATE {JOBS} SET status = 'completed' WHERE status = 'failed' AND job_type = 'x'")
+    assert (await follow_up(bench.watched(), whole=True)).late == 40
 
 
 async def scans(bench: SqlBench, backend: str, said: Said) -> list[str]:

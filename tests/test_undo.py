@@ -57,7 +57,7 @@ from unstick.sql.source import SqlSource
 from unstick.sql.tables import LongText
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from tests.servers import Database
 

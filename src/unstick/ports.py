@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from unstick.domain.aftermath import End, Finished, LateCounts, LateFinish, LateRuns, Recovered
 from unstick.domain.audit import AuditEntry
 from unstick.domain.brake import Brake, Pass
 from unstick.domain.evidence import Evidence
+from unstick.domain.history import Durations, Replayed
 from unstick.domain.job import Job, JobClass, JobId, JobState
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
@@ -72,6 +74,29 @@ class RecoveryCounts:
     """Applied ones only."""
     by_reason: Mapping[str, int]
     """Applied ones only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowUpSpan:
+    """Which recoveries a follow-up may look at."""
+
+    since: datetime
+    first: int
+    """The oldest recovery since then."""
+    place: int | None
+    """Down to which recovery the round under way has come; None where one begins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveredPage:
+    """One bounded page of recovered jobs."""
+
+    jobs: tuple[Recovered, ...]
+    """Those with no known end."""
+    number: int
+    """How many there were, with those whose end is known."""
+    last: int | None
+    """The recovery the next page goes on from, downwards; None where there was none."""
 
 
 class JobSource(Protocol):
@@ -151,6 +176,12 @@ class JobSource(Protocol):
     async def intend_undo(self, batch: UndoBatch) -> tuple[Sequence[Intent], Mapping[JobId, str]]:
         """Tell what undoing a batch would do, without doing it, and why each other job would be left alone."""
 
+    async def finished_among(self, recovered: Sequence[Recovered]) -> Sequence[Finished]:
+        """Return which of these recovered jobs are succeeded now, each with what tells its attempt from another.
+
+        A job that is named twice is told twice; one whose row can't be read is left out.
+        """
+
     async def open_jobs(self) -> OpenJobs:
         """Count the jobs that are not over; the cost follows their number only."""
 
@@ -180,6 +211,21 @@ class Sightings(Protocol):
         """Write down how jobs look now, and return what is known of each with this look in it.
 
         Looks a moment apart are one, so that many who look at once don't make a job seem to stand still.
+        """
+
+
+class JobHistory(Protocol):
+    """What a source's finished jobs tell of the past, over bounded samples of them."""
+
+    async def durations(self) -> Durations:
+        """Measure how long the newest jobs that succeeded took."""
+
+    async def replay(
+        self, window: timedelta, *, running_after: timedelta | None, queued_after: timedelta | None
+    ) -> Replayed:
+        """Count those of the newest jobs that ended within the window, and those that were past a threshold before.
+
+        A job that waited too long is counted as queued only, for it would never have run.
         """
 
 
@@ -219,7 +265,41 @@ class JobQueue(Protocol):
         """Queue a job again, as a new attempt if `counted`; False if it was taken."""
 
 
-class Ledger(Protocol):
+class AftermathLedger(Protocol):
+    """The record of what became of recovered jobs."""
+
+    async def follow_up_span(self, source: str, window: timedelta) -> FollowUpSpan | None:
+        """Return which of a source's recoveries lie within the window, by the ledger's clock; None if none does."""
+
+    async def recovered(
+        self, source: str, span: FollowUpSpan, *, before: int | None, limit: int, besides: int | None
+    ) -> RecoveredPage:
+        """Return jobs whose recovery was applied within the span, newest first, of recoveries older than `before`.
+
+        A page ends with the recovery that brings it to `limit` jobs. Those of the operation `besides` are left out.
+        """
+
+    async def keep_ends(self, source: str, ends: Sequence[End]) -> tuple[int, int]:
+        """Write ends that are not on record yet, and return how many of those are late finishes, and how many aren't.
+
+        A finish is recorded once, whoever else finds it at the same time and after however many recoveries it came:
+        what is found after the newest of them counts.
+        """
+
+    async def keep_place(self, source: str, recovery_id: int | None) -> None:
+        """Write down to which recovery a round has come, None where it is over."""
+
+    async def late_counts(self, source: str, window: timedelta) -> LateCounts:
+        """Count the late finishes of a source within the window, by the ledger's clock."""
+
+    async def late_finishes(self, source: str, limit: int) -> Sequence[LateFinish]:
+        """Return the newest late finishes of a source, newest first."""
+
+    async def late_runs(self, source: str, window: timedelta) -> Sequence[LateRuns]:
+        """Return the late finishes within the window that had succeeded, by kind."""
+
+
+class Ledger(AftermathLedger, Protocol):
     """Unstick's own record."""
 
     async def append(self, entry: AuditEntry) -> int:
@@ -246,8 +326,13 @@ class Ledger(Protocol):
     async def unsettled(self, source: str, older_than: timedelta) -> Mapping[int, Sequence[Intent]]:
         """Return intents by operation that nobody has settled for so long, by the ledger's clock."""
 
-    async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:
-        """Return how many retries of each job were applied since then; a job that had none is left out."""
+    async def spent(
+        self, source: str, job_ids: Sequence[JobId], since: datetime, *, before_success: bool = False
+    ) -> Mapping[JobId, int]:
+        """Return how many retries of each job were applied since then; a job that had none is left out.
+
+        Those before a job's last recorded success count only with `before_success`.
+        """
 
     async def operation(self, operation_id: int) -> AuditEntry | None:
         """Return the entry that began an operation, None where there is none."""

@@ -28,6 +28,7 @@ from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import Connections, EngineConnections, reachable
 from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
 from unstick.sql.guard import Guard, guard, run_statements
+from unstick.sql.history import SqlHistory
 from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
@@ -81,6 +82,7 @@ def watch(
         policy=policy,
         brakes=SqlBrakes(ledger or connections),
         unattended=unattended or Unattended(),
+        history=SqlHistory(declared, connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
     )

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from unstick.domain.policy import MAX_THRESHOLD_MINUTES
 from unstick.domain.recovery import CHANGES, Action
+from unstick.pipeline.history import MAX_DAYS
 from unstick.pipeline.report import MAX_LIMIT
 from unstick.pipeline.undo import LARGEST_OPERATION
 
@@ -41,6 +42,7 @@ ActionWord = Annotated[
     Literal[Action.MARK_FAILED, Action.RETRY] | None, WithJsonSchema({"type": "string", "enum": list(CHANGES)})
 ]
 OperationNumber = Annotated[int, *_whole_number(LARGEST_OPERATION)]
+Days = Annotated[int, *_whole_number(MAX_DAYS)]
 Word = Annotated[
     str | None, Field(max_length=_LONGEST_WORD), WithJsonSchema({"type": "string", "maxLength": _LONGEST_WORD})
 ]

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from unstick import __version__
+from unstick.cli.aftermath import aftermath
 from unstick.cli.brake import brake
 from unstick.cli.db import app as db
 from unstick.cli.demo import demo
@@ -13,8 +14,10 @@ from unstick.cli.guard import guard
 from unstick.cli.inspect import inspect
 from unstick.cli.output import say
 from unstick.cli.policy import app as policy
+from unstick.cli.replay import replay
 from unstick.cli.serve import serve
 from unstick.cli.stuck import stuck
+from unstick.cli.suggest import suggest
 from unstick.cli.sweep import sweep
 from unstick.cli.token import token
 from unstick.cli.undo import undo
@@ -27,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (serve, stuck, sweep, undo, brake, worker, guard, token, inspect):
+for command in (serve, stuck, sweep, undo, brake, aftermath, suggest, replay, worker, guard, token, inspect):
     app.command()(command)
 app.add_typer(policy, name="policy")
 app.add_typer(db, name="db")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, os_user, source_settings_of, warn_of_unmapped
-from unstick.cli.output import complain, is_watched, say, say_json
+from unstick.cli.output import complain, is_watched, say, say_json, warn
 from unstick.domain.recovery import Action, Outcome
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ def sweep(
         say_json(shape)
     else:
         say(_summary(shape))
+    follow_up = shape["follow_up"]
+    if follow_up is not None and follow_up["problem"] is not None:
+        warn(follow_up["problem"])
     failed = shape["outcomes"].get(Outcome.FAILED, 0)
     if failed:
         _complain_of(shape, failed)
@@ -105,6 +108,9 @@ def _summary(shape: "CleanupShape") -> str:
     if not shape["dry_run"]:
         lines.append(f"  by outcome   {_pairs(shape['outcomes'])}")
         lines.append(f"  audit log    operation {shape['operation_id']}")
+    found = shape["follow_up"]
+    if found is not None and found["late_finishes"]:
+        lines.append(f"  late         {found['late_finishes']} recovered before finished after all: unstick aftermath")
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+from unstick.domain.aftermath import LateCounts
 from unstick.domain.diagnosis import Diagnosis, Reason, diagnose, evidence_of
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.evidence import Evidence
@@ -70,6 +71,7 @@ class PlatformStats:
     open_jobs: OpenJobs
     usage: Usage
     recoveries: RecoveryCounts
+    late_finishes: LateCounts
 
 
 async def report_stuck(
@@ -165,6 +167,7 @@ async def report_stats(watched: Watched) -> PlatformStats:
         open_jobs=await watched.source.open_jobs(),
         usage=await watched.source.usage(),
         recoveries=await watched.ledger.recoveries(watched.source.name, RECOVERIES_WINDOW),
+        late_finishes=await watched.ledger.late_counts(watched.source.name, RECOVERIES_WINDOW),
     )
 
 

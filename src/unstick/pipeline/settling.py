@@ -22,7 +22,8 @@ async def settle_intents(watched: Watched) -> int:
     for operation_id, intents in unsettled.items():
         images = await source.images(intents)
         since = min(intent.at for intent in intents if intent.at is not None)
-        retried = await ledger.spent(source.name, [intent.job_id for intent in intents], since)
+        job_ids = [intent.job_id for intent in intents]
+        retried = await ledger.spent(source.name, job_ids, since, before_success=True)
         recoveries = [settled(each, images.get(each.job_id), retried.get(each.job_id, 0)) for each in intents]
         await ledger.find_out(source.name, operation_id, recoveries)
     return sum(len(intents) for intents in unsettled.values())

@@ -9,6 +9,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic reads TypedDicts only from here below Python 3.12
 
+from unstick.domain.aftermath import How, LateCounts
 from unstick.domain.brake import Brake
 from unstick.domain.diagnosis import Reason
 from unstick.domain.evidence import Evidence
@@ -16,10 +17,14 @@ from unstick.domain.job import JobClass, JobState
 from unstick.domain.policy import Policy
 from unstick.domain.recovery import CHANGES, Outcome
 from unstick.domain.wording import say_duration
+from unstick.pipeline.aftermath import FollowUp
 from unstick.pipeline.report import Finding, PlatformStats, StuckReport
 from unstick.pipeline.sweep import SweepReport
 from unstick.pipeline.undo import UndoReport
 from unstick.ports import Usage
+
+NO_KIND = "(no kind)"
+"""Stands among kinds for jobs that have none."""
 
 _MINUTE = timedelta(minutes=1)
 
@@ -131,6 +136,15 @@ class BrakeShape(TypedDict):
     released_by: str | None
 
 
+class FollowUpShape(TypedDict):
+    """What became of jobs recovered before: what was found since the last look, or why that failed."""
+
+    looked_at: int
+    late_finishes: int
+    succeeded: int
+    problem: str | None
+
+
 class CleanupShape(TypedDict):
     """Shape 2: what a cleanup did. `would_clean` is there in a dry run, which changes nothing."""
 
@@ -147,6 +161,7 @@ class CleanupShape(TypedDict):
     operation_id: int | None
     failures: list[FailureShape]
     brake: BrakeShape | None
+    follow_up: FollowUpShape | None
     would_clean: NotRequired[CountsByState]
 
 
@@ -205,12 +220,23 @@ class RecoveriesBlock(TypedDict):
     by_reason: dict[str, int]
 
 
+class LateFinishesBlock(TypedDict):
+    """Late finishes since the window of `recoveries` began; `by_kind` names the most frequent kinds."""
+
+    since: str
+    total: int
+    by_kind: dict[str, int]
+    refused: int
+    found: int
+
+
 class StatsShape(TypedDict):
     """Shape 3: platform statistics."""
 
     ai_usage: AiUsage
     jobs: JobsBlock
     recoveries: RecoveriesBlock
+    late_finishes: LateFinishesBlock
     threshold_minutes: int | float
     running_threshold_minutes: int | float
     generated_at: str
@@ -255,6 +281,7 @@ def cleanup_shape(report: SweepReport) -> CleanupShape:
         operation_id=report.operation_id,
         failures=[{"id": f.job_id, "state": f.state.value, "detail": f.detail} for f in report.failures],
         brake=None if report.brake is None else brake_shape(report.brake),
+        follow_up=None if report.follow_up is None else follow_up_shape(report.follow_up),
     )
     if report.dry_run:
         shape["would_clean"] = applied
@@ -341,9 +368,28 @@ def stats_shape(stats: PlatformStats) -> StatsShape:
             "by_action": {action.value: n for action, n in stats.recoveries.by_action.items()},
             "by_reason": dict(stats.recoveries.by_reason),
         },
+        late_finishes=late_block(stats.late_finishes),
         threshold_minutes=minutes(stats.look.queued_after),
         running_threshold_minutes=minutes(stats.look.running_after),
         generated_at=now.isoformat(),
+    )
+
+
+def follow_up_shape(found: FollowUp) -> FollowUpShape:
+    """Render what a follow-up found."""
+    return FollowUpShape(
+        looked_at=found.looked_at, late_finishes=found.late, succeeded=found.succeeded, problem=found.problem
+    )
+
+
+def late_block(counts: LateCounts) -> LateFinishesBlock:
+    """Render the counts of late finishes."""
+    return LateFinishesBlock(
+        since=counts.since.isoformat(),
+        total=counts.total,
+        by_kind={NO_KIND if kind is None else kind: number for kind, number in counts.by_kind.items()},
+        refused=counts.by_how.get(How.REFUSED, 0),
+        found=counts.by_how.get(How.FOUND, 0),
     )
 
 

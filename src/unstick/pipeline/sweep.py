@@ -20,6 +20,7 @@ from unstick.domain.job import JobState
 from unstick.domain.policy import Ruling, rule
 from unstick.domain.recovery import Action, Outcome, Recovery, Tally
 from unstick.domain.suspect import Look
+from unstick.pipeline.aftermath import FollowUp, follow_up_after
 from unstick.pipeline.braking import allow, begin_pass, end_pass
 from unstick.pipeline.charges import Charge, charge_of, count_as, count_left
 from unstick.pipeline.judging import asks_witnesses
@@ -62,6 +63,8 @@ class SweepReport:
     """The first `MAX_FAILURES` jobs that couldn't be read or changed, each with the reason; the tally counts all."""
     brake: Brake | None = None
     """What held an unattended sweep, or stopped it on its way."""
+    follow_up: FollowUp | None = None
+    """What became of jobs recovered before; None where nothing was looked up."""
 
 
 MAX_FAILURES = 100
@@ -110,6 +113,7 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
         operation_id=operation_id,
         failures=tuple(course.failures),
         brake=None if allowed is None else await end_pass(watched, allowed, course.recovered),
+        follow_up=await follow_up_after(watched, operation_id, order.actor),
     )
 
 

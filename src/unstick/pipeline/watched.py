@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from unstick.domain.brake import Unattended
 from unstick.domain.policy import Policy
-from unstick.ports import Brakes, JobSource, Ledger, Witness
+from unstick.ports import Brakes, JobHistory, JobSource, Ledger, Witness
 
 
 async def _none() -> tuple[str, ...]:
@@ -23,6 +23,8 @@ class Watched:
     brakes: Brakes | None = None
     """Where the brake is kept; without it nothing can be swept unattended."""
     unattended: Unattended = field(default_factory=Unattended)
+    history: JobHistory | None = None
+    """What the source's finished jobs tell; None where it keeps none."""
     unmapped_words: Callable[[], Awaitable[tuple[str, ...]]] = _none
     """Names words of open jobs that the source's mapping gives no meaning, so that no look sees those jobs."""
     witnesses: tuple[Witness, ...] = ()

@@ -16,6 +16,7 @@ from unstick.domain.recovery import Action, Intent, Outcome, Recovery, Undo, dee
 from unstick.domain.undo import UndoPage
 from unstick.ports import RecoveryCounts
 from unstick.sql import tables, undone
+from unstick.sql.aftermath import SqlAftermath, not_before_success
 from unstick.sql.connections import Connections
 from unstick.sql.tables import audit, recoveries
 
@@ -23,10 +24,11 @@ _SHARED_FOR_SECONDS = 60
 _AT_ONCE = 10_000
 
 
-class SqlLedger:
+class SqlLedger(SqlAftermath):
     """Unstick's record in a SQL database."""
 
     def __init__(self, connections: Connections) -> None:
+        super().__init__(connections)
         self._connections = connections
 
     async def append(self, entry: AuditEntry) -> int:
@@ -89,11 +91,16 @@ class SqlLedger:
             by_operation.setdefault(row.operation_id, []).append(_intent(row))
         return by_operation
 
-    async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:
+    async def spent(
+        self, source: str, job_ids: Sequence[JobId], since: datetime, *, before_success: bool = False
+    ) -> Mapping[JobId, int]:
         """Count the retries applied to each job since then, in one statement."""
         by_text = {str(job_id): job_id for job_id in job_ids}
+        statement = _spent(source, list(by_text), since)
+        if not before_success:
+            statement = statement.where(not_before_success())
         async with self._connections.reading() as (connection, _):
-            rows = await connection.execute(_spent(source, list(by_text), since))
+            rows = await connection.execute(statement)
             return {by_text[job_id]: number for job_id, number in rows}
 
     async def operation(self, operation_id: int) -> AuditEntry | None:

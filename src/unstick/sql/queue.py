@@ -16,10 +16,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.config import ColumnKey
+from unstick.domain.aftermath import How
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobId, JobState
 from unstick.domain.work import Beat, ClaimedJob, WorkerIdentity
 from unstick.sql import endings, tables
+from unstick.sql.aftermath import cut_kind, newest_recovery
 from unstick.sql.connections import Connections
 from unstick.sql.mapping import JobTable, MappedTable
 from unstick.sql.reading import plain_id
@@ -114,7 +116,7 @@ class SqlJobQueue:
             ended = await connection.execute(endings.finish(mapped, job, now, values))
             if ended.rowcount or await _stands(connection, endings.is_finished(mapped, job)):
                 return True
-            return await self._late(connection, job, JobState.SUCCEEDED, None, now)
+            return await self._late(connection, mapped, job, JobState.SUCCEEDED, None, now)
 
     async def fail(self, job: ClaimedJob, error: str) -> bool:
         """End a job as failed."""
@@ -122,7 +124,7 @@ class SqlJobQueue:
             ended = await connection.execute(endings.fail(mapped, job, now, error))
             if ended.rowcount or await _stands(connection, endings.is_failed(mapped, job, error)):
                 return True
-            return await self._late(connection, job, JobState.FAILED, error, now)
+            return await self._late(connection, mapped, job, JobState.FAILED, error, now)
 
     async def requeue(self, job: ClaimedJob, wait: timedelta, *, error: str | None, counted: bool) -> bool:
         """Queue a job again, as a new attempt if `counted`."""
@@ -131,14 +133,24 @@ class SqlJobQueue:
             return bool((await connection.execute(statement)).rowcount)
 
     async def _late(
-        self, connection: AsyncConnection, job: ClaimedJob, ended: JobState, detail: str | None, now: datetime
+        self,
+        connection: AsyncConnection,
+        mapped: MappedTable,
+        job: ClaimedJob,
+        ended: JobState,
+        detail: str | None,
+        now: datetime,
     ) -> bool:
         row = {
             "source": self._name,
             "job_id": str(job.id),
+            "kind": cut_kind(job.kind),
+            "how": How.REFUSED.value,
+            "recovery_id": newest_recovery(self._name, job.id),
             "worker": job.worker,
             "attempt": job.attempt,
             "ended": ended.value,
+            "ran_seconds": _ran_seconds(mapped, job, now),
             "detail": detail,
             "at": now,
         }
@@ -193,6 +205,14 @@ def _claimed(mapped: MappedTable, row: sa.RowMapping, worker: WorkerIdentity) ->
         row={column.name: row[column] for column in endings.own_columns(mapped)},
         fence=tuple(row[f"fence_{key}"] for key in endings.fence_keys(mapped)),
     )
+
+
+def _ran_seconds(mapped: MappedTable, job: ClaimedJob, now: datetime) -> float | None:
+    """Return how long a claimed job has run, where its claim wrote when that was."""
+    if not mapped.has("started_at"):
+        return None
+    began = mapped.times["started_at"].read(job.row[mapped.column("started_at").name])
+    return None if began is None else (now - began).total_seconds()
 
 
 def _payload(raw: object) -> object:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from unstick.domain.aftermath import Finished, Recovered
 from unstick.domain.errors import InvalidRequestError, SourceUnavailableError
 from unstick.domain.job import Job, JobClass, JobId, JobState
 from unstick.domain.policy import Ruling
@@ -25,6 +26,7 @@ from unstick.domain.undo import UndoBatch, UndoResult
 from unstick.ports import Capabilities, OpenJobs, Usage
 from unstick.sql import rulings, statements, writes
 from unstick.sql.connections import Connections
+from unstick.sql.finished import FinishedReader, bound_jobs, finished_among
 from unstick.sql.mapping import JobTable, MappedTable
 from unstick.sql.reading import JobReader, Row, SuspectReader, by_state, job_class, plain_id
 from unstick.sql.reflection import mapped_table
@@ -250,6 +252,29 @@ class SqlSource:
                 there = await connection.execute(statement, bound_rows(rows))
                 found |= {by_text[text]: image for text, image in there}
         return found
+
+    async def finished_among(self, recovered: Sequence[Recovered]) -> Sequence[Finished]:
+        """Look recovered jobs up by their keys, a batch at a time, and read only those that are succeeded."""
+        size = self._connections.dialect.batch_size
+        found: list[Finished] = []
+        for start in range(0, len(recovered), size):
+            found += await self._finished(recovered[start : start + size])
+        return found
+
+    async def _finished(self, recovered: Sequence[Recovered]) -> list[Finished]:
+        """Read one batch, or in halves where a row can't even be fetched, until that row stands alone and is left."""
+        try:
+            async with self._reading() as (connection, mapped, _):
+                rows = (await connection.execute(finished_among(mapped), bound_jobs(mapped, recovered))).all()
+        except (DBAPIError, ValueError, OverflowError) as error:
+            if not _is_rows_fault(self._connections, error):
+                raise
+            if len(recovered) == 1:
+                return []
+            middle = len(recovered) // 2
+            return await self._finished(recovered[:middle]) + await self._finished(recovered[middle:])
+        reader = FinishedReader(mapped, recovered)
+        return [finished for row in rows for finished in reader.read(row)]
 
     async def open_jobs(self) -> OpenJobs:
         """Count what is not over; with a partial index on it, the cost follows that number only."""

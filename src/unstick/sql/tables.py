@@ -53,6 +53,8 @@ JobMark = sa.String(255).with_variant(
     mysql.VARCHAR(255, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
 )
 """What a job shows of itself, compared to the letter."""
+KindName = WorkerName
+"""A job's kind, cut to that length and told apart to the letter."""
 
 LongText = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 """Text of any length: MariaDB's and MySQL's TEXT ends at 64 KiB."""
@@ -165,14 +167,44 @@ late_finishes = sa.Table(
     sa.Column("id", Key, primary_key=True),
     sa.Column("source", sa.String(63), nullable=False),
     sa.Column("job_id", JobKey, nullable=False),
-    sa.Column("worker", WorkerName, nullable=False),
+    sa.Column("kind", KindName, nullable=True),
+    sa.Column("how", sa.String(16), nullable=False),
+    sa.Column("recovery_id", Key, nullable=True),
+    sa.Column("worker", WorkerName, nullable=True),
     sa.Column("attempt", sa.Integer, nullable=True),
     sa.Column("ended", sa.String(16), nullable=False),
+    sa.Column("ran_seconds", sa.Double, nullable=True),
     sa.Column("detail", sa.Text, nullable=True),
+    sa.Column("finish", sa.String(64), nullable=True, unique=True),
     sa.Column("at", UtcDateTime, nullable=False),
     sa.Index("unstick_late_finishes_at", "at"),
 )
-"""Results that came after their job had been taken from the worker: refused, and counted."""
+"""Ends of attempts whose job had been recovered: refused by the kit, or found in the table; each once.
+
+`finish` names a found one by what its row said, so that whoever finds it again finds it recorded.
+"""
+
+successes = sa.Table(
+    "unstick_successes",
+    metadata,
+    sa.Column("finish", sa.String(64), primary_key=True),
+    sa.Column("source", sa.String(63), nullable=False),
+    sa.Column("job_id", JobKey, nullable=False),
+    sa.Column("recovery_id", Key, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Index("unstick_successes_job", "source", "job_id", "at", mysql_length={"job_id": 255}),
+    sa.Index("unstick_successes_recovery", "recovery_id"),
+)
+"""Recovered jobs that were found succeeded: what was spent of their recovery budget before `at` counts no more."""
+
+follow_ups = sa.Table(
+    "unstick_follow_ups",
+    metadata,
+    sa.Column("source", sa.String(63), primary_key=True),
+    sa.Column("recovery_id", Key, nullable=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+)
+"""Down to which recovery a source's round of follow-ups has come; null where the next one begins anew."""
 
 brakes = sa.Table(
     "unstick_brakes",

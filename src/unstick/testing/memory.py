@@ -8,6 +8,16 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
+from unstick.domain.aftermath import (
+    Attempt,
+    End,
+    Finished,
+    How,
+    LateCounts,
+    LateFinish,
+    LateRuns,
+    Recovered,
+)
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
@@ -27,7 +37,7 @@ from unstick.domain.recovery import (
 )
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
 from unstick.domain.undo import CLAIMED, GONE, UNRECORDED, Undoable, UndoBatch, UndoPage, UndoResult
-from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
+from unstick.ports import Capabilities, FollowUpSpan, OpenJobs, RecoveredPage, RecoveryCounts, Usage
 
 PAGE_SIZE = 100
 
@@ -69,6 +79,10 @@ class MemoryJobs:
     """What is about to be done, with its operation and since when."""
     audit: list[tuple[AuditEntry, int]] = field(default_factory=list)
     """Each entry with how often it was repeated."""
+    ends: dict[str, tuple[End, datetime]] = field(default_factory=dict)
+    """The known ends of recovered jobs by the name of each, with when it was recorded."""
+    place: int | None = None
+    """Down to which recovery a round of follow-ups has come."""
 
     def put(self, stored: StoredJob) -> None:
         """Add a job, or write over it as its application would."""
@@ -210,6 +224,16 @@ class MemorySource:
         """Not here: every decision is made one by one."""
         raise NotImplementedError(f"{self.name} has no rulings: {ruling}, {look}, operation {operation_id}")
         yield Ruled(recovered=0, left=True)
+
+    async def finished_among(self, recovered: Sequence[Recovered]) -> Sequence[Finished]:
+        """Return which of these are succeeded now."""
+        jobs = {job_id: stored.job for job_id, stored in self._system.jobs.items()}
+        there = [(each, jobs[each.job_id]) for each in recovered if each.job_id in jobs]
+        return [
+            Finished(each, job.kind, job.worker, job.completed_at, Attempt(job.started_at, job.attempt))
+            for each, job in there
+            if job.state is JobState.SUCCEEDED
+        ]
 
     async def open_jobs(self) -> OpenJobs:
         """Count the jobs that are not over."""
@@ -360,13 +384,84 @@ class MemoryLedger:
             for operation_id, _, _ in old
         }
 
-    async def spent(self, source: str, job_ids: Sequence[JobId], since: datetime) -> Mapping[JobId, int]:
-        """Count the retries applied to each job since then."""
+    async def spent(
+        self, source: str, job_ids: Sequence[JobId], since: datetime, *, before_success: bool = False
+    ) -> Mapping[JobId, int]:
+        """Count the retries applied to each job since then, and since it last succeeded."""
         del source
+        over = {} if before_success else {end.finished.recovered.job_id: at for end, at in self._ends()}
         undone = self._undone()
-        applied = [(p, r) for p, r in enumerate(self._system.recoveries, 1) if r.at >= since and p not in undone]
-        retried = [r.job_id for _, r in applied if r.action is Action.RETRY and r.outcome is Outcome.APPLIED]
-        return {job_id: number for job_id, number in Counter(retried).items() if job_id in job_ids}
+        applied = [r for p, r in enumerate(self._system.recoveries, 1) if r.at >= since and p not in undone]
+        done = [r for r in applied if r.outcome is Outcome.APPLIED and r.job_id in job_ids]
+        retried = [r for r in done if r.action is Action.RETRY]
+        return Counter(r.job_id for r in retried if r.job_id not in over or r.at > over[r.job_id])
+
+    async def follow_up_span(self, source: str, window: timedelta) -> FollowUpSpan | None:
+        """Return which recoveries lie within the window; a recovery's id is its place, from 1."""
+        del source
+        since = self._system.now - window
+        recent = [place for place, each in enumerate(self._system.recoveries, 1) if each.at >= since]
+        return FollowUpSpan(since=since, first=recent[0], place=self._system.place) if recent else None
+
+    async def recovered(
+        self, source: str, span: FollowUpSpan, *, before: int | None, limit: int, besides: int | None
+    ) -> RecoveredPage:
+        """Return jobs whose recovery was applied, newest first."""
+        del source
+        above = len(self._system.recoveries) + 1 if before is None else before
+        kept = [(place, self._system.recoveries[place - 1]) for place in range(above - 1, span.first - 1, -1)]
+        page = [
+            Recovered(place, each.job_id, each.state, each.action, each.at)
+            for place, each in kept
+            if isinstance(each.action, Action) and each.outcome is Outcome.APPLIED and each.operation_id != besides
+        ][:limit]
+        known = {end.recovery_id for end, _ in self._ends()}
+        known |= self._undone()
+        jobs = tuple(each for each in page if each.recovery_id not in known)
+        return RecoveredPage(jobs=jobs, number=len(page), last=page[-1].recovery_id if page else None)
+
+    async def keep_ends(self, source: str, ends: Sequence[End]) -> tuple[int, int]:
+        """Keep ends that aren't kept yet; what is found after the newest recovery counts."""
+        del source
+        new: dict[str, End] = {}
+        for end in sorted(ends, key=lambda end: end.recovery_id):
+            known, at = self._system.ends.get(end.name, (None, self._system.now))
+            if known is None or end.name in new:
+                new[end.name] = end
+            if known is None or known.recovery_id < end.recovery_id:
+                self._system.ends[end.name] = (end, at)
+        late = sum(end.late for end in new.values())
+        return late, len(new) - late
+
+    async def keep_place(self, source: str, recovery_id: int | None) -> None:
+        """Keep down to which recovery a round has come."""
+        del source
+        self._system.place = recovery_id
+
+    async def late_counts(self, source: str, window: timedelta) -> LateCounts:
+        """Count the late finishes of the window."""
+        since = self._system.now - window
+        late = [each for each in await self.late_finishes(source, len(self._system.ends)) if each.at >= since]
+        by_how, by_kind = Counter(each.how for each in late), Counter(each.kind for each in late)
+        return LateCounts(since=since, by_how=by_how, by_kind=by_kind)
+
+    async def late_finishes(self, source: str, limit: int) -> Sequence[LateFinish]:
+        """Return the newest late finishes."""
+        del source
+        late = [(end, at) for end, at in self._ends() if end.late]
+        return [_late_finish(end, at) for end, at in reversed(late)][:limit]
+
+    async def late_runs(self, source: str, window: timedelta) -> Sequence[LateRuns]:
+        """Return late successes by kind."""
+        counts = await self.late_counts(source, window)
+        late = await self.late_finishes(source, len(self._system.ends))
+        return [
+            LateRuns(kind, number, max((each.ran for each in late if each.kind == kind and each.ran), default=None))
+            for kind, number in counts.by_kind.items()
+        ]
+
+    def _ends(self) -> list[tuple[End, datetime]]:
+        return list(self._system.ends.values())
 
     async def operation(self, operation_id: int) -> AuditEntry | None:
         """Return the entry that began an operation."""
@@ -436,6 +531,24 @@ class MemoryLedger:
 
 
 _WAITING = (JobState.QUEUED, JobState.SCHEDULED)
+
+
+def _late_finish(end: End, at: datetime) -> LateFinish:
+    finished = end.finished
+    return LateFinish(
+        job_id=str(finished.recovered.job_id),
+        kind=finished.kind,
+        how=How.FOUND,
+        worker=finished.worker,
+        attempt=finished.now.number,
+        ended=JobState.SUCCEEDED,
+        ran=end.ran,
+        detail=None,
+        recovery_id=end.recovery_id,
+        at=at,
+    )
+
+
 _OPEN = (JobState.QUEUED, JobState.RUNNING, JobState.SCHEDULED)
 
 

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from unstick.sql.tables import JobKey, JobMark, Key, LongText, UtcDateTime, WorkerName
+from unstick.sql.tables import JobKey, JobMark, Key, KindName, LongText, UtcDateTime, WorkerName
 
 revision = "ledger_0001"
 down_revision = None
@@ -96,10 +96,15 @@ def upgrade() -> None:
         sa.Column("id", Key, primary_key=True),
         sa.Column("source", sa.String(63), nullable=False),
         sa.Column("job_id", JobKey, nullable=False),
-        sa.Column("worker", WorkerName, nullable=False),
+        sa.Column("kind", KindName, nullable=True),
+        sa.Column("how", sa.String(16), nullable=False),
+        sa.Column("recovery_id", Key, nullable=True),
+        sa.Column("worker", WorkerName, nullable=True),
         sa.Column("attempt", sa.Integer, nullable=True),
         sa.Column("ended", sa.String(16), nullable=False),
+        sa.Column("ran_seconds", sa.Double, nullable=True),
         sa.Column("detail", sa.Text, nullable=True),
+        sa.Column("finish", sa.String(64), nullable=True, unique=True),
         sa.Column("at", UtcDateTime, nullable=False),
     )
     op.create_index("unstick_late_finishes_at", "unstick_late_finishes", ["at"])
@@ -117,11 +122,32 @@ def upgrade() -> None:
         sa.Column("moved_from", JobMark, nullable=True),
     )
     op.create_index("unstick_sightings_seen", "unstick_sightings", ["source", "seen_at"])
+    _create_follow_ups()
     dialect = op.get_context().dialect.name
     if dialect == "postgresql":
         # Compressing thousands of ids costs more than it saves: nearly a tenth of a large recovery.
         op.execute("ALTER TABLE unstick_recoveries ALTER COLUMN jobs SET STORAGE EXTERNAL")
     op.execute(_JOB_RECOVERIES.format(**_EACH_JOB["mysql" if dialect == "mariadb" else dialect]))
+
+
+def _create_follow_ups() -> None:
+    op.create_table(
+        "unstick_successes",
+        sa.Column("finish", sa.String(64), primary_key=True),
+        sa.Column("source", sa.String(63), nullable=False),
+        sa.Column("job_id", JobKey, nullable=False),
+        sa.Column("recovery_id", Key, nullable=False),
+        sa.Column("at", UtcDateTime, nullable=False),
+    )
+    job = ["source", "job_id", "at"]
+    op.create_index("unstick_successes_job", "unstick_successes", job, mysql_length={"job_id": 255})
+    op.create_index("unstick_successes_recovery", "unstick_successes", ["recovery_id"])
+    op.create_table(
+        "unstick_follow_ups",
+        sa.Column("source", sa.String(63), primary_key=True),
+        sa.Column("recovery_id", Key, nullable=True),
+        sa.Column("at", UtcDateTime, nullable=False),
+    )
 
 
 _JOB_RECOVERIES = """
@@ -162,6 +188,8 @@ def downgrade() -> None:
     op.drop_table("unstick_passes")
     op.drop_table("unstick_brakes")
     op.drop_table("unstick_sightings")
+    op.drop_table("unstick_follow_ups")
+    op.drop_table("unstick_successes")
     op.drop_table("unstick_late_finishes")
     op.drop_table("unstick_leases")
     op.drop_table("unstick_intents")
