@@ -41,7 +41,7 @@ from unstick.domain.errors import (
 )
 from unstick.domain.job import JobState
 from unstick.domain.policy import Policy
-from unstick.domain.recovery import Action, Outcome
+from unstick.domain.recovery import CHANGES, Action, Outcome
 from unstick.domain.undo import CLAIMED, GONE, HELD, OVERTAKEN, UNDONE
 from unstick.domain.work import WorkerIdentity
 from unstick.pipeline import undo as undo_module
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 __all__ = ["apart", "bench"]
 
-ACTIONS = pytest.mark.parametrize("action", list(Action))
+ACTIONS = pytest.mark.parametrize("action", CHANGES)
 RICH: dict[str, Any] = {"token": sa.Integer(), "worker": sa.String(40), "progress": sa.Integer()}
 
 
