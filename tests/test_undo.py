@@ -42,7 +42,7 @@ from unstick.domain.errors import (
 from unstick.domain.job import JobState
 from unstick.domain.policy import Policy
 from unstick.domain.recovery import CHANGES, Action, Outcome
-from unstick.domain.undo import CLAIMED, GONE, HELD, OVERTAKEN, UNDONE
+from unstick.domain.undo import CLAIMED, GONE, HELD, OVERTAKEN, UNDONE, UNFIT, UNRECORDED
 from unstick.domain.work import WorkerIdentity
 from unstick.pipeline import undo as undo_module
 from unstick.pipeline.settling import settle_intents
@@ -451,6 +451,29 @@ async def test_a_trigger_that_drops_the_write_in_silence_is_not_counted_as_an_un
     assert report.of(outcome=Outcome.APPLIED) == 2
     assert await statuses(bench) == ["running", "failed", "running"]
     assert ("2", "applied") not in await undos(bench)
+
+
+async def test_a_record_that_does_not_fit_the_table_any_more_undoes_nothing(bench: SqlBench) -> None:
+    """Nothing is put back by halves: a column that was dropped, or a record that tells too little."""
+    await stuck(bench, 3)
+    operation_id = await recovered(bench)
+    await bench.execute(
+        *(
+            "INSERT INTO unstick_recoveries "
+            "(operation_id, source, job_id, state, action, reason, outcome, detail, pre_image, post_image, at) VALUES "
+            f"({operation_id}, 'main', '{job}', 'running', 'mark_failed', 'silent', 'applied', '', {images}, {NOW})"
+            for job, images in (
+                ("4", """'{"status": "running", "gone": 1}', '{"status": "failed", "gone": 2}'"""),
+                ("5", """'{"status": "running"}', NULL"""),
+                ("no number", """'{"status": "running"}', '{"status": "failed"}'"""),
+            )
+        ),
+    )
+
+    report = await undo_it(bench, operation_id)
+
+    assert numbers(report) == (3, 3, 0)
+    assert told(report) == {"4": UNFIT, "5": UNRECORDED, "no number": GONE}
 
 
 # Twice, at once, and in the middle.

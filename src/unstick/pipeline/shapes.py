@@ -348,8 +348,8 @@ def _undo_message(report: UndoReport, undone: int) -> str:
     could_not = f" {left} could not be undone; `failures` says why." if left else ""
     before = f" {report.already} had been undone before." if report.already else ""
     if report.dry_run:
-        return f"Would undo {undone} recovery(s).{could_not}{before} Nothing was changed."
-    return f"Undid {undone} recovery(s).{could_not}{before}"
+        return f"Would put back {undone} job(s).{could_not}{before} Nothing was changed."
+    return f"Put back {undone} job(s).{could_not}{before}"
 
 
 def stats_shape(stats: PlatformStats) -> StatsShape:

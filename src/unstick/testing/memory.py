@@ -478,7 +478,7 @@ class MemoryLedger:
         found = [
             self._undoable(place, record)
             for place, record in self._standing()
-            if record.operation_id == operation_id and place > after and job_id in (None, record.job_id)
+            if record.operation_id == operation_id and place > after and _is_meant(job_id, record.job_id)
         ]
         return UndoPage(recoveries=tuple(found), last=None)
 
@@ -486,7 +486,7 @@ class MemoryLedger:
         """Return the operations that recovered a job, the latest first, and whether that was undone."""
         del source
         undone = self._undone()
-        return [(r.operation_id, place in undone) for place, r in self._standing() if r.job_id == job_id][::-1]
+        return [(r.operation_id, place in undone) for place, r in self._standing() if _is_meant(job_id, r.job_id)][::-1]
 
     def _standing(self) -> list[tuple[int, RecordedRecovery]]:
         """Return applied recoveries with their places, from 1; undos are none."""
@@ -550,6 +550,11 @@ def _late_finish(end: End, at: datetime) -> LateFinish:
 
 
 _OPEN = (JobState.QUEUED, JobState.RUNNING, JobState.SCHEDULED)
+
+
+def _is_meant(asked: JobId | None, job_id: JobId) -> bool:
+    """Compare ids as text, as whoever asks by an address or a command line can only say them."""
+    return asked is None or str(asked) == str(job_id)
 
 
 def _recorded(operation_id: int, recovery: Recovery, at: datetime) -> RecordedRecovery:
