@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.jobs import NAIVE, STATES, SqlBench, declared, jobs_table, open_bench
 from unstick.domain.diagnosis import diagnose
@@ -199,6 +200,28 @@ async def test_what_a_mapping_has_no_word_for_is_refused_before_anything_is_begu
 
     assert [row["status"] for row in await bench.rows()] == ["running"]
     assert await bench.audit() == []
+    await bench.close()
+
+
+async def test_many_jobs_share_a_record_whatever_length_a_server_cuts_arrays_to(mariadb_database: Database) -> None:
+    """MariaDB cuts a JSON array at `group_concat_max_len`; such a record is refused, or kept cut where nothing is."""
+    server = create_async_engine(mariadb_database.url, isolation_level="AUTOCOMMIT")
+    async with server.connect() as administrator:
+        before = (await administrator.execute(sa.text("SELECT @@GLOBAL.group_concat_max_len"))).scalar_one()
+        await administrator.execute(sa.text("SET GLOBAL group_concat_max_len = 1024"))
+        try:
+            bench = await open_bench(mariadb_database)
+            await bench.put(*({} for _ in range(100)))
+            report = await bench.sweep()
+        finally:
+            await administrator.execute(sa.text(f"SET GLOBAL group_concat_max_len = {before}"))
+    await server.dispose()
+
+    assert report.tally.of(outcome=Outcome.APPLIED) == 100
+    async with bench.engine.connect() as connection:
+        counts = (await connection.execute(sa.select(recoveries.c.job_count))).scalars().all()
+    assert counts == [100]
+    assert len(await bench.recoveries()) == 100
     await bench.close()
 
 
