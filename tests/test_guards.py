@@ -209,6 +209,22 @@ async def test_in_partitions_where_rows_share_an_address_each_is_itself(
     assert report.tally.of(outcome=Outcome.APPLIED) == 4
 
 
+async def test_no_job_is_passed_over_that_shares_its_address_with_the_last_of_a_stride(
+    postgres_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P1: a table of partitions is read by its key, for after an address there may be another row of the same."""
+    monkeypatch.setattr(source_module, "STRIDE", 1)
+    bench = await open_bench(postgres_database)
+    await partition(bench)
+    await bench.put(*({"id": number, "error_message": f"of {number}"} for number in range(1, 9)))
+
+    report = await bench.sweep()
+
+    assert await statuses(bench) == ["failed"] * 8
+    await bench.close()
+    assert report.tally.of(outcome=Outcome.APPLIED) == 8
+
+
 async def partition(bench: SqlBench) -> None:
     """Put the jobs' table into two partitions."""
     part = "CREATE TABLE p{0} PARTITION OF ai_generation_jobs FOR VALUES WITH (MODULUS 2, REMAINDER {0})"
