@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.servers import SERVED, Database, MissingServerError, Servers
+from tests.servers import SERVED, SHARED_SERVERS, Database, MissingServerError, Servers
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -20,6 +20,9 @@ def pytest_configure(config: pytest.Config) -> None:
     worker: dict[str, Any] | None = getattr(config, "workerinput", None)
     if worker is not None:
         config.stash[SERVERS] = Servers(Path(worker["servers"]))
+        return
+    if shared := os.environ.get(SHARED_SERVERS):
+        config.stash[SERVERS] = Servers(Path(shared))
         return
     stack = ExitStack()
     config.add_cleanup(stack.close)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Backend = Literal["sqlite", "postgresql", "mysql"]
 
+SHARED_SERVERS = "SHARED_TEST_SERVERS"
+"""The variable that tells a test run whose servers to use, where somebody starts many runs."""
 SERVED = ("postgres18", "postgres18-asyncpg", "postgres15", "mariadb")
 
 # Whatever ends the run, even SIGKILL, releases its lock; then this shell stops the server and removes its directory.

@@ -238,13 +238,14 @@ async def test_a_message_too_long_for_its_column_is_cut(benches: Benches) -> Non
     narrow = sa.Column("said", sa.String(60), sa.CheckConstraint("job_type <> 'narrower' OR length(said) <= 40"))
     table.append_column(narrow)
     bench = await benches.open(table, columns=COLUMNS | {"error": "said"})
-    await bench.put({}, {"job_type": "narrower"}, {})
+    # Of the queued ones the database refuses none: what rules on them all at once must keep to the length by itself.
+    await bench.put({}, {"job_type": "narrower"}, {}, {"status": "queued"}, {"status": "queued"})
 
     report = await bench.sweep()
 
-    assert outcomes(report) == (2, 0, 1)
-    for row in (await bench.rows())[::2]:
-        assert row["said"].startswith("Job stuck in running for more")
+    assert outcomes(report) == (4, 0, 1)
+    for row in [row for row in await bench.rows() if row["job_type"] != "narrower"]:
+        assert row["said"].startswith(("Job stuck in running for more", "Job stuck in queued for more"))
         assert row["said"].endswith(" Automatically cleaned up.")
         assert len(row["said"]) <= 60
 

@@ -184,6 +184,21 @@ async def test_a_refused_worker_loses_all_that_its_transaction_wrote(guarded: Sq
     assert await guarded.row(1) == before
 
 
+async def test_a_late_result_is_refused_where_the_row_has_no_state_at_all(database: Database) -> None:
+    """R5: a state that is null isn't an end, and what SQL makes of comparing with it is neither true nor false."""
+    table = guarded_table()
+    table.c.status.nullable = True
+    opened = await open_bench(database, table, declared(table, columns=FENCED))
+    await guard_table(settings(opened), carry_out="install")
+    await opened.put({"status": None, "attempt": 2, "token": 8})
+
+    with pytest.raises(DBAPIError, match=refusal(opened)):
+        await says(opened, "status = 'completed', attempt = 1")
+
+    assert (await opened.row(1))["status"] is None
+    await opened.close()
+
+
 # What passes
 
 

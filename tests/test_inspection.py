@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -217,6 +218,26 @@ class TestOldJobs:
             ("running",),
         )
         assert (found.sampled, found.blocked) == (2, False)
+
+    async def test_no_look_sorts_a_table_that_no_key_sorts(self, engine: AsyncEngine) -> None:
+        """X4: the oldest rows are those of the least key, where an index gives them; else all would be read."""
+        await run(
+            engine,
+            "CREATE TABLE jobs (id INTEGER NOT NULL, shard INTEGER NOT NULL, status VARCHAR(9),"
+            " started_at TIMESTAMP NULL, PRIMARY KEY (shard, id))",
+            "INSERT INTO jobs VALUES " + ", ".join(f"({n}, {n}, 'completed', CURRENT_TIMESTAMP)" for n in range(4)),
+        )
+        asked: list[str] = []
+
+        def hook(_c: Any, _cursor: Any, statement: str, _p: Any, _context: Any, _many: Any) -> None:  # noqa: ANN401
+            asked.append(statement)
+
+        event.listen(engine.sync_engine, "before_cursor_execute", hook)
+        await inspect_table(engine, "jobs")
+
+        looks = [statement for statement in asked if "jobs.status" in statement]
+        assert looks
+        assert not [statement for statement in looks if "ORDER BY" in statement]
 
     async def test_a_new_rows_own_word_is_known_without_such_a_row(self, engine: AsyncEngine) -> None:
         table = jobs_table()

@@ -20,7 +20,7 @@ from unstick.domain.policy import Policy
 from unstick.domain.recovery import CHANGES, Action, Outcome
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.sweep import SweepOrder, sweep
-from unstick.sql.connections import EngineConnections
+from unstick.sql.connections import EngineConnections, SessionConnections
 from unstick.sql.engine import open_engine
 from unstick.sql.source import SqlSource
 from unstick.testing.conformance import MINUTE, Ages
@@ -209,6 +209,24 @@ async def _clean_within_a_block(session: AsyncSession, bench: SqlBench) -> None:
     async with session.begin():
         await session.execute(sa.text("SELECT 1"))
         await AdminService(session, jobs=bench.jobs, policy=Policy()).cleanup_stuck_jobs()
+
+
+async def test_a_hosts_session_keeps_nothing_of_a_write_that_failed(bench: SqlBench) -> None:
+    """Promise 2: or the caller's next commit would make a change stand whose record was never written."""
+    await bench.put({})
+    async with host(bench) as app, AsyncSession(app) as session:
+        with pytest.raises(ProcessEndedError):
+            await _fail_within(SessionConnections(session))
+        assert not session.in_transaction()
+        await session.commit()
+
+    assert [row["status"] for row in await bench.rows()] == ["running"]
+
+
+async def _fail_within(connections: SessionConnections) -> None:
+    async with connections.writing() as (connection, _):
+        await connection.execute(sa.text("UPDATE ai_generation_jobs SET status = 'failed'"))
+        raise ProcessEndedError
 
 
 # Impatience

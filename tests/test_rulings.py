@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.jobs import NAIVE, STATES, SqlBench, declared, jobs_table, open_bench
 from unstick.domain.diagnosis import diagnose
@@ -203,6 +204,28 @@ async def test_what_a_mapping_has_no_word_for_is_refused_before_anything_is_begu
     await bench.close()
 
 
+async def test_many_jobs_share_a_record_whatever_length_a_server_cuts_arrays_to(mariadb_database: Database) -> None:
+    """MariaDB cuts a JSON array at `group_concat_max_len`; such a record is refused, or kept cut where nothing is."""
+    server = create_async_engine(mariadb_database.url, isolation_level="AUTOCOMMIT")
+    async with server.connect() as administrator:
+        before = (await administrator.execute(sa.text("SELECT @@GLOBAL.group_concat_max_len"))).scalar_one()
+        await administrator.execute(sa.text("SET GLOBAL group_concat_max_len = 1024"))
+        try:
+            bench = await open_bench(mariadb_database)
+            await bench.put(*({} for _ in range(100)))
+            report = await bench.sweep()
+        finally:
+            await administrator.execute(sa.text(f"SET GLOBAL group_concat_max_len = {before}"))
+    await server.dispose()
+
+    assert report.tally.of(outcome=Outcome.APPLIED) == 100
+    async with bench.engine.connect() as connection:
+        counts = (await connection.execute(sa.select(recoveries.c.job_count))).scalars().all()
+    assert counts == [100]
+    assert len(await bench.recoveries()) == 100
+    await bench.close()
+
+
 async def test_where_the_database_cannot_say_it_each_job_is_looked_at(database: Database) -> None:
     """Naive times of another zone, which not every database can convert, Python says instead."""
     table = jobs_table(time=NAIVE)
@@ -214,7 +237,9 @@ async def test_where_the_database_cannot_say_it_each_job_is_looked_at(database: 
     report = await sweep(bench.watched(), SweepOrder(actor="test"))
 
     assert report.tally.of(outcome=Outcome.APPLIED) == 1
-    assert ((await bench.row(job_id))["error_message"] or "").startswith(
-        "Job stuck in running for more than 30 minutes: "
+    row = await bench.row(job_id)
+    assert row["error_message"] == (
+        f"Job stuck in running for more than 30 minutes: its last sign of life was at {row['started_at'] - tokyo:%F %T} "
+        "UTC. Automatically cleaned up."
     )
     await bench.close()

@@ -486,7 +486,11 @@ class SqliteDialect(Dialect):
         return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
     def is_time(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-        """Take only text that begins like a date: SQLite itself reads numbers and times of day as instants, too."""
+        """Take only text that begins like a date: SQLite itself reads numbers and times of day as instants, too.
+
+        GLOB alone takes bytes for the text that they spell, unless SQLite was built with LIKE_DOESNT_MATCH_BLOBS,
+        as Debian's is: no test notices there.
+        """
         raw = sa.type_coerce(column, sa.String)
         dated = raw.op("GLOB")("[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*")
         return sa.or_(raw.is_(None), sa.and_(sa.func.typeof(raw) == "text", dated))

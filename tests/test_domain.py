@@ -1,0 +1,431 @@
+"""The decisions that need no database: thresholds, budgets, waits, messages, and what became of an intent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unstick.domain.access import Role
+from unstick.domain.diagnosis import Reason, diagnose, evidence_of
+from unstick.domain.errors import InvalidRequestError, RecoveryStoppedError
+from unstick.domain.evidence import Evidence, Holding
+from unstick.domain.job import Job, JobState, queued_since, running_since, sign_of_life
+from unstick.domain.policy import (
+    MAX_THRESHOLD_MINUTES,
+    SINCE,
+    Policy,
+    backoff,
+    decide,
+    requested_action,
+    requested_threshold,
+    rule,
+)
+from unstick.domain.recovery import Action, BatchResult, Decision, Intent, Outcome, Recovery, Tally, settled
+from unstick.domain.suspect import ACCUSED_STATES, Look, StuckCounts, Suspect, is_suspect
+from unstick.domain.wording import say_duration, say_instant
+from unstick.domain.work import BEAT_EVERY, LEASE, WorkerIdentity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NOW = datetime(2026, 11, 23, 21, 24, 13, 500_000, tzinfo=UTC)
+MOMENT = timedelta(microseconds=1)
+LOOK = Look(taken_at=NOW, queued_after=timedelta(minutes=5), running_after=timedelta(minutes=30))
+TIMES = st.none() | st.datetimes(datetime(2026, 11, 1), datetime(2026, 12, 1), timezones=st.just(UTC))  # noqa: DTZ001
+
+
+def job(state: JobState, **times: Any) -> Job:  # noqa: ANN401
+    return Job(id=1, state=state, status=state.value, **times)
+
+
+# What age accuses.
+
+
+@pytest.mark.parametrize(
+    ("state", "threshold"),
+    [(JobState.QUEUED, LOOK.queued_after), (JobState.RUNNING, LOOK.running_after)],
+)
+def test_a_job_as_old_as_its_threshold_is_not_stuck_and_one_a_moment_older_is(
+    state: JobState, threshold: timedelta
+) -> None:
+    assert not is_suspect(job(state, started_at=NOW - threshold), LOOK)
+    assert is_suspect(job(state, started_at=NOW - threshold - MOMENT), LOOK)
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_only_a_queued_or_running_job_without_an_end_is_stuck(state: JobState) -> None:
+    old = NOW - timedelta(days=1)
+
+    assert is_suspect(job(state, started_at=old), LOOK) == (state in {JobState.QUEUED, JobState.RUNNING})
+    assert not is_suspect(job(state, started_at=old, completed_at=old), LOOK)
+    assert not is_suspect(job(state), LOOK)
+
+
+@given(TIMES, TIMES)
+def test_a_running_job_is_judged_by_the_later_of_start_and_beat(start: datetime | None, beat: datetime | None) -> None:
+    known = [each for each in (start, beat) if each is not None]
+
+    assert running_since(start, beat) == max(known, default=None)
+
+
+@given(TIMES, TIMES, TIMES)
+def test_a_queued_job_is_judged_by_its_start_or_else_its_enqueueing_but_never_before_it_is_due(
+    enqueued: datetime | None, scheduled: datetime | None, start: datetime | None
+) -> None:
+    waiting = enqueued if start is None else start
+    known = [each for each in (waiting, scheduled) if each is not None]
+
+    assert queued_since(enqueued, scheduled, start) == max(known, default=None)
+
+
+@given(TIMES, TIMES, TIMES, TIMES)
+def test_each_state_has_its_own_sign_of_life(
+    enqueued: datetime | None, scheduled: datetime | None, start: datetime | None, beat: datetime | None
+) -> None:
+    times = {"enqueued_at": enqueued, "scheduled_at": scheduled, "started_at": start, "heartbeat_at": beat}
+
+    assert sign_of_life(job(JobState.RUNNING, **times)) == running_since(start, beat)
+    assert sign_of_life(job(JobState.QUEUED, **times)) == queued_since(enqueued, scheduled, start)
+
+
+def test_reports_list_queued_before_running_and_count_both() -> None:
+    assert ACCUSED_STATES == (JobState.QUEUED, JobState.RUNNING)
+    assert StuckCounts(queued=2, running=3).total == 5
+
+
+# Why.
+
+
+@pytest.mark.parametrize(
+    ("state", "lease_expired", "reason", "sentence"),
+    [
+        (JobState.QUEUED, False, Reason.NEVER_CLAIMED, "no worker has claimed it since 2026-11-23 21:24:13 UTC"),
+        (JobState.RUNNING, False, Reason.SILENT, "its last sign of life was at 2026-11-23 21:24:13 UTC"),
+        (
+            JobState.RUNNING,
+            True,
+            Reason.LEASE_EXPIRED,
+            "its worker last beat at 2026-11-23 21:24:13 UTC, and its lease ran out",
+        ),
+    ],
+)
+def test_a_diagnosis_tells_why_and_since_when(
+    state: JobState, lease_expired: bool, reason: Reason, sentence: str
+) -> None:
+    assert diagnose(state, NOW, lease_expired=lease_expired) == (reason, sentence)
+
+
+def test_without_word_of_a_lease_none_is_said_to_have_run_out() -> None:
+    assert diagnose(JobState.RUNNING, NOW).reason is Reason.SILENT
+
+
+def test_evidence_is_each_time_of_the_row_and_the_lease_that_ran_out() -> None:
+    times = {name: NOW - timedelta(hours=n) for n, name in enumerate(("enqueued_at", "scheduled_at", "started_at"))}
+    beat = NOW - timedelta(hours=9)
+    seen = replace(job(JobState.RUNNING, **times), lease_beat_at=beat)
+
+    assert evidence_of(seen) == (
+        *(Evidence(witness=f"row.{name}", holding=Holding.UNKNOWN, at=at) for name, at in times.items()),
+        Evidence(witness="lease", holding=Holding.RELEASED, at=beat),
+    )
+    assert evidence_of(job(JobState.RUNNING, heartbeat_at=NOW)) == (
+        Evidence(witness="row.heartbeat_at", holding=Holding.UNKNOWN, at=NOW),
+    )
+    assert evidence_of(job(JobState.RUNNING)) == ()
+
+
+# What is done.
+
+POLICY = Policy()
+SUSPECT = Suspect(7, JobState.RUNNING, NOW - timedelta(hours=2))
+DIAGNOSIS = diagnose(SUSPECT.state, SUSPECT.since)
+
+
+def test_the_defaults_are_the_contracts() -> None:
+    assert Policy() == Policy(
+        queued_after=timedelta(minutes=5),
+        running_after=timedelta(minutes=30),
+        action=Action.MARK_FAILED,
+        max_recoveries=3,
+        recovery_window=timedelta(hours=72),
+        retry_backoff=timedelta(seconds=30),
+    )
+
+
+@given(st.integers(0, 8), st.integers(0, 8))
+def test_a_job_is_retried_as_often_as_its_budget_allows_and_then_failed_as_poison(spent: int, budget: int) -> None:
+    decision = decide(SUSPECT, DIAGNOSIS, replace(POLICY, max_recoveries=budget), Action.RETRY, spent)
+
+    if spent < budget:
+        wait = backoff(SUSPECT.job_id, spent, POLICY.retry_backoff)
+        assert decision == Decision(SUSPECT, Action.RETRY, DIAGNOSIS.reason, DIAGNOSIS.sentence, wait)
+    else:
+        sentence = f"{DIAGNOSIS.sentence}; it was recovered {spent} times within 3 days and got stuck again"
+        assert decision == Decision(SUSPECT, Action.MARK_FAILED, Reason.POISON, sentence, timedelta(0))
+
+
+def test_marking_failed_needs_no_budget() -> None:
+    decision = decide(SUSPECT, DIAGNOSIS, POLICY, Action.MARK_FAILED, 99)
+
+    assert decision == Decision(SUSPECT, Action.MARK_FAILED, DIAGNOSIS.reason, DIAGNOSIS.sentence, timedelta(0))
+
+
+@given(st.integers() | st.text(), st.integers(0, 100), st.integers(1, 7200))
+def test_a_wait_is_three_to_five_quarters_of_the_doubled_first_one_but_of_an_hour_at_most(
+    job_id: int | str, spent: int, seconds: int
+) -> None:
+    wait = backoff(job_id, spent, timedelta(seconds=seconds))
+    middle = timedelta(seconds=min(seconds * 2**spent, 3600))
+
+    assert middle * 0.75 - MOMENT <= wait <= middle * 1.25 + MOMENT
+    assert wait == backoff(job_id, spent, timedelta(seconds=seconds))
+
+
+def test_a_wait_goes_on_doubling_up_to_an_hour_however_short_the_first() -> None:
+    assert backoff(1, 16, timedelta(milliseconds=1)) > timedelta(seconds=49)
+    assert backoff(1, 10**6, timedelta(seconds=1)) <= timedelta(minutes=75)
+
+
+def test_waits_of_one_job_are_spread_anew_each_time() -> None:
+    spreads = {backoff(1, spent, timedelta(hours=1)) for spent in range(50)}
+
+    assert len(spreads) == 50
+
+
+# One decision for many.
+
+
+@pytest.mark.parametrize("state", ACCUSED_STATES)
+def test_a_ruling_says_of_each_job_what_a_decision_on_it_would(state: JobState) -> None:
+    ruling = rule(state, LOOK, POLICY, Action.MARK_FAILED)
+    suspect = Suspect(1, state, LOOK.horizon(state) - timedelta(days=3, seconds=1))
+    decision = decide(suspect, diagnose(state, suspect.since), POLICY, Action.MARK_FAILED, 0)
+    since = say_instant(suspect.since).removesuffix(" UTC")
+
+    assert ruling is not None
+    assert (ruling.state, ruling.action, ruling.reason) == (state, decision.action, decision.reason)
+    assert ruling.sentence.replace(SINCE, since) == decision.sentence
+    assert ruling.message.replace(SINCE, since) == decision.error_message(LOOK)
+    assert SINCE == "{since}"
+
+
+@pytest.mark.parametrize("state", ACCUSED_STATES)
+def test_no_ruling_decides_on_a_retry_for_each_job_has_a_budget(state: JobState) -> None:
+    assert rule(state, LOOK, POLICY, Action.RETRY) is None
+
+
+# What a request may ask for.
+
+
+@pytest.mark.parametrize("minutes", [1, 2, MAX_THRESHOLD_MINUTES])
+def test_a_threshold_is_taken_from_a_minute_to_a_year(minutes: int) -> None:
+    assert requested_threshold(minutes) == timedelta(minutes=minutes)
+    assert timedelta(minutes=MAX_THRESHOLD_MINUTES) == timedelta(days=365)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, MAX_THRESHOLD_MINUTES + 1, True, 5.0, "5", None])
+def test_any_other_threshold_is_refused_by_what_it_is(minutes: object) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        requested_threshold(minutes)
+
+    assert str(refused.value) == f"A threshold is a whole number of minutes from 1 to 525600, not {minutes!r}."
+
+
+def test_an_action_is_asked_for_by_its_name() -> None:
+    assert [requested_action(name) for name in ("mark_failed", "retry")] == [Action.MARK_FAILED, Action.RETRY]
+    with pytest.raises(InvalidRequestError) as refused:
+        requested_action("delete")
+
+    assert str(refused.value) == "There is no action 'delete'; there are: mark_failed, retry."
+    assert refused.value.__suppress_context__
+
+
+# What a job is told.
+
+
+def message(age: timedelta, length: int | None = None, state: JobState = JobState.RUNNING) -> str:
+    decision = Decision(Suspect(1, state, NOW - age), Action.MARK_FAILED, Reason.SILENT, "nobody answers")
+    return decision.error_message(LOOK, length)
+
+
+def test_a_message_starts_and_ends_as_the_contract_says() -> None:
+    assert message(timedelta(hours=9)) == (
+        "Job stuck in running for more than 30 minutes: nobody answers. Automatically cleaned up."
+    )
+    assert message(timedelta(minutes=6), state=JobState.QUEUED) == (
+        "Job stuck in queued for more than 5 minutes: nobody answers. Automatically cleaned up."
+    )
+
+
+def test_a_job_younger_than_its_threshold_is_told_its_own_age() -> None:
+    """A lease that ran out convicts at once."""
+    assert message(timedelta(minutes=30)).startswith("Job stuck in running for more than 30 minutes: ")
+    assert message(timedelta(minutes=30) - MOMENT).startswith("Job stuck in running for 29 minutes: ")
+
+
+def test_a_message_has_room_in_its_column_and_is_cut_before_its_end() -> None:
+    whole = message(timedelta(hours=9))
+
+    for length in range(len(whole) + 3):
+        cut = message(timedelta(hours=9), length)
+        ending = " Automatically cleaned up."
+        assert len(cut) == min(length, len(whole))
+        if length >= len(whole):
+            assert cut == whole
+        elif length > len(ending):
+            assert cut == whole[: length - len(ending) - 1] + "…" + ending
+        else:
+            assert cut == ("…" + ending)[:length]
+
+
+# What came of it.
+
+
+def test_a_decision_in_neither_set_lost_its_race() -> None:
+    result = BatchResult(applied=frozenset({1}), refused={2: "too long"})
+
+    assert [result.outcome(job_id) for job_id in (1, 2, 3)] == [Outcome.APPLIED, Outcome.FAILED, Outcome.LOST_RACE]
+
+
+def test_a_tally_counts_what_matches_every_word_given() -> None:
+    keys = [
+        (state, action, reason, outcome)
+        for state in ACCUSED_STATES
+        for action in Action
+        for reason in (Reason.SILENT, Reason.POISON)
+        for outcome in (Outcome.APPLIED, Outcome.LOST_RACE)
+    ]
+    tally = Tally(counts={key: 2**n for n, key in enumerate(keys)})
+
+    def of(matches: Callable[[tuple[JobState, Action, Reason, Outcome]], bool]) -> int:
+        return sum(2**n for n, key in enumerate(keys) if matches(key))
+
+    assert tally.of() == 2**16 - 1
+    assert tally.of(state=JobState.QUEUED) == of(lambda key: key[0] is JobState.QUEUED)
+    assert tally.of(action=Action.RETRY) == of(lambda key: key[1] is Action.RETRY)
+    assert tally.of(reason=Reason.POISON) == of(lambda key: key[2] is Reason.POISON)
+    assert tally.of(outcome=Outcome.LOST_RACE) == of(lambda key: key[3] is Outcome.LOST_RACE)
+    assert tally.of(state=JobState.RUNNING, outcome=Outcome.APPLIED) == of(
+        lambda key: key[0] is JobState.RUNNING and key[3] is Outcome.APPLIED
+    )
+
+
+INTENT = Intent(
+    job_id=7,
+    state=JobState.RUNNING,
+    action=Action.RETRY,
+    reason=Reason.SILENT,
+    detail="nobody answers",
+    pre_image='{"status": "running"}',
+    post_image='{"status": "queued"}',
+)
+ENDED = "the process ended before this was carried out"
+MOVED_ON = "the process ended meanwhile, and when looked at again the job had moved on"
+
+
+def came_to(outcome: Outcome, detail: str, action: Action = Action.RETRY) -> Recovery:
+    return Recovery(
+        job_id=7,
+        state=JobState.RUNNING,
+        action=action,
+        reason=Reason.SILENT,
+        outcome=outcome,
+        detail=detail,
+        pre_image='{"status": "running"}',
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "since", "action", "recovery"),
+    [
+        ('{"status":"queued"}', 0, Action.RETRY, came_to(Outcome.APPLIED, "nobody answers")),
+        ('{"status":"running"}', 0, Action.RETRY, came_to(Outcome.FAILED, ENDED)),
+        ('{"status":"completed"}', 0, Action.RETRY, came_to(Outcome.APPLIED, "nobody answers")),
+        ('{"status":"completed"}', 1, Action.RETRY, came_to(Outcome.LOST_RACE, MOVED_ON)),
+        (None, 0, Action.RETRY, came_to(Outcome.LOST_RACE, MOVED_ON)),
+        ('{"status":"completed"}', 0, Action.MARK_FAILED, came_to(Outcome.LOST_RACE, MOVED_ON, Action.MARK_FAILED)),
+    ],
+)
+def test_an_intent_is_settled_by_what_stands_in_the_row_and_says_so(
+    image: str | None, since: int, action: Action, recovery: Recovery
+) -> None:
+    assert settled(replace(INTENT, action=action), image, since) == recovery
+
+
+def test_the_record_of_an_intent_says_what_was_known_last() -> None:
+    """What was overwritten is what was read under the lock, where that is known."""
+    as_intended = INTENT.came_to(Outcome.APPLIED)
+    as_found = INTENT.came_to(Outcome.FAILED, "too long", '{"status": "running", "attempt": 2}')
+
+    assert (as_intended.detail, as_intended.pre_image) == ("nobody answers", '{"status": "running"}')
+    assert (as_found.detail, as_found.pre_image) == ("too long", '{"status": "running", "attempt": 2}')
+
+
+def test_a_stop_tells_how_many_jobs_stay_recovered() -> None:
+    stopped = RecoveryStoppedError("the database went away", recovered=3)
+
+    assert (str(stopped), stopped.recovered) == ("the database went away", 3)
+
+
+# Who may.
+
+
+def test_each_role_may_what_those_before_it_may_and_no_more() -> None:
+    order = [Role.VIEWER, Role.OPERATOR, Role.ADMIN]
+
+    allowed = {(role, needed) for role in Role for needed in Role if role.allows(needed)}
+
+    assert allowed == {(role, needed) for place, role in enumerate(order) for needed in order[: place + 1]}
+
+
+# Who works.
+
+
+def test_a_worker_is_told_from_the_process_that_had_its_number_before() -> None:
+    worker = WorkerIdentity(host="app-1", pid=42, boot_id="b0")
+
+    assert worker.name == "app-1:42:b0"
+    assert replace(worker, boot_id="b1").name != worker.name
+
+
+def test_a_lease_outlives_several_lost_beats() -> None:
+    """L5: where both are as long, one beat that is late is a death."""
+    assert LEASE >= 5 * BEAT_EVERY > timedelta(0)
+
+
+# How it is said.
+
+
+@pytest.mark.parametrize(
+    ("duration", "said"),
+    [
+        (timedelta(0), "0 seconds"),
+        (timedelta(seconds=1), "1 second"),
+        (timedelta(seconds=59, microseconds=999_999), "59 seconds"),
+        (timedelta(seconds=60), "1 minute"),
+        (timedelta(seconds=61), "1 minute 1 second"),
+        (timedelta(minutes=2, seconds=59), "2 minutes 59 seconds"),
+        (timedelta(minutes=9, seconds=59), "9 minutes 59 seconds"),
+        (timedelta(minutes=10, seconds=59), "10 minutes"),
+        (timedelta(minutes=59, seconds=59), "59 minutes"),
+        (timedelta(hours=1), "1 hour"),
+        (timedelta(hours=1, minutes=1, seconds=59), "1 hour 1 minute"),
+        (timedelta(hours=23, minutes=59, seconds=59), "23 hours 59 minutes"),
+        (timedelta(days=1), "1 day"),
+        (timedelta(days=1, minutes=59), "1 day"),
+        (timedelta(days=3, hours=4, minutes=5), "3 days 4 hours"),
+        (timedelta(days=400, hours=1), "400 days 1 hour"),
+    ],
+)
+def test_a_duration_is_said_in_its_two_largest_units(duration: timedelta, said: str) -> None:
+    assert say_duration(duration) == said
+
+
+def test_an_instant_is_said_to_the_second() -> None:
+    assert say_instant(NOW) == "2026-11-23 21:24:13 UTC"
+    assert say_instant(NOW.replace(microsecond=0)) == "2026-11-23 21:24:13 UTC"
