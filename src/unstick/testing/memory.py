@@ -14,8 +14,10 @@ from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows, QueueFlow
 from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Intent, Outcome, Recovery, Ruled
+from unstick.domain.snooze import Snooze
+from unstick.domain.story import JobRow
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
-from unstick.ports import Capabilities, OpenJobs, RecoveryCounts, Usage
+from unstick.ports import Capabilities, Ledger, OpenJobs, RecoveryCounts, Usage
 
 PAGE_SIZE = 100
 
@@ -99,6 +101,20 @@ class MemorySource:
             if job.started_at is not None and job.enqueued_at is not None and job.state not in _WAITING:
                 claimed[job.queue].append(job)
         return Flows(by_queue={queue: _flow(jobs, look) for queue, jobs in claimed.items()})
+
+    async def find(self, job_id: JobId) -> JobRow | None:
+        """Return a job as it stands; text finds the job whose id it says."""
+        stored = next((each for known, each in self._system.jobs.items() if str(known) == str(job_id)), None)
+        if stored is None:
+            return None
+        return JobRow(
+            job_id=stored.job.id,
+            read_at=self._system.now,
+            status=stored.job.status,
+            job=stored.job,
+            success=stored.success,
+            error=stored.error,
+        )
 
     async def count_suspects(self, look: Look) -> StuckCounts:
         """Count the suspects exactly."""
@@ -326,6 +342,34 @@ class MemoryLedger:
 
     def _applied(self, since: datetime) -> list[RecordedRecovery]:
         return [r for r in self._system.recoveries if r.at >= since and r.outcome is Outcome.APPLIED]
+
+
+class MemorySnoozes:
+    """Snoozes in a dict, whose entries go to a ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._kept: dict[tuple[str, str], Snooze] = {}
+
+    async def live(self, source: str, now: datetime) -> Sequence[Snooze]:
+        """Return the snoozes of a source that haven't ended by then."""
+        found = (each for each in self._kept.values() if each.source == source and each.until > now)
+        return sorted(found, key=lambda each: each.until)
+
+    async def keep(self, snooze: Snooze, entry: AuditEntry, *, most: int) -> bool:
+        """Keep a snooze in place of the job's former one."""
+        key = (snooze.source, str(snooze.job_id))
+        live = await self.live(snooze.source, snooze.at)
+        if len([each for each in live if str(each.job_id) != key[1]]) >= most:
+            return False
+        self._kept[key] = snooze
+        await self._ledger.append(entry)
+        return True
+
+    async def strike(self, source: str, job_id: JobId, entry: AuditEntry) -> Snooze | None:
+        """End a job's snooze."""
+        await self._ledger.append(entry)
+        return self._kept.pop((source, str(job_id)), None)
 
 
 _WAITING = (JobState.QUEUED, JobState.SCHEDULED)
