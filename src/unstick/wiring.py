@@ -30,7 +30,9 @@ from unstick.sql.mapping import JobTable
 from unstick.sql.queue import SqlJobQueue
 from unstick.sql.reflection import mapped_table
 from unstick.sql.rescue import said_by_database
+from unstick.sql.snoozes import SqlSnoozes
 from unstick.sql.source import SqlSource
+from unstick.sql.story import story_readers
 from unstick.sql.unmapped import unmapped_words
 from unstick.worker import Heartbeats, Worker, this_process
 
@@ -58,6 +60,8 @@ def watch(
         source=SqlSource(name, declared, connections, records=ledger is None),
         ledger=SqlLedger(ledger or connections),
         policy=policy,
+        snoozes=SqlSnoozes(ledger or connections),
+        story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
     )
 

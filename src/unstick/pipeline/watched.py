@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from unstick.domain.brake import Unattended
 from unstick.domain.policy import Policy
-from unstick.ports import Brakes, JobSource, Ledger
+from unstick.ports import Brakes, JobSource, Ledger, Snoozes, StoryReader
 
 
 async def _none() -> tuple[str, ...]:
@@ -23,6 +23,10 @@ class Watched:
     brakes: Brakes | None = None
     """Where the brake is kept; without it nothing can be swept unattended."""
     unattended: Unattended = field(default_factory=Unattended)
+    snoozes: Snoozes | None = None
+    """Where snoozes are kept; without it no job can be snoozed."""
+    story_readers: tuple[StoryReader, ...] = ()
+    """Who is asked for the story of a job, besides its row."""
     unmapped_words: Callable[[], Awaitable[tuple[str, ...]]] = _none
     """Names words of open jobs that the source's mapping gives no meaning, so that no look sees those jobs."""
 
