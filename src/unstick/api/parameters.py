@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from unstick.domain.policy import MAX_THRESHOLD_MINUTES
 from unstick.domain.recovery import CHANGES, Action
+from unstick.domain.snooze import LONGEST_REASON
 from unstick.pipeline.report import MAX_LIMIT
 
 _LONGEST_WORD = 2000
@@ -35,12 +36,16 @@ def _true_or_false(sent: object) -> bool:
 
 # None stands for a parameter that was left out; nobody can send it, so OpenAPI doesn't offer it.
 ThresholdMinutes = Annotated[int | None, *_whole_number(MAX_THRESHOLD_MINUTES)]
+SnoozeMinutes = Annotated[int, *_whole_number(MAX_THRESHOLD_MINUTES)]
 Limit = Annotated[int, *_whole_number(MAX_LIMIT)]
 ActionWord = Annotated[
     Literal[Action.MARK_FAILED, Action.RETRY] | None, WithJsonSchema({"type": "string", "enum": list(CHANGES)})
 ]
 Word = Annotated[
     str | None, Field(max_length=_LONGEST_WORD), WithJsonSchema({"type": "string", "maxLength": _LONGEST_WORD})
+]
+Why = Annotated[
+    str | None, Field(max_length=LONGEST_REASON), WithJsonSchema({"type": "string", "maxLength": LONGEST_REASON})
 ]
 TrueOrFalse = Annotated[bool, BeforeValidator(_true_or_false)]
 

@@ -15,9 +15,12 @@ from unstick.api.words import said
 from unstick.domain.errors import (
     ConfigurationError,
     InvalidRequestError,
+    NotStuckError,
     PendingChangesError,
     RecoveryStoppedError,
     SourceUnavailableError,
+    TooManySnoozesError,
+    UnknownJobError,
     UnstickError,
 )
 
@@ -96,7 +99,9 @@ def _status_of(error: BaseException | None) -> int:
     match error:
         case SourceUnavailableError() | ConfigurationError():
             return 503
-        case PendingChangesError():
+        case UnknownJobError():
+            return 404
+        case PendingChangesError() | NotStuckError() | TooManySnoozesError():
             return 409
         case _:
             return 500
@@ -190,8 +195,10 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
     },
     403: _documented("A valid token whose role does not allow the call."),
-    404: _documented("There is no such source."),
-    409: _documented("The session given to Unstick holds changes of somebody else's."),
+    404: _documented("There is no such source, or no such job."),
+    409: _documented(
+        "As things stand it can't be done: the job isn't stuck, or the session given to Unstick holds other changes."
+    ),
     422: _documented("A parameter that means nothing; nothing was changed.", errors=_ERRORS),
     500: _documented("An error of the service's own.", recovered=_RECOVERED),
     503: _documented("A database doesn't answer, or the audit log can't be written.", recovered=_RECOVERED),

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, params
 
 from unstick.api.call import CurrentCall
+from unstick.api.job import add_job
 from unstick.api.jobs import add_jobs
 from unstick.api.problems import PROBLEMS
 from unstick.api.route import recorded_route
@@ -32,6 +33,7 @@ def admin_router(*, watched: Mapping[str, OpenWatched], principal: Callable[...,
     needs = _gate(principal)
     add_jobs(router, needs)
     add_stats(router, needs)
+    add_job(router, needs)
     return router
 
 
