@@ -10,8 +10,11 @@ from unstick.cli.db import app as db
 from unstick.cli.demo import demo
 from unstick.cli.guard import guard
 from unstick.cli.inspect import inspect
+from unstick.cli.job import job
 from unstick.cli.output import say
+from unstick.cli.recover import recover
 from unstick.cli.serve import serve
+from unstick.cli.snooze import snooze
 from unstick.cli.stuck import stuck
 from unstick.cli.sweep import sweep
 from unstick.cli.token import token
@@ -24,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (serve, stuck, sweep, worker, guard, token, inspect):
+for command in (serve, stuck, job, recover, snooze, sweep, worker, guard, token, inspect):
     app.command()(command)
 app.add_typer(db, name="db")
 app.command()(demo)
