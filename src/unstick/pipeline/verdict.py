@@ -63,7 +63,7 @@ async def judge(watched: Watched, job_id: JobId) -> Verdict | None:
     return Verdict(
         row=row,
         standing=Standing.STUCK,
-        sentence=f"Job {row.job_id} is stuck in {suspect.state.value}, {_for_how_long(suspect, scope)}: "
+        sentence=f"Job {row.job_id} is stuck in {suspect.state.value}{_for_how_long(suspect, scope)}: "
         f"{diagnosis.sentence}.",
         scope=scope,
         page=page,
@@ -81,8 +81,10 @@ async def _page(watched: Watched, look: Look) -> Page:
 
 
 def _for_how_long(suspect: Suspect, scope: Scope) -> str:
+    if suspect.lease_expired:
+        return ""
     age, limit = scope.look.taken_at - suspect.since, scope.look.threshold(suspect.state)
-    return f"silent for {say_duration(age)} of the {say_duration(limit)} it may be"
+    return f" for {say_duration(age)}, where {say_duration(limit)} may pass"
 
 
 def _not_stuck(row: JobRow, look: Look, snooze: Snooze | None) -> Verdict:
