@@ -24,10 +24,12 @@ from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Recovery, Ruled
+from unstick.domain.story import JobRow
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
 from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.ports import Capabilities, FollowUpSpan, OpenJobs, RecoveredPage, RecoveryCounts, Usage
+from unstick.testing.memory import MemorySnoozes
 
 NOW = datetime(2026, 11, 23, 21, 0, tzinfo=UTC)
 SECRET = SecretStr("a secret that is long enough for HS512 as well: sixty-four bytes or more")
@@ -35,6 +37,15 @@ AUTH = AuthSettings()
 STUCK = "/api/v1/admin/jobs/stuck"
 CLEANUP = "/api/v1/admin/jobs/cleanup"
 STATS = "/api/v1/admin/stats"
+JOB = "/api/v1/admin/jobs/main/2"
+SNOOZES = "/api/v1/admin/snoozes"
+CALLS_ON_ONE = {
+    "jobs.story": ("GET", JOB),
+    "jobs.recover": ("POST", f"{JOB}/recover"),
+    "jobs.snooze": ("POST", f"{JOB}/snooze"),
+    "jobs.unsnooze": ("DELETE", f"{JOB}/snooze"),
+    "snoozes": ("GET", SNOOZES),
+}
 CALLS = {"jobs.stuck": ("GET", STUCK), "jobs.cleanup": ("POST", CLEANUP), "stats": ("GET", STATS)}
 UNDO_OPERATION = "/api/v1/admin/operations/{operation_id}/undo"
 UNDO_JOB = "/api/v1/admin/jobs/{source}/{job_id}/undo"
@@ -82,6 +93,12 @@ class MemorySource:
         if self.failure is not None and self.fail_at is None:
             raise self.failure
         return NOW
+
+    async def find(self, job_id: JobId) -> JobRow | None:
+        found = next((job for known, job in self.jobs.items() if str(known) == str(job_id)), None)
+        if found is None:
+            return None
+        return JobRow(job_id=found.id, read_at=await self.clock(), status=found.status, job=found)
 
     async def count_suspects(self, look: Look) -> StuckCounts:
         states = Counter(suspect.state for suspect in self._accused(look))
@@ -296,12 +313,17 @@ class World:
     )
     ledger: MemoryLedger = field(default_factory=MemoryLedger)
     policy: Policy = field(default_factory=Policy)
+    snoozes: MemorySnoozes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.snoozes = MemorySnoozes(self.ledger)
 
     @property
     def open(self) -> OpenWatched:
         @asynccontextmanager
         async def opened() -> AsyncIterator[Watched]:
             yield Watched(source=self.source, ledger=self.ledger, policy=self.policy, history=MemoryHistory())
+            yield Watched(source=self.source, ledger=self.ledger, policy=self.policy, snoozes=self.snoozes)
 
         return opened
 

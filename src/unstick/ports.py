@@ -15,6 +15,8 @@ from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
 from unstick.domain.sighting import Sighted, Sighting
+from unstick.domain.snooze import Snooze
+from unstick.domain.story import Event, JobRow
 from unstick.domain.suspect import Look, Page, Position, StuckCounts
 from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.domain.work import Beat, ClaimedJob, WorkerIdentity
@@ -124,6 +126,12 @@ class JobSource(Protocol):
 
     async def flows(self, look: Look) -> Flows:
         """Tell how queues move, as far as that is known at a bounded cost."""
+
+    async def find(self, job_id: JobId) -> JobRow | None:
+        """Return a job as it stands, whatever its state; None where there is none.
+
+        The id may be text, as a person gave it; what is returned bears the source's own.
+        """
 
     async def count_suspects(self, look: Look) -> StuckCounts:
         """Count the suspects exactly."""
@@ -369,3 +377,26 @@ class Brakes(Protocol):
 
     async def note_pass(self, source: str, this: Pass) -> None:
         """Keep a pass as the last one."""
+
+
+class Snoozes(Protocol):
+    """The jobs that a person wants to be left alone for a time."""
+
+    async def live(self, source: str, now: datetime) -> Sequence[Snooze]:
+        """Return the snoozes of a source that haven't ended by then, those that end first before others."""
+
+    async def keep(self, snooze: Snooze, entry: AuditEntry, *, most: int) -> bool:
+        """Keep a snooze in place of the job's former one, and write the entry with it.
+
+        False, and nothing is kept or written, where that many other jobs of the source are snoozed.
+        """
+
+    async def strike(self, source: str, job_id: JobId, entry: AuditEntry) -> Snooze | None:
+        """End a job's snooze, write the entry with it, and return what was struck; None where there was none."""
+
+
+class StoryReader(Protocol):
+    """Whoever knows of things that happened to single jobs: a record of ours, a registry, a log."""
+
+    async def events(self, source: str, job_id: JobId, limit: int) -> Sequence[Event]:
+        """Return what happened to a job, at most that many events, the newest where there are more."""

@@ -37,7 +37,9 @@ from unstick.sql.reflection import mapped_table
 from unstick.sql.registry import WorkerRegistry
 from unstick.sql.rescue import said_by_database
 from unstick.sql.sightings import SqlSightings
+from unstick.sql.snoozes import SqlSnoozes
 from unstick.sql.source import SqlSource
+from unstick.sql.story import story_readers
 from unstick.sql.unmapped import unmapped_words
 from unstick.witnesses.progress import Progress
 from unstick.worker import Heartbeats, Worker, this_process
@@ -83,6 +85,8 @@ def watch(
         brakes=SqlBrakes(ledger or connections),
         unattended=unattended or Unattended(),
         history=SqlHistory(declared, connections),
+        snoozes=SqlSnoozes(ledger or connections),
+        story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
     )

@@ -16,6 +16,7 @@ from unstick.pipeline.watched import Watched
 
 _ANONYMOUS = "anonymous"
 _LONGEST_ROLE = 32
+_LONGEST_ID = 1024
 _SCOPE_KEY = "unstick.call"
 
 
@@ -28,8 +29,9 @@ class Call:
         self._sources = sources
         self._actor: str | None = None
         self._role: str | None = None
+        self._admitted = False
         self.swept = False
-        """A sweep or an undo was started, and writes the record of its beginning and end itself."""
+        """What was started writes the record of itself, as a sweep does of its beginning and end."""
         self.result: dict[str, object] = {}
         """What the record tells of what came of it, besides the status."""
         request.scope[_SCOPE_KEY] = self
@@ -68,6 +70,7 @@ class Call:
         self.name_caller(caller.name, caller.role)
         if not Role(caller.role).allows(needed):
             raise RefusedError(403, f"This call needs the role {needed}; {caller.role} is not enough.")
+        self._admitted = True
 
     def name_caller(self, actor: str | None, role: str | None) -> None:
         """Keep who asks, so far as it is known."""
@@ -81,6 +84,7 @@ class Call:
 
     async def record(self, outcome: AuditOutcome, result: Mapping[str, object]) -> None:
         """Write the call to the audit log; only what changed nothing may share a row."""
+        source, job_id = self._job()
         entry = AuditEntry(
             actor=self.actor,
             role=self.role,
@@ -88,6 +92,8 @@ class Call:
             outcome=outcome,
             parameters=self._parameters(),
             result=result,
+            source=source,
+            job_id=job_id,
         )
         named = self._request.path_params.get("source")
         names = self._request.query_params.getlist("source") if named is None else [named]
@@ -96,6 +102,13 @@ class Call:
                 await watched.ledger.count_read(entry)
             else:
                 await watched.ledger.append(entry)
+
+    def _job(self) -> tuple[str | None, str | None]:
+        """Name the job a call is about, if it is one job and the caller was let in: nobody else writes its story."""
+        named = self._request.path_params
+        if not self._admitted or "job_id" not in named or named.get("source") not in self._sources:
+            return None, None
+        return named["source"], said(named["job_id"], _LONGEST_ID)
 
     def _parameters(self) -> dict[str, object]:
         pairs = [*self._request.path_params.items(), *self._request.query_params.multi_items()]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from unstick.domain.policy import MAX_THRESHOLD_MINUTES
 from unstick.domain.recovery import CHANGES, Action
+from unstick.domain.snooze import LONGEST_REASON
 from unstick.pipeline.history import MAX_DAYS
 from unstick.pipeline.report import MAX_LIMIT
 from unstick.pipeline.undo import LARGEST_OPERATION
@@ -37,6 +38,7 @@ def _true_or_false(sent: object) -> bool:
 
 # None stands for a parameter that was left out; nobody can send it, so OpenAPI doesn't offer it.
 ThresholdMinutes = Annotated[int | None, *_whole_number(MAX_THRESHOLD_MINUTES)]
+SnoozeMinutes = Annotated[int, *_whole_number(MAX_THRESHOLD_MINUTES)]
 Limit = Annotated[int, *_whole_number(MAX_LIMIT)]
 ActionWord = Annotated[
     Literal[Action.MARK_FAILED, Action.RETRY] | None, WithJsonSchema({"type": "string", "enum": list(CHANGES)})
@@ -45,6 +47,9 @@ OperationNumber = Annotated[int, *_whole_number(LARGEST_OPERATION)]
 Days = Annotated[int, *_whole_number(MAX_DAYS)]
 Word = Annotated[
     str | None, Field(max_length=_LONGEST_WORD), WithJsonSchema({"type": "string", "maxLength": _LONGEST_WORD})
+]
+Why = Annotated[
+    str | None, Field(max_length=LONGEST_REASON), WithJsonSchema({"type": "string", "maxLength": LONGEST_REASON})
 ]
 TrueOrFalse = Annotated[bool, BeforeValidator(_true_or_false)]
 

@@ -16,9 +16,12 @@ from unstick.domain.errors import (
     ConfigurationError,
     InvalidRequestError,
     NothingToUndoError,
+    NotStuckError,
     PendingChangesError,
     RecoveryStoppedError,
     SourceUnavailableError,
+    TooManySnoozesError,
+    UnknownJobError,
     UnknownRecoveryError,
     UnstickError,
 )
@@ -98,9 +101,9 @@ def _status_of(error: BaseException | None) -> int:
     match error:
         case SourceUnavailableError() | ConfigurationError():
             return 503
-        case UnknownRecoveryError():
+        case UnknownRecoveryError() | UnknownJobError():
             return 404
-        case PendingChangesError() | NothingToUndoError():
+        case PendingChangesError() | NothingToUndoError() | NotStuckError() | TooManySnoozesError():
             return 409
         case _:
             return 500
@@ -194,8 +197,11 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
     },
     403: _documented("A valid token whose role does not allow the call."),
-    404: _documented("There is no such source, operation or recovery."),
-    409: _documented("The session given to Unstick holds changes of somebody else's, or nothing is left to undo."),
+    404: _documented("There is no such source, job, operation or recovery."),
+    409: _documented(
+        "As things stand it can't be done: the job isn't stuck, nothing is left to undo, or the session given to "
+        "Unstick holds other changes."
+    ),
     422: _documented("A parameter that means nothing; nothing was changed.", errors=_ERRORS),
     500: _documented("An error of the service's own.", recovered=_RECOVERED),
     503: _documented("A database doesn't answer, or the audit log can't be written.", recovered=_RECOVERED),

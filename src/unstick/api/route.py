@@ -5,6 +5,7 @@ router must keep its word in any app that includes it.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -34,8 +35,14 @@ _ANSWERED_ANYWAY = (
 
 def recorded_route(sources: Sources) -> type[APIRoute]:
     """Return the route class for calls on these sources; a route's name is what the audit log calls it."""
+    taken: defaultdict[str, set[str]] = defaultdict(set)
+    """Which methods each address takes, by however many routes."""
 
     class RecordedRoute(APIRoute):
+        def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401 - FastAPI's
+            super().__init__(path, endpoint, **options)
+            taken[path] |= self.methods or set()
+
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handler = super().get_route_handler()
 
@@ -46,12 +53,11 @@ def recorded_route(sources: Sources) -> type[APIRoute]:
 
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
             """Answer a method that the call doesn't take, which no handler would ever see, as a call like others."""
-            allowed = self.methods or {scope["method"]}
-            if scope["method"] in allowed:
+            if not self.methods or scope["method"] in self.methods:
                 await super().handle(scope, receive, send)
                 return
             request = Request(scope, receive)
-            response = await _answer_error(Call(self.name, request, sources), _wrong_method(request, allowed))
+            response = await _answer_error(Call(self.name, request, sources), _wrong_method(request, taken[self.path]))
             await _kept_by_no_cache(response)(scope, receive, send)
 
     return RecordedRoute

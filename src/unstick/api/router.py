@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, params
 from unstick.api.brakes import add_brakes
 from unstick.api.call import CurrentCall
 from unstick.api.hindsight import add_hindsight
+from unstick.api.job import add_job
 from unstick.api.jobs import add_jobs
 from unstick.api.problems import PROBLEMS
 from unstick.api.route import recorded_route
@@ -38,6 +39,7 @@ def admin_router(*, watched: Mapping[str, OpenWatched], principal: Callable[...,
     add_brakes(router, needs)
     add_undo(router, needs)
     add_hindsight(router, needs)
+    add_job(router, needs)
     return router
 
 

@@ -19,6 +19,9 @@ class Sources:
         self._watched = dict(watched)
         self._default = _DEFAULT if _DEFAULT in watched else next(iter(watched))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._watched
+
     def named(self, name: str | None) -> OpenWatched:
         """Return a source by its name; one that isn't there is a 404."""
         if name is None:

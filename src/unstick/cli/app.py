@@ -12,10 +12,13 @@ from unstick.cli.db import app as db
 from unstick.cli.demo import demo
 from unstick.cli.guard import guard
 from unstick.cli.inspect import inspect
+from unstick.cli.job import job
 from unstick.cli.output import say
 from unstick.cli.policy import app as policy
+from unstick.cli.recover import recover
 from unstick.cli.replay import replay
 from unstick.cli.serve import serve
+from unstick.cli.snooze import snooze
 from unstick.cli.stuck import stuck
 from unstick.cli.suggest import suggest
 from unstick.cli.sweep import sweep
@@ -30,7 +33,23 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (serve, stuck, sweep, undo, brake, aftermath, suggest, replay, worker, guard, token, inspect):
+for command in (
+    serve,
+    stuck,
+    job,
+    recover,
+    snooze,
+    sweep,
+    undo,
+    brake,
+    aftermath,
+    suggest,
+    replay,
+    worker,
+    guard,
+    token,
+    inspect,
+):
     app.command()(command)
 app.add_typer(policy, name="policy")
 app.add_typer(db, name="db")

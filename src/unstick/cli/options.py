@@ -39,6 +39,30 @@ ThresholdMinutes = Annotated[
 ]
 
 
+JobName = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+Reason = Annotated[
+    str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the audit log and the job's story.")
+]
+
+
+def duration_of(option: str, said: str) -> timedelta:
+    """Return the duration that an option says.
+
+    Raises:
+        InvalidRequestError: it says none.
+    """
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
+
+    from unstick.config import Duration  # noqa: PLC0415
+
+    try:
+        duration: timedelta = TypeAdapter(Duration).validate_python(said)
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InvalidRequestError(f"{option} {why}.") from None
+    return duration
+
+
 def config_file(ctx: typer.Context) -> Path | None:
     """Return what `--config` named."""
     file: Path | None = ctx.obj

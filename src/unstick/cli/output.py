@@ -70,12 +70,12 @@ def is_watched(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def result_console() -> "Console":
+def result_console(narrowest: int = _NARROWEST) -> "Console":
     """Return the console to lay results out for: as wide as the terminal, without limit for a file or a pipe."""
     from rich.console import Console  # noqa: PLC0415 - slow to import, and most commands print no table
 
     watched = is_watched(sys.stdout)
-    width = max(_NARROWEST, shutil.get_terminal_size().columns) if watched else UNLIMITED
+    width = max(narrowest, shutil.get_terminal_size().columns) if watched else UNLIMITED
     # It only lays out; what it captured is printed by `say`.
     return Console(file=io.StringIO(), width=width, force_terminal=watched, markup=False, highlight=False)
 

@@ -1,15 +1,14 @@
 """`unstick token`: a bearer token for the API."""
 # ruff: noqa: PLC0415 - a command loads what it needs when it runs, so that `unstick --help` is quick
 
-from datetime import timedelta
 from typing import Annotated
 
 import typer
 
-from unstick.cli.options import AsJson, os_user, settings_of
+from unstick.cli.options import AsJson, duration_of, os_user, settings_of
 from unstick.cli.output import say, say_json
 from unstick.domain.access import Role
-from unstick.domain.errors import ConfigurationError, InvalidRequestError
+from unstick.domain.errors import ConfigurationError
 
 
 def token(
@@ -31,22 +30,9 @@ def token(
         raise ConfigurationError(
             "There is no secret key to sign a token with: set UNSTICK_SECRET_KEY to what `openssl rand -hex 32` prints."
         )
-    valid, name = _lifetime(lifetime), subject or os_user()
+    valid, name = duration_of("--lifetime", lifetime), subject or os_user()
     minted = mint_token(settings.secret_key, role=role, subject=name, lifetime=valid, auth=settings.auth)
     if as_json:
         say_json({"token": minted, "role": role.value, "subject": name, "expires_in": int(valid.total_seconds())})
     else:
         say(minted)
-
-
-def _lifetime(said: str) -> timedelta:
-    from pydantic import TypeAdapter, ValidationError
-
-    from unstick.config import Duration
-
-    try:
-        lifetime: timedelta = TypeAdapter(Duration).validate_python(said)
-    except ValidationError as error:
-        why = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InvalidRequestError(f"--lifetime {why}.") from None
-    return lifetime

@@ -4,6 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from unstick.domain.job import JobId
+
+RECOVER_CALL = "jobs.recover"
+SNOOZE_CALL = "jobs.snooze"
+UNSNOOZE_CALL = "jobs.unsnooze"
+"""What calls about one job are named in the log, whoever asked for them."""
+
 
 class AuditOutcome(StrEnum):
     """What came of a call."""
@@ -28,3 +35,6 @@ class AuditEntry:
     result: Mapping[str, object] = field(default_factory=dict)
     operation_id: int | None = None
     """The entry that began the operation this one belongs to."""
+    source: str | None = None
+    job_id: JobId | None = None
+    """The job it is about, where it is about one alone."""

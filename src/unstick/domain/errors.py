@@ -4,6 +4,9 @@ UnstickError
 ├── InvalidRequestError      a threshold, action or cursor that means nothing
 ├── ConfigurationError       a setting, mapping or table that doesn't fit
 │   └── LedgerMissingError   the unstick_* tables are missing or old
+├── UnknownJobError          a job that its source doesn't have, and of which nothing is on record
+├── NotStuckError            a job that isn't stuck, so that nothing is done to it
+├── TooManySnoozesError      a source of which as many jobs are snoozed as may be
 ├── PendingChangesError      the caller's session holds changes we would commit
 ├── UnknownRecoveryError     an operation or a job that no recovery is on record of
 ├── NothingToUndoError       all of it was undone already, or nothing was done
@@ -28,6 +31,18 @@ class ConfigurationError(UnstickError):
 
 class LedgerMissingError(ConfigurationError):
     """Unstick's own tables are missing or behind; the message prints the command that makes them."""
+
+
+class UnknownJobError(UnstickError):
+    """A job that its source doesn't have; nothing was changed."""
+
+
+class NotStuckError(UnstickError):
+    """A job that isn't stuck; the message says why not, and nothing was changed."""
+
+
+class TooManySnoozesError(UnstickError):
+    """As many jobs of a source are snoozed as may be; end a snooze first."""
 
 
 class PendingChangesError(UnstickError):

@@ -27,6 +27,8 @@ class Look:
     """Queues that drain in order, and how far they have come: who could be claimed only since then is waiting."""
     left_alone: frozenset[JobId] = frozenset()
     """Jobs that a person wants to be left alone."""
+    only: frozenset[JobId] | None = None
+    """These jobs alone are judged; None judges all."""
     states: tuple[JobState, ...] = ACCUSED_STATES
     """Jobs in these alone are judged."""
     by_start: bool = False
@@ -35,7 +37,7 @@ class Look:
     @property
     def judges_all(self) -> bool:
         """Tell whether age alone decides who is a suspect."""
-        unlimited = self.classes is None and self.states == ACCUSED_STATES
+        unlimited = self.classes is None and self.only is None and self.states == ACCUSED_STATES
         return unlimited and not (self.draining or self.left_alone or self.by_start)
 
     def horizon(self, state: JobState) -> datetime:
@@ -106,6 +108,8 @@ class StuckCounts:
 def is_suspect(job: Job, look: Look) -> bool:
     """Tell whether age accuses this job at this look."""
     if job.completed_at is not None or job.state not in look.states or job.id in look.left_alone:
+        return False
+    if look.only is not None and job.id not in look.only:
         return False
     if look.classes is not None and JobClass(job.kind, job.queue) not in look.classes:
         return False

@@ -20,6 +20,13 @@ def say_instant(instant: datetime) -> str:
     return f"{instant.isoformat(' ')[:19]} UTC"
 
 
+def say_worker(name: str) -> str:
+    """Say a worker's name as a person looks for it: `host:pid`, without the boot id that ours end in."""
+    host, _, rest = name.partition(":")
+    pid, _, boot_id = rest.partition(":")
+    return f"{host}:{pid}" if pid.isdecimal() and boot_id else name
+
+
 @lru_cache(maxsize=4096)
 def _say_seconds(seconds: int) -> str:
     if seconds < _MINUTE:

@@ -9,6 +9,7 @@ from unstick.domain.job import JobClass, JobState
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.queue import Flows
 from unstick.domain.suspect import Look
+from unstick.pipeline.snoozing import left_alone
 from unstick.pipeline.watched import Watched
 
 ASKED_AFTER = timedelta(minutes=1)
@@ -29,12 +30,21 @@ class Scope:
 
 
 async def take_look(watched: Watched, queued_after: timedelta | None = None) -> Look:
-    """Read the source's clock and fix the policy's thresholds for one pass."""
+    """Read the source's clock and fix the policy's thresholds, and who is left alone, for one pass."""
+    now = await watched.source.clock()
     return Look(
-        taken_at=await watched.source.clock(),
+        taken_at=now,
         queued_after=watched.policy.queued_after if queued_after is None else queued_after,
         running_after=watched.policy.running_after,
+        left_alone=await left_alone(watched, now),
     )
+
+
+async def take_scope_of(watched: Watched, look: Look, jobs: JobClass) -> Scope:
+    """Return the scope by which jobs of one class are judged."""
+    flows = await watched.source.flows(look)
+    rule = watched.policy.rule_of(watched.source.name, jobs)
+    return _scope(watched.policy, rule, look, flows, flows.waiting_reason(jobs.queue), frozenset({jobs}))
 
 
 async def take_scopes(watched: Watched, look: Look) -> tuple[Scope, ...]:

@@ -60,6 +60,8 @@ class StuckReport:
     """Otherwise witnesses were asked of the first `MOST_ASKED` running jobs only, and the counts are a least."""
     unserved: tuple[UnservedQueue, ...] = ()
     """Queues that no living worker serves; their jobs are in the counts and lists all the same."""
+    snoozed: int = 0
+    """Jobs that would be in them, but that a person wants to be left alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +106,15 @@ async def report_stuck(
         queued=tuple(lists[JobState.QUEUED][:limit]),
         running=tuple(lists[JobState.RUNNING][:limit]),
         unserved=await _unserved(watched, scopes),
+        snoozed=await _count_snoozed(watched, scopes),
         next_cursor=_next_cursor(lists, limit),
     )
+
+
+async def _count_snoozed(watched: Watched, scopes: Sequence[Scope]) -> int:
+    """Count the suspects among the jobs that are left alone."""
+    looks = [replace(each.look, left_alone=frozenset(), only=each.look.left_alone) for each in scopes]
+    return sum([(await watched.source.count_suspects(look)).total for look in looks if look.only])
 
 
 async def _oldest(

@@ -95,6 +95,7 @@ class StuckShape(TypedDict):
     unserved_queues: list[UnservedShape]
     undecided_jobs: int
     counts_exact: bool
+    snoozed: int
     next_cursor: str | None
 
 
@@ -260,6 +261,7 @@ def stuck_shape(report: StuckReport) -> StuckShape:
             {"queues": None if each.queues is None else list(each.queues), "jobs": each.jobs}
             for each in report.unserved
         ],
+        snoozed=report.snoozed,
         next_cursor=report.next_cursor,
     )
 
@@ -413,7 +415,7 @@ def job_shape(finding: Finding) -> JobShape:
         age_seconds=round(finding.age.total_seconds(), 3),
         reason=finding.diagnosis.reason.value,
         sentence=finding.diagnosis.sentence,
-        evidence=[_evidence_shape(evidence) for evidence in finding.evidence],
+        evidence=[evidence_shape(evidence) for evidence in finding.evidence],
     )
 
 
@@ -474,7 +476,8 @@ def _left_over(report: SweepReport) -> str:
     return said + (f" {failed} could not be changed; `failures` says why." if failed else "")
 
 
-def _evidence_shape(evidence: Evidence) -> EvidenceShape:
+def evidence_shape(evidence: Evidence) -> EvidenceShape:
+    """Render what a witness saw."""
     return EvidenceShape(
         witness=evidence.witness, holding=evidence.holding.value, at=_iso(evidence.at), value=evidence.value
     )

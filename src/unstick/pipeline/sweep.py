@@ -27,6 +27,7 @@ from unstick.pipeline.judging import asks_witnesses
 from unstick.pipeline.looking import Scope, take_look, take_scopes
 from unstick.pipeline.rescue import Census, CensusKey, Decided, decide_page, foresee, rescue
 from unstick.pipeline.settling import settle_intents
+from unstick.pipeline.snoozing import left_alone
 from unstick.pipeline.watched import Watched
 from unstick.ports import JobSource, Ledger
 
@@ -88,7 +89,7 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
     action = order.action or watched.policy.action
     charges = [charge_of(scope, asked=order.action, this=this) for scope in scopes]
     for asked in {action, *(charge.action for charge in charges)}:
-        _refuse_what_cannot_be_done(watched.source, asked)
+        refuse_what_cannot_be_done(watched.source, asked)
     if order.dry_run:
         tally = await _foresee(watched, charges, progress)
         return SweepReport(look=look, action=action, dry_run=True, tally=tally, operation_id=None)
@@ -117,8 +118,8 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
     )
 
 
-def _refuse_what_cannot_be_done(source: JobSource, action: Action) -> None:
-    """A retry that leaves poison is `mark_failed` in the end, so it needs both."""
+def refuse_what_cannot_be_done(source: JobSource, action: Action) -> None:
+    """Refuse what a source can't do. A retry that leaves poison is `mark_failed` in the end, so it needs both."""
     able = source.capabilities
     if not able.mark_failed or (action is Action.RETRY and not able.retry):
         lacking = "retry" if able.mark_failed else "mark_failed"
@@ -315,21 +316,31 @@ async def record_failure(ledger: Ledger, entry: AuditEntry) -> str:
 
 async def _rule(course: _Course, charge: Charge) -> bool:
     """Recover what needs no looking at one by one, and tell whether anything is left."""
-    look, left = charge.acted_on, False
+    look, left, watched = charge.acted_on, False, course.operation.watched
     if look is None:
         return False
-    source = course.operation.watched.source
     for state in look.states:
-        ruling = _ruling(course.operation.watched, charge, look, state)
-        if ruling is None:
-            left = True
-            continue
-        async for ruled in source.recover_by_rule(ruling, look, course.operation_id):
-            course.came_to({(state, ruling.action, ruling.reason, Outcome.APPLIED): ruled.recovered})
+        ruling = _ruling(watched, charge, look, state)
+        left |= ruling is None or await _rule_state(course, ruling, look)
+        if course.is_over:
+            return False
+    return left
+
+
+async def _rule_state(course: _Course, ruling: Ruling, look: Look) -> bool:
+    """Apply a ruling, begun anew with another look where a person has jobs left alone meanwhile."""
+    watched, left = course.operation.watched, False
+    while True:
+        look = replace(look, left_alone=look.left_alone | await left_alone(watched, look.taken_at))
+        async for ruled in watched.source.recover_by_rule(ruling, look, course.operation_id):
+            course.came_to({(ruling.state, ruling.action, ruling.reason, Outcome.APPLIED): ruled.recovered})
             left |= ruled.left
             if course.is_over:
-                return False
-    return left
+                return left
+            if not await left_alone(watched, look.taken_at) <= look.left_alone:
+                break
+        else:
+            return left
 
 
 def _ruling(watched: Watched, charge: Charge, look: Look, state: JobState) -> Ruling | None:
@@ -344,10 +355,22 @@ async def _look_at_each(course: _Course, charge: Charge) -> None:
     watched, look = course.operation.watched, charge.scope.look
     pages = _decided(watched, charge)
     async for decided in _ahead(pages) if watched.source.capabilities.reads_beside_writes else pages:
-        rescued = await rescue(watched, decided, look, course.operation_id)
+        meant = await _meant(course, decided)
+        rescued = await rescue(watched, meant, look, course.operation_id)
         course.came_to(rescued.census, rescued.failures)
         if course.is_over:
             return
+
+
+async def _meant(course: _Course, decided: Decided) -> Decided:
+    """Leave out decisions on jobs that a person has left alone meanwhile."""
+    look = course.operation.look
+    alone = await left_alone(course.operation.watched, look.taken_at) - look.left_alone
+    if not alone:
+        return decided
+    left = [decision for decision in decided.decisions if decision.suspect.job_id in alone]
+    course.came_to(Counter((each.suspect.state, Action.LEAVE, each.reason, Outcome.LEFT) for each in left))
+    return replace(decided, decisions=tuple(each for each in decided.decisions if each.suspect.job_id not in alone))
 
 
 async def _decided(watched: Watched, charge: Charge) -> AsyncIterator[Decided]:

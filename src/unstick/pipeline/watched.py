@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from unstick.domain.brake import Unattended
 from unstick.domain.policy import Policy
-from unstick.ports import Brakes, JobHistory, JobSource, Ledger, Witness
+from unstick.ports import Brakes, JobHistory, JobSource, Ledger, Snoozes, StoryReader, Witness
 
 
 async def _none() -> tuple[str, ...]:
@@ -25,6 +25,10 @@ class Watched:
     unattended: Unattended = field(default_factory=Unattended)
     history: JobHistory | None = None
     """What the source's finished jobs tell; None where it keeps none."""
+    snoozes: Snoozes | None = None
+    """Where snoozes are kept; without it no job can be snoozed."""
+    story_readers: tuple[StoryReader, ...] = ()
+    """Who is asked for the story of a job, besides its row."""
     unmapped_words: Callable[[], Awaitable[tuple[str, ...]]] = _none
     """Names words of open jobs that the source's mapping gives no meaning, so that no look sees those jobs."""
     witnesses: tuple[Witness, ...] = ()

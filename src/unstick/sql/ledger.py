@@ -34,7 +34,7 @@ class SqlLedger(SqlAftermath):
     async def append(self, entry: AuditEntry) -> int:
         """Write one entry of its own and return its id."""
         async with self._connections.writing() as (connection, now):
-            result = await connection.execute(sa.insert(audit).values(_row(entry, now)))
+            result = await connection.execute(sa.insert(audit).values(audit_row(entry, now)))
             if result.inserted_primary_key is None:
                 raise RuntimeError("The database gave the audit entry no id.")
             return int(result.inserted_primary_key[0])
@@ -42,7 +42,7 @@ class SqlLedger(SqlAftermath):
     async def count_read(self, entry: AuditEntry) -> None:
         """Write a call that changed nothing, or raise the count of the same one within the minute."""
         async with self._connections.writing() as (connection, now):
-            row = _row(entry, now) | {"fingerprint": _fingerprint(entry, now)}
+            row = audit_row(entry, now) | {"fingerprint": _fingerprint(entry, now)}
             await connection.execute(_count_read(self._connections.dialect.name, row))
 
     async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
@@ -195,7 +195,8 @@ def _intents_of(source: str, operation_id: int, job_ids: Sequence[str]) -> sa.Co
     return sa.and_(table.c.source == source, table.c.operation_id == operation_id, table.c.job_id.in_(job_ids))
 
 
-def _row(entry: AuditEntry, now: datetime) -> dict[str, Any]:
+def audit_row(entry: AuditEntry, now: datetime) -> dict[str, Any]:
+    """Return an entry as a row of the audit log."""
     return {
         "operation_id": entry.operation_id,
         "at": now,
@@ -207,6 +208,8 @@ def _row(entry: AuditEntry, now: datetime) -> dict[str, Any]:
         "parameters": dict(entry.parameters),
         "outcome": entry.outcome.value,
         "result": dict(entry.result),
+        "source": entry.source,
+        "job_id": None if entry.job_id is None else str(entry.job_id),
     }
 
 

@@ -13,7 +13,7 @@ from unstick.sql.mapping import MappedTable
 Row = Sequence[Any]
 ReadTime = Callable[[Row], datetime | None]
 
-_UNDERSTOOD = (ValueError, TypeError, OverflowError)
+UNDERSTOOD = (ValueError, TypeError, OverflowError)
 """What a value raises that can't be what its column says."""
 
 
@@ -51,7 +51,7 @@ class SuspectReader:
             else:
                 started_at, heartbeat_at = self._running
                 since = running_since(started_at(row), heartbeat_at(row))
-        except _UNDERSTOOD as error:
+        except UNDERSTOOD as error:
             return Unreadable(job_id=job_id, state=state, problem=f"its row can't be read: {error}")
         if since is None:
             return Unreadable(job_id=job_id, state=state, problem="its row can't be read: no time tells its age")
@@ -80,15 +80,21 @@ class JobReader:
     def read(self, row: Row) -> Job | None:
         """Return the job a row is, None where it can't be understood; a sweep reports such rows."""
         try:
-            known: dict[str, Any] = {key: read(row) for key, read in self._times.items()}
-            known |= {key: convert(row[self._place[key]]) for key, convert in _PLAIN.items() if key in self._place}
-        except _UNDERSTOOD:
+            return self.understand(row)
+        except UNDERSTOOD:
             return None
+
+    def understand(self, row: Row) -> Job:
+        """Return the job a row is; raise one of `UNDERSTOOD` where a value can't be what its column says."""
+        known: dict[str, Any] = {key: read(row) for key, read in self._times.items()}
+        known |= {key: convert(row[self._place[key]]) for key, convert in _PLAIN.items() if key in self._place}
         if self._mapped.leases:
             known["lease_beat_at"] = row[len(self._place)]
         job_id, status = plain_id(row[self._place["id"]]), str(row[self._place["state"]]).rstrip()
         state = self._state or self._mapped.state_of(status)
-        return None if state is None else Job(id=job_id, state=state, status=status, **known)
+        if state is None:
+            raise ValueError(f"its state {status!r} has no meaning under `states`")
+        return Job(id=job_id, state=state, status=status, **known)
 
 
 def _time_readers(mapped: MappedTable, place: Mapping[ColumnKey, int]) -> dict[str, ReadTime]:

@@ -21,10 +21,11 @@ from unstick.domain.job import Job, JobClass, JobId, JobState
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows, QueueFlow
 from unstick.domain.recovery import CHANGES, Batch, BatchResult, Intent, Ruled, Undo
+from unstick.domain.story import JobRow
 from unstick.domain.suspect import ACCUSED_STATES, Look, Page, Position, StuckCounts, Unreadable
 from unstick.domain.undo import UndoBatch, UndoResult
 from unstick.ports import Capabilities, OpenJobs, Usage
-from unstick.sql import rulings, statements, writes
+from unstick.sql import finding, rulings, statements, writes
 from unstick.sql.connections import Connections
 from unstick.sql.finished import FinishedReader, bound_jobs, finished_among
 from unstick.sql.mapping import JobTable, MappedTable
@@ -116,6 +117,27 @@ class SqlSource:
             },
             served=served,
         )
+
+    async def find(self, job_id: JobId) -> JobRow | None:
+        """Read one job by its key; a row that the driver can't fetch is told with the problem."""
+        try:
+            return await self._find(job_id)
+        except (DBAPIError, ValueError, OverflowError) as error:
+            if not _is_rows_fault(self._connections, error):
+                raise
+            problem = f"its row can't be fetched: {_first_line(error)}"
+        async with self._reading() as (connection, mapped, now):
+            key = statements.known_id(mapped, job_id)
+            word = (await connection.execute(statements.state_of_one(mapped), {"id": key})).scalar()
+        return JobRow(job_id=plain_id(key), read_at=now, status=str(word), job=None, problem=problem)
+
+    async def _find(self, job_id: JobId) -> JobRow | None:
+        async with self._reading() as (connection, mapped, now):
+            key = statements.known_id(mapped, job_id)
+            if key is None:
+                return None
+            row = (await connection.execute(finding.one_job(mapped), finding.one_job_values(key, now))).one_or_none()
+            return None if row is None else finding.read_job(mapped, row, now)
 
     async def count_suspects(self, look: Look) -> StuckCounts:
         """Count by the table's own word, in one statement."""

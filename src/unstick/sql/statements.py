@@ -4,6 +4,8 @@ Their parameters are bound by `look_values` and `batch_values`; horizons are bou
 pass judges all its jobs by one reading of the database's clock.
 """
 
+import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -61,9 +63,10 @@ def _limits(mapped: MappedTable) -> list[Predicate]:
     if look is None:
         return []
     limits = [] if look.classes is None else [_is_of(mapped, look.classes)]
-    if look.left_alone:
-        left = [typed_id(mapped, job_id) for job_id in sorted(look.left_alone, key=str)]
+    if left := known_ids(mapped, look.left_alone):
         limits.append(mapped.column("id").not_in(left))
+    if look.only is not None:
+        limits.append(mapped.column("id").in_(known_ids(mapped, look.only)))
     waiting = [_waits(mapped, queue, reached) for queue, reached in look.draining.items()]
     return [*limits, sa.not_(sa.or_(*waiting))] if waiting else limits
 
@@ -260,7 +263,7 @@ def suspect_ids(mapped: MappedTable, *states: JobState, after: bool) -> sa.Selec
 def suspects_among(mapped: MappedTable) -> sa.Select[Any]:
     """Read those of the bound ids that are suspects still, by ascending id."""
     key, given = mapped.column("id"), mapped.dialect.rows({"id": mapped.column("id").type}).subquery("given")
-    columns = [*_raw(mapped, suspect_columns(mapped)), *([lease_beat(mapped)] if mapped.leases else [])]
+    columns = [*raw_columns(mapped, suspect_columns(mapped)), *([lease_beat(mapped)] if mapped.leases else [])]
     found = sa.select(*columns).select_from(given.join(mapped.table, key == given.c.id))
     return rows_first(found.where(is_bound(mapped, given), is_suspect(mapped, *ACCUSED_STATES, bound=True))).order_by(
         key
@@ -288,7 +291,7 @@ def jobs_among(mapped: MappedTable) -> sa.Select[Any]:
     """Read what a person wants to know of the bound ids, whatever their state."""
     key, given = mapped.column("id"), mapped.dialect.rows({"id": mapped.column("id").type}).subquery("given")
     leases = [lease_beat(mapped)] if mapped.leases else []
-    found = sa.select(*_raw(mapped, job_columns(mapped)), *leases)
+    found = sa.select(*raw_columns(mapped, job_columns(mapped)), *leases)
     return rows_first(found.select_from(given.join(mapped.table, key == given.c.id)).where(is_bound(mapped, given)))
 
 
@@ -302,7 +305,7 @@ def oldest_suspects(mapped: MappedTable, state: JobState, *, after: bool) -> sa.
     """Read a state's suspects, oldest sign of life first, after a position."""
     key, since = mapped.column("id"), since_expression(mapped, state)
     leases = [lease_beat(mapped)] if mapped.leases else []
-    oldest = sa.select(*_raw(mapped, job_columns(mapped)), *leases).where(is_suspect(mapped, state))
+    oldest = sa.select(*raw_columns(mapped, job_columns(mapped)), *leases).where(is_suspect(mapped, state))
     if after:
         # The same expression as of the column, or a rounding of it would leave a job out between two pages.
         last = mapped.since_form.comparable(sa.bindparam("after_since", type_=mapped.since_type))
@@ -343,7 +346,7 @@ def _instant(mapped: MappedTable, key: ColumnKey) -> sa.ColumnElement[Any]:
     return sa.type_coerce(expression, time_type(mapped, key))
 
 
-def _raw(mapped: MappedTable, columns: Mapping[ColumnKey, sa.Column[Any]]) -> list[sa.ColumnElement[Any]]:
+def raw_columns(mapped: MappedTable, columns: Mapping[ColumnKey, sa.Column[Any]]) -> list[sa.ColumnElement[Any]]:
     """Return columns as stored: SQLite's times stay the text they are, so that they can be compared again."""
     return [
         (sa.type_coerce(column, time_type(mapped, key)) if key in mapped.times else column).label(f"job_{key}")
@@ -421,3 +424,50 @@ def typed_id(mapped: MappedTable, job_id: JobId) -> object:
     """Return a job's id in the type of its column; raise ValueError where it can't be one."""
     python_type = mapped.column("id").type.python_type
     return job_id if isinstance(job_id, python_type) else python_type(job_id)
+
+
+def known_ids(mapped: MappedTable, job_ids: Iterable[JobId]) -> list[object]:
+    """Return those ids that can be some of this table's, in the type of its column."""
+    typed = (known_id(mapped, job_id) for job_id in sorted(job_ids, key=str))
+    return [job_id for job_id in typed if job_id is not None]
+
+
+def known_id(mapped: MappedTable, job_id: JobId) -> object | None:
+    """Return an id in the type of its column, None where no row of this table can have it.
+
+    An id may come from a person, as text; what isn't written as the column's own are must not reach the database, which
+    would fail on it or take it for another.
+    """
+    type_ = mapped.column("id").type
+    if isinstance(type_, sa.Integer):
+        return _known_number(mapped, job_id)
+    text = str(job_id)
+    if isinstance(type_, sa.Uuid):
+        try:
+            number = uuid.UUID(text)
+        except ValueError:
+            return None
+        return number if type_.python_type is uuid.UUID else str(number)
+    return None if "\0" in text or not _is_encodable(text) else text
+
+
+def _known_number(mapped: MappedTable, job_id: JobId) -> int | None:
+    if isinstance(job_id, str) and not _NUMBER.fullmatch(job_id):
+        return None
+    number, type_ = int(job_id), mapped.column("id").type
+    bits = 16 if isinstance(type_, sa.SmallInteger) else 64 if isinstance(type_, sa.BigInteger) else 32
+    if mapped.dialect.name == "postgresql":  # which refuses to compare with what its column can't hold
+        return number if -(2 ** (bits - 1)) <= number < 2 ** (bits - 1) else None
+    most = 2**64 if mapped.dialect.name == "mysql" else 2**63
+    return number if -(2**63) <= number < most else None
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_NUMBER = re.compile("-?(0|[1-9][0-9]{0,19})")

@@ -74,10 +74,13 @@ audit = sa.Table(
     sa.Column("parameters", sa.JSON, nullable=False),
     sa.Column("outcome", sa.String(16), nullable=False),
     sa.Column("result", sa.JSON, nullable=False),
+    sa.Column("source", sa.String(63), nullable=True),
+    sa.Column("job_id", JobKey, nullable=True),
     sa.Index("unstick_audit_at", "at"),
+    sa.Index("unstick_audit_job", "source", "job_id", mysql_length={"job_id": 255}),
 )
 """Every call, refused ones too, and each operation's beginning and end; rows are only ever added, and the
-count of identical reads within a minute raised."""
+count of identical reads within a minute raised. `job_id` is there where a call was about one job alone."""
 
 recoveries = sa.Table(
     "unstick_recoveries",
@@ -205,6 +208,22 @@ follow_ups = sa.Table(
     sa.Column("at", UtcDateTime, nullable=False),
 )
 """Down to which recovery a source's round of follow-ups has come; null where the next one begins anew."""
+
+snoozes = sa.Table(
+    "unstick_snoozes",
+    metadata,
+    # A fingerprint of source and job: MariaDB's and MySQL's indexes have no room for a long id.
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("source", sa.String(63), nullable=False),
+    sa.Column("job_id", JobKey, nullable=False),
+    sa.Column("numeric_id", sa.Boolean, nullable=False),
+    sa.Column("until", UtcDateTime, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("by", sa.String(255), nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Index("unstick_snoozes_until", "source", "until"),
+)
+"""Jobs that a person wants to be left alone until then; a row a job, struck some time after it has ended."""
 
 brakes = sa.Table(
     "unstick_brakes",

@@ -35,9 +35,11 @@ from unstick.domain.recovery import (
     Ruled,
     Undo,
 )
+from unstick.domain.snooze import Snooze
+from unstick.domain.story import JobRow
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
 from unstick.domain.undo import CLAIMED, GONE, UNRECORDED, Undoable, UndoBatch, UndoPage, UndoResult
-from unstick.ports import Capabilities, FollowUpSpan, OpenJobs, RecoveredPage, RecoveryCounts, Usage
+from unstick.ports import Capabilities, FollowUpSpan, Ledger, OpenJobs, RecoveredPage, RecoveryCounts, Usage
 
 PAGE_SIZE = 100
 
@@ -130,6 +132,20 @@ class MemorySource:
             if job.started_at is not None and job.enqueued_at is not None and job.state not in _WAITING:
                 claimed[job.queue].append(job)
         return Flows(by_queue={queue: _flow(jobs, look) for queue, jobs in claimed.items()})
+
+    async def find(self, job_id: JobId) -> JobRow | None:
+        """Return a job as it stands; text finds the job whose id it says."""
+        stored = next((each for known, each in self._system.jobs.items() if str(known) == str(job_id)), None)
+        if stored is None:
+            return None
+        return JobRow(
+            job_id=stored.job.id,
+            read_at=self._system.now,
+            status=stored.job.status,
+            job=stored.job,
+            success=stored.success,
+            error=stored.error,
+        )
 
     async def count_suspects(self, look: Look) -> StuckCounts:
         """Count the suspects exactly."""
@@ -528,6 +544,34 @@ class MemoryLedger:
 
     def _applied(self, since: datetime) -> list[RecordedRecovery]:
         return [record for _, record in self._standing() if record.at >= since]
+
+
+class MemorySnoozes:
+    """Snoozes in a dict, whose entries go to a ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._kept: dict[tuple[str, str], Snooze] = {}
+
+    async def live(self, source: str, now: datetime) -> Sequence[Snooze]:
+        """Return the snoozes of a source that haven't ended by then."""
+        found = (each for each in self._kept.values() if each.source == source and each.until > now)
+        return sorted(found, key=lambda each: each.until)
+
+    async def keep(self, snooze: Snooze, entry: AuditEntry, *, most: int) -> bool:
+        """Keep a snooze in place of the job's former one."""
+        key = (snooze.source, str(snooze.job_id))
+        live = await self.live(snooze.source, snooze.at)
+        if len([each for each in live if str(each.job_id) != key[1]]) >= most:
+            return False
+        self._kept[key] = snooze
+        await self._ledger.append(entry)
+        return True
+
+    async def strike(self, source: str, job_id: JobId, entry: AuditEntry) -> Snooze | None:
+        """End a job's snooze."""
+        await self._ledger.append(entry)
+        return self._kept.pop((source, str(job_id)), None)
 
 
 _WAITING = (JobState.QUEUED, JobState.SCHEDULED)

@@ -26,8 +26,11 @@ def upgrade() -> None:
         sa.Column("parameters", sa.JSON, nullable=False),
         sa.Column("outcome", sa.String(16), nullable=False),
         sa.Column("result", sa.JSON, nullable=False),
+        sa.Column("source", sa.String(63), nullable=True),
+        sa.Column("job_id", JobKey, nullable=True),
     )
     op.create_index("unstick_audit_at", "unstick_audit", ["at"])
+    op.create_index("unstick_audit_job", "unstick_audit", ["source", "job_id"], mysql_length={"job_id": 255})
     op.create_table(
         "unstick_recoveries",
         sa.Column("id", Key, primary_key=True),
@@ -75,6 +78,18 @@ def upgrade() -> None:
         sa.Column("beat_at", UtcDateTime, nullable=False),
         sa.Column("expires_at", UtcDateTime, nullable=False),
     )
+    op.create_table(
+        "unstick_snoozes",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("source", sa.String(63), nullable=False),
+        sa.Column("job_id", JobKey, nullable=False),
+        sa.Column("numeric_id", sa.Boolean, nullable=False),
+        sa.Column("until", UtcDateTime, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("by", sa.String(255), nullable=False),
+        sa.Column("at", UtcDateTime, nullable=False),
+    )
+    op.create_index("unstick_snoozes_until", "unstick_snoozes", ["source", "until"])
     op.create_table(
         "unstick_brakes",
         sa.Column("source", sa.String(63), primary_key=True),
@@ -190,6 +205,7 @@ def downgrade() -> None:
     op.drop_table("unstick_sightings")
     op.drop_table("unstick_follow_ups")
     op.drop_table("unstick_successes")
+    op.drop_table("unstick_snoozes")
     op.drop_table("unstick_late_finishes")
     op.drop_table("unstick_leases")
     op.drop_table("unstick_intents")

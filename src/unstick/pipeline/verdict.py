@@ -1,0 +1,144 @@
+"""What is to be said of one job now: whether it is stuck and why, and what a sweep would do to it."""
+
+from dataclasses import dataclass, replace
+
+from unstick.domain.diagnosis import Reason, diagnose, evidence_of
+from unstick.domain.evidence import Evidence, Holding
+from unstick.domain.job import JobClass, JobId, JobState
+from unstick.domain.policy import Rule
+from unstick.domain.recovery import Action, Decision
+from unstick.domain.snooze import Snooze
+from unstick.domain.standing import Standing, why_not_stuck
+from unstick.domain.story import JobRow
+from unstick.domain.suspect import Look, Page, Suspect
+from unstick.domain.wording import say_duration, say_instant
+from unstick.pipeline.looking import Scope, take_look, take_scope_of
+from unstick.pipeline.rescue import decide_page
+from unstick.pipeline.snoozing import standing
+from unstick.pipeline.watched import Watched
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How one job stands at a look of its own, by the policy that governs it."""
+
+    row: JobRow
+    standing: Standing
+    sentence: str
+    """One sentence for a person, which names the job."""
+    scope: Scope | None
+    """Whose look judges this job alone, snoozed or not; None where nothing tells which policy governs it."""
+    page: Page
+    """The job as a suspect, where it is one."""
+    reason: Reason | None
+    evidence: tuple[Evidence, ...]
+    rule: Rule | None
+    """Of its policy, the rule that governs it."""
+    snooze: Snooze | None
+
+    @property
+    def suspect(self) -> Suspect | None:
+        """The job as a suspect, None where it isn't one."""
+        return next(iter(self.page.suspects), None)
+
+
+async def judge(watched: Watched, job_id: JobId) -> Verdict | None:
+    """Look at one job; None where its source has none of that id."""
+    row = await watched.source.find(job_id)
+    if row is None:
+        return None
+    look = replace(await take_look(watched), left_alone=frozenset(), only=frozenset({row.job_id}))
+    snooze = await standing(watched, row.job_id, look.taken_at)
+    if row.job is None:
+        return _not_stuck(row, look, snooze)
+    jobs = JobClass(row.job.kind, row.job.queue)
+    scope, rule = await take_scope_of(watched, look, jobs), watched.policy.rule_of(watched.source.name, jobs)
+    page = await _page(watched, scope.look)
+    if not page.suspects:
+        # Read again: what was read before may have been stuck then.
+        again = await watched.source.find(row.job_id)
+        return None if again is None else replace(_not_stuck(again, scope.look, snooze), scope=scope, rule=rule)
+    suspect = page.suspects[0]
+    diagnosis = diagnose(suspect.state, suspect.since, lease_expired=suspect.lease_expired, waiting=scope.waiting)
+    return Verdict(
+        row=row,
+        standing=Standing.STUCK,
+        sentence=f"Job {row.job_id} is stuck in {suspect.state.value}{_for_how_long(suspect, scope)}: "
+        f"{diagnosis.sentence}.",
+        scope=scope,
+        page=page,
+        reason=diagnosis.reason,
+        evidence=_evidence(row, look),
+        rule=rule,
+        snooze=snooze,
+    )
+
+
+async def _page(watched: Watched, look: Look) -> Page:
+    async for page in watched.source.suspects(look):
+        return page
+    return Page(suspects=())
+
+
+def _for_how_long(suspect: Suspect, scope: Scope) -> str:
+    if suspect.lease_expired:
+        return ""
+    age, limit = scope.look.taken_at - suspect.since, scope.look.threshold(suspect.state)
+    return f" for {say_duration(age)}, where {say_duration(limit)} may pass"
+
+
+def _not_stuck(row: JobRow, look: Look, snooze: Snooze | None) -> Verdict:
+    why = why_not_stuck(row, look)
+    known = why.standing is not Standing.UNKNOWN
+    return Verdict(
+        row=row,
+        standing=why.standing,
+        sentence=f"Job {row.job_id} {why.words}" + ("; it isn't stuck." if known else "."),
+        scope=None,
+        page=Page(suspects=()),
+        reason=None,
+        evidence=_evidence(row, look),
+        rule=None,
+        snooze=snooze,
+    )
+
+
+def _evidence(row: JobRow, look: Look) -> tuple[Evidence, ...]:
+    if row.job is None:
+        return ()
+    said = evidence_of(row.job)
+    if row.lease is None or not row.lease.holds(look.taken_at):
+        return said
+    return (*said, Evidence(witness="lease", holding=Holding.HELD, at=row.lease.beat_at))
+
+
+async def foretell(watched: Watched, verdict: Verdict) -> str:
+    """Say what a sweep would do to the job now."""
+    if verdict.suspect is None or verdict.scope is None:
+        return "A sweep would do nothing to it."
+    if verdict.snooze is not None:
+        said = verdict.snooze
+        return f"Sweeps leave it alone until {say_instant(said.until)}: {said.by} snoozed it ({said.reason})."
+    policy = verdict.scope.policy
+    if policy.action is Action.LEAVE:
+        return "A sweep would leave it alone, as its policy says."
+    decided = await decide_page(watched, verdict.page, verdict.scope, policy.action)
+    return f"A sweep would {_deed(decided.decisions[0])}{await _unattended(watched, verdict, verdict.scope)}."
+
+
+def _deed(decision: Decision) -> str:
+    if decision.action is Action.RETRY:
+        return f"queue it again, due {say_duration(decision.wait)} later"
+    return "mark it failed" + (f" as poison: {decision.sentence}" if decision.reason is Reason.POISON else "")
+
+
+async def _unattended(watched: Watched, verdict: Verdict, scope: Scope) -> str:
+    """Say what keeps sweeps that nobody watches from it."""
+    if scope.policy.ask:
+        return "; one that nobody watches would leave it to a person"
+    if scope.waiting is Reason.UNSERVED and verdict.suspect is not None and verdict.suspect.state is JobState.QUEUED:
+        return "; one that nobody watches would leave it, for nobody serves its queue"
+    brake = None if watched.brakes is None else await watched.brakes.find(watched.source.name)
+    if brake is not None and brake.is_held:
+        return f"; those that nobody watches are held by the brake since {say_instant(brake.at)}"
+    return ""

@@ -1,0 +1,69 @@
+"""One job by its id, whatever its state: all that its row and its worker's lease say."""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from unstick.config import ColumnKey
+from unstick.domain.job import Job, JobState
+from unstick.domain.story import JobRow, Lease
+from unstick.sql import statements, tables
+from unstick.sql.mapping import MappedTable
+from unstick.sql.reading import UNDERSTOOD, JobReader, plain_id
+from unstick.sql.statements import Values
+
+_SAID: tuple[ColumnKey, ...] = ("progress", "success", "error")
+_LEASE = ("began_at", "beat_at", "expires_at")
+
+
+def one_job(mapped: MappedTable) -> sa.Select[Any]:
+    """Read the bound job, with its worker's lease whether that holds or not."""
+    key, lease = mapped.column("id"), tables.leases
+    columns = statements.raw_columns(mapped, statements.job_columns(mapped))
+    source: sa.FromClause = mapped.table
+    if mapped.leases:
+        columns += [statements.lease_beat(mapped), *(lease.c[name].label(f"worker_{name}") for name in _LEASE)]
+        source = mapped.table.outerjoin(lease, lease.c.id == mapped.dialect.as_name(mapped.column("worker")))
+    columns += [column.label(f"said_{name}") for name, column in mapped.columns(_SAID).items()]
+    return sa.select(*columns).select_from(source).where(key == sa.bindparam("unstick_id", type_=key.type))
+
+
+def one_job_values(job_id: object, now: datetime) -> Values:
+    """Return what `one_job` is bound to."""
+    return {"unstick_id": job_id, "unstick_looked_at": now}
+
+
+def read_job(mapped: MappedTable, row: sa.Row[Any], now: datetime) -> JobRow:
+    """Return the job a row is, with the problem where it can't be understood."""
+    place = {key: at for at, key in enumerate(statements.job_columns(mapped))}
+    word, state = str(row[place["state"]]).rstrip(), mapped.state_of(row[place["state"]])
+    found = JobRow(job_id=plain_id(row[place["id"]]), read_at=now, status=word, job=None)
+    if state is None:
+        return replace(found, problem=f"its state {word!r} has no meaning under `states`, so no look sees it")
+    try:
+        job = JobReader(mapped, state).understand(row)
+    except UNDERSTOOD as error:
+        return replace(found, problem=f"its row can't be read: {error}")
+    said = {key: getattr(row, f"said_{key}") for key in mapped.columns(_SAID)}
+    return replace(
+        found,
+        job=job,
+        progress=_text(said.get("progress")),
+        success=None if said.get("success") is None else bool(said["success"]),
+        error=_text(said.get("error")),
+        lease=_lease(mapped, row, job),
+    )
+
+
+def _lease(mapped: MappedTable, row: sa.Row[Any], job: Job) -> Lease | None:
+    if not mapped.leases or job.worker is None or job.state is not JobState.RUNNING or row.worker_beat_at is None:
+        return None
+    return Lease(
+        worker=job.worker, began_at=row.worker_began_at, beat_at=row.worker_beat_at, expires_at=row.worker_expires_at
+    )
+
+
+def _text(raw: object) -> str | None:
+    return None if raw is None else str(raw)
