@@ -239,7 +239,8 @@ async def test_where_the_database_cannot_say_it_each_job_is_looked_at(database: 
     assert report.tally.of(outcome=Outcome.APPLIED) == 1
     row = await bench.row(job_id)
     assert row["error_message"] == (
-        f"Job stuck in running for more than 30 minutes: its last sign of life was at {row['started_at'] - tokyo:%F %T} "
+        "Job stuck in running for more than 30 minutes: "
+        f"its last sign of life was at {row['started_at'] - tokyo:%F %T} "
         "UTC. Automatically cleaned up."
     )
     await bench.close()
