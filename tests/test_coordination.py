@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -208,7 +209,7 @@ def after_each_statement_before_the_write(engine: AsyncEngine, act: Callable[[],
 async def test_the_attempt_that_a_retry_replaces_is_stopped_by_its_next_beat_and_ends_nothing(shop: Shop) -> None:
     """R12: two attempts may overlap for as long as a beat, no more; what the first one comes to is refused."""
     job_id = await shop.put()
-    async with shop.worker(every=6 * BEAT) as first, shop.worker() as second:  # time for a sweep between two beats
+    async with shop.worker(every=BEAT) as first, shop.worker() as second:
         (job,) = await first.claim()
 
         async def work() -> None:
@@ -221,9 +222,10 @@ async def test_the_attempt_that_a_retry_replaces_is_stopped_by_its_next_beat_and
             await shop.expire_leases()
             return bool((await shop.sweep()).tally.of(outcome=Outcome.APPLIED))
 
-        await until(replaced)
-        await shop.execute(sa.update(tables.jobs).values(scheduled_at=None))
-        (fresh,) = await second.claim()
+        with beats_held_up():
+            await until(replaced)
+            await shop.execute(sa.update(tables.jobs).values(scheduled_at=None))
+            (fresh,) = await second.claim()
         with pytest.raises(LeaseLostError):
             await asyncio.wait_for(working, DEADLINE)
         before = await shop.row(job_id)
@@ -232,6 +234,24 @@ async def test_the_attempt_that_a_retry_replaces_is_stopped_by_its_next_beat_and
 
         assert await shop.row(job_id) == before
         assert (before["status"], before["worker"], before["attempt"]) == ("running", fresh.worker, 1)
+
+
+@contextmanager
+def beats_held_up() -> Iterator[None]:
+    """Have workers' beats wait before their transactions begin; one that is under way comes to its end."""
+    go_on = threading.Event()
+    first = ("BEGIN IMMEDIATE", "SELECT statement_timestamp", "SELECT UTC_TIMESTAMP")
+
+    def hold_up(_c: Any, _cursor: Any, statement: str, _p: Any, _context: Any, _many: Any) -> None:  # noqa: ANN401
+        if threading.current_thread().name == "unstick-heartbeats" and statement.startswith(first):
+            go_on.wait(DEADLINE)
+
+    event.listen(sa.Engine, "before_cursor_execute", hold_up)
+    try:
+        yield
+    finally:
+        go_on.set()
+        event.remove(sa.Engine, "before_cursor_execute", hold_up)
 
 
 # Locks
