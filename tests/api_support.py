@@ -322,8 +322,13 @@ class World:
     def open(self) -> OpenWatched:
         @asynccontextmanager
         async def opened() -> AsyncIterator[Watched]:
-            yield Watched(source=self.source, ledger=self.ledger, policy=self.policy, history=MemoryHistory())
-            yield Watched(source=self.source, ledger=self.ledger, policy=self.policy, snoozes=self.snoozes)
+            yield Watched(
+                source=self.source,
+                ledger=self.ledger,
+                policy=self.policy,
+                history=MemoryHistory(),
+                snoozes=self.snoozes,
+            )
 
         return opened
 

@@ -105,11 +105,12 @@ def progress(mapped: MappedTable) -> sa.Update:
     return _update(mapped, {"progress": given.c.progress}).where(_still_held(mapped, given))
 
 
-def held(mapped: MappedTable) -> sa.Select[Any]:
-    """Read which of the bound jobs are still the worker's."""
+def held(mapped: MappedTable, *, free: bool = False) -> sa.Select[Any]:
+    """Read which of the bound jobs are still the worker's; with `free` lock them, and skip those held by others."""
     given = _given(mapped)
     joined = given.join(mapped.table, mapped.column("id") == given.c.id)
-    return rows_first(sa.select(given.c.job_id).select_from(joined).where(_still_held(mapped, given)))
+    found = rows_first(sa.select(given.c.job_id).select_from(joined).where(_still_held(mapped, given)))
+    return found.with_for_update(of=mapped.table, skip_locked=True, key_share=True) if free else found
 
 
 def finish(mapped: MappedTable, job: ClaimedJob, now: datetime, results: Mapping[str, object]) -> sa.Update:

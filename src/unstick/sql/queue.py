@@ -6,6 +6,7 @@ their `started_at` alone.
 """
 
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -29,6 +30,11 @@ from unstick.sql.reflection import mapped_table
 from unstick.sql.rescue import said_by_database
 from unstick.sql.statements import typed_id
 from unstick.sql.writes import bound_rows
+
+_SPARE = 20
+"""How many jobs are looked at beyond those wanted, where the database refuses to have one claimed."""
+
+_log = logging.getLogger("unstick")
 
 
 class SqlJobQueue:
@@ -61,10 +67,37 @@ class SqlJobQueue:
     async def claim(
         self, worker: WorkerIdentity, *, limit: int, kinds: Sequence[str] | None = None, job_id: JobId | None = None
     ) -> Sequence[ClaimedJob]:
-        """Lock jobs that are due, skipping what others hold, and make them this worker's."""
+        """Lock jobs that are due, skipping what others hold, and make them this worker's.
+
+        Where the database refuses one of them (a trigger, a constraint), the others are claimed one by one.
+        """
+        try:
+            return await self._claim(worker, limit=limit, kinds=kinds, only=job_id)
+        except DBAPIError as error:
+            if job_id is not None:
+                raise SourceUnavailableError(said_by_database(error)) from error
         async with self._writing() as (connection, mapped, now):
-            only = None if job_id is None else typed_id(mapped, job_id)
-            due = endings.due(mapped, now, limit=limit, kinds=kinds, only=only)
+            due = endings.due(mapped, now, limit=limit + _SPARE, kinds=kinds, only=None)
+            ids = [plain_id(each) for each in (await connection.execute(due)).scalars()]
+        claimed: list[ClaimedJob] = []
+        for each in ids:
+            if len(claimed) < limit:
+                claimed += await self._claim_willing(worker, each)
+        return claimed
+
+    async def _claim_willing(self, worker: WorkerIdentity, job_id: JobId) -> Sequence[ClaimedJob]:
+        try:
+            return await self._claim(worker, limit=1, kinds=None, only=job_id)
+        except DBAPIError as error:
+            _log.error("Job %s can't be claimed, and is left queued: %s", job_id, said_by_database(error))
+            return ()
+
+    async def _claim(
+        self, worker: WorkerIdentity, *, limit: int, kinds: Sequence[str] | None, only: JobId | None
+    ) -> Sequence[ClaimedJob]:
+        async with self._writing() as (connection, mapped, now):
+            chosen = None if only is None else typed_id(mapped, only)
+            due = endings.due(mapped, now, limit=limit, kinds=kinds, only=chosen)
             ids = (await connection.execute(due)).scalars().all()
             if not ids:
                 return ()
@@ -85,21 +118,26 @@ class SqlJobQueue:
             await connection.execute(endings.renew(worker.name, now, expires_at))
 
     async def beat(self, worker: WorkerIdentity, lease: timedelta, beats: Sequence[Beat]) -> frozenset[JobId]:
-        """Say that all of them live in one statement, and return which the worker still holds."""
+        """Say that the worker lives, and then that its jobs do; return which of them it still holds.
+
+        The lease is renewed first and by itself. A job whose row is held, by its own long transaction perhaps, is not
+        waited for: its sign of life comes with a later beat, and meanwhile nobody can take it either.
+        """
         async with self._writing() as (connection, mapped, now):
             if mapped.leases:
                 renewed = await connection.execute(endings.renew(worker.name, now, now + lease))
                 if not renewed.rowcount:
                     await connection.execute(endings.lease(worker, now, now + lease))
-                moved = [beat for beat in beats if beat.progress is not None]
-                if moved and mapped.has("progress"):
-                    await connection.execute(endings.progress(mapped), _bound(mapped, moved))
-            elif beats:
-                lived = await connection.execute(endings.heartbeat(mapped, now), _bound(mapped, beats))
-                if lived.rowcount == len(beats):
-                    return frozenset(beat.job.id for beat in beats)
-            if not beats:
-                return frozenset()
+        if not beats:
+            return frozenset()
+        async with self._writing() as (connection, mapped, now):
+            moved = [beat for beat in beats if beat.progress is not None] if mapped.leases else beats
+            if moved and (not mapped.leases or mapped.has("progress")):
+                free = set((await connection.execute(endings.held(mapped, free=True), _bound(mapped, moved))).scalars())
+                shown = [beat for beat in moved if str(beat.job.id) in free]
+                statement = endings.progress(mapped) if mapped.leases else endings.heartbeat(mapped, now)
+                if shown:
+                    await connection.execute(statement, _bound(mapped, shown))
             held = set((await connection.execute(endings.held(mapped), _bound(mapped, beats))).scalars())
             return frozenset(beat.job.id for beat in beats if str(beat.job.id) in held)
 

@@ -8,6 +8,7 @@ can be stopped from outside, so a job in a thread learns of its loss where it as
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -227,7 +228,8 @@ class Heartbeat:
         """Tell the job that it was taken; called from the beats' own thread."""
         self._lost.set()
         if self._cancel is not None:
-            self._cancel()
+            with contextlib.suppress(RuntimeError):  # its loop is closed: nobody runs there any more
+                self._cancel()
 
     def __enter__(self) -> Self:
         self._heartbeats.hold(self)

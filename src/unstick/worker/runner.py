@@ -94,6 +94,10 @@ class Runner:
         except SourceUnavailableError as error:
             _log.warning("No job can be claimed: %s", error)
             return False
+        except Exception:  # noqa: BLE001
+            # Whatever it is, the loop goes on: a dead one would look like an idle one.
+            _log.exception("No job can be claimed")
+            return False
         for job in jobs:
             task = asyncio.create_task(self._run_job(job))
             self._running.add(task)
@@ -155,7 +159,10 @@ class Runner:
     async def _handled(self, job: ClaimedJob) -> Mapping[str, object] | None:
         handler = self._registry.handler(job.kind)
         async with self._worker.heartbeat(job) as beat:
-            if inspect.iscoroutinefunction(handler):
-                return cast("Mapping[str, object] | None", await handler(job, beat))
-            loop = asyncio.get_running_loop()
-            return cast("Mapping[str, object] | None", await loop.run_in_executor(self._threads, handler, job, beat))
+            try:
+                if inspect.iscoroutinefunction(handler):
+                    return cast("Mapping[str, object] | None", await handler(job, beat))
+                running = asyncio.get_running_loop().run_in_executor(self._threads, handler, job, beat)
+                return cast("Mapping[str, object] | None", await running)
+            except SystemExit as error:  # of one job, not of its worker
+                raise RuntimeError(f"the handler called sys.exit({error.code!r})") from error
