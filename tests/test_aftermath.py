@@ -116,6 +116,10 @@ async def test_a_failed_job_that_turns_out_finished_is_found_once(bench: SqlBenc
     assert await found(bench) == FollowUp(looked_at=3, late=1)
     assert await found(bench) == FollowUp(looked_at=3)
 
+    span = await bench.ledger.follow_up_span("main", HOUR)
+    assert span is not None
+    page = await bench.ledger.recovered("main", span, before=None, limit=10, besides=None)
+    assert {each.job_id for each in page.jobs} & {ids[1], str(ids[1])} == set()
     [row] = await late(bench)
     assert (row.source, row.job_id, row.kind, row.how, row.ended) == (
         "main",
@@ -259,7 +263,13 @@ async def test_only_recoveries_that_were_applied_within_the_window_are_looked_at
     assert await found(bench) == FollowUp()
     async with bench.engine.begin() as connection:
         await connection.execute(recent.values(outcome=Outcome.APPLIED.value))
-    assert await found(bench) == FollowUp(looked_at=3, late=3)
+    await bench.add(JobState.RUNNING, STUCK)
+    newest = (await bench.sweep()).operation_id
+    async with bench.engine.begin() as connection:
+        younger = recent.where(tables.recoveries.c.operation_id == newest)
+        await connection.execute(younger.values(at=await bench.source.clock() - 73 * HOUR))
+    assert (await found(bench)).looked_at == 3
+    assert len(await late(bench)) == 3
 
 
 async def test_a_row_that_cannot_be_read_hides_no_other(sqlite_database: Database) -> None:

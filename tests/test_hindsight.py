@@ -154,9 +154,9 @@ async def test_only_jobs_that_succeeded_and_whose_times_make_sense_are_measured(
 
 
 async def test_a_bad_time_spoils_no_figure(past: Past) -> None:
-    """Text in SQLite, zeros in MariaDB, and in PostgreSQL what is later than any time."""
+    """A time of day in SQLite, zeros in MariaDB, and in PostgreSQL what is later than any time."""
     await past.put({"ran": seconds(10)}, {"ran": seconds(20)})
-    bad = {"sqlite": "'soon'", "postgresql": "'infinity'", "mysql": "'2026-00-00'"}[past.bench.engine.dialect.name]
+    bad = {"sqlite": "'12:30'", "postgresql": "'infinity'", "mysql": "'2026-00-00'"}[past.bench.engine.dialect.name]
     mode = ["SET SESSION sql_mode = ''"] if past.bench.engine.dialect.name == "mysql" else []
     await past.bench.execute(*mode, f"UPDATE ai_generation_jobs SET started_at = {bad} WHERE id = 2")
 

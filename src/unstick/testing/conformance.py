@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from unstick.domain.aftermath import Recovered, is_late
 from unstick.domain.diagnosis import diagnose
 from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, decide
@@ -263,6 +264,26 @@ class JobSourceConformance:
         assert await bench.get(job_id) == before
         assert (len(result.applied), result.refused, result.lost) == (1, {}, {})
         assert await bench.outcomes(job_id) == [Outcome.APPLIED, Outcome.APPLIED]
+    async def test_of_recovered_jobs_those_that_succeeded_are_told_with_their_times(self, bench: Bench) -> None:
+        """What tells a late finish from another attempt: start, completion, and the number of the attempt."""
+        ran = Ages(started=60 * MINUTE)
+        finished, failed, running = [await bench.add(JobState.RUNNING, ran, attempt=2) for _ in range(3)]
+        await recover_all(bench)
+        at = await bench.source.clock()
+        await bench.write(finished, JobState.SUCCEEDED, Ages(started=60 * MINUTE, completed=MINUTE), attempt=2)
+        await bench.write(running, JobState.RUNNING, Ages(started=timedelta(0)), attempt=3)
+        recovered = [
+            Recovered(number, job_id, JobState.RUNNING, Action.MARK_FAILED, at)
+            for number, job_id in enumerate((finished, failed, running, finished))
+        ]
+
+        told = await bench.source.finished_among(recovered)
+
+        assert sorted(each.recovered.recovery_id for each in told) == [0, 3]
+        stored = await bench.get(finished)
+        assert {each.now.number for each in told} == {2}
+        assert {each.completed_at for each in told} == {completed_at(stored)}
+        assert all(is_late(each) for each in told)
 
     async def _assert_left_alone(
         self, bench: Bench, before: Ages, state: JobState, after: Ages, *, attempt: int = 1
