@@ -16,8 +16,7 @@ from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import JobState
 from unstick.domain.policy import Policy, decide, rule
 from unstick.domain.recovery import Action, Outcome, Ruled
-from unstick.pipeline.looking import take_look
-from unstick.pipeline.sweep import SweepOrder, sweep
+from unstick.pipeline.sweep import SweepOrder, sweep, take_look
 from unstick.sql import source as source_module
 from unstick.sql.tables import recoveries
 from unstick.testing.conformance import MINUTE, Ages, suspects_of
@@ -109,6 +108,19 @@ async def test_few_jobs_alike_are_looked_at_and_recorded_one_by_one(database: Da
         rows = (await connection.execute(sa.select(recoveries.c.job_count, recoveries.c.job_id))).all()
     await bench.close()
     assert sorted((row.job_count, row.job_id is None) for row in rows) == [(1, False), (1, False), (3, True)]
+
+
+async def test_a_ruling_is_carried_out_on_its_own_batch_and_no_more(bench: SqlBench) -> None:
+    """X4: jobs alike in other batches fulfil the rule, too; each transaction changes what it was given."""
+    bench.batches_of(2)
+    await bench.put(*({} for _ in range(6)))
+
+    report = await bench.sweep()
+
+    assert report.tally.of(outcome=Outcome.APPLIED) == 6
+    async with bench.engine.connect() as connection:
+        counts = (await connection.execute(sa.select(recoveries.c.job_count))).scalars().all()
+    assert counts == [2, 2, 2]
 
 
 async def test_more_jobs_than_a_stride_are_all_ruled_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,9 +250,9 @@ async def test_where_the_database_cannot_say_it_each_job_is_looked_at(database: 
 
     assert report.tally.of(outcome=Outcome.APPLIED) == 1
     row = await bench.row(job_id)
+    since = f"{row['started_at'] - tokyo:%F %T} UTC"
     assert row["error_message"] == (
-        "Job stuck in running for more than 30 minutes: "
-        f"its last sign of life was at {row['started_at'] - tokyo:%F %T} "
-        "UTC. Automatically cleaned up."
+        f"Job stuck in running for more than 30 minutes: its last sign of life was at {since}."
+        " Automatically cleaned up."
     )
     await bench.close()

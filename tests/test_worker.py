@@ -441,6 +441,49 @@ async def test_a_job_whose_lease_ran_out_is_recovered_at_once_however_young(shop
     assert row["error_message"].endswith(" Automatically cleaned up.")
 
 
+async def test_a_job_whose_worker_has_no_lease_is_judged_by_its_age_alone(shop: Shop) -> None:
+    """L3: workers without the kit stand beside those with it."""
+    young, old = [await shop.put() for _ in range(2)]
+    now = await shop.watched.source.clock()
+    for job_id, age in ((young, timedelta(minutes=29)), (old, timedelta(minutes=31))):
+        claim = sa.update(tables.jobs).where(tables.jobs.c.id == job_id)
+        await shop.execute(claim.values(status="running", worker="plain", started_at=now - age, updated_at=now - age))
+
+    report = await shop.sweep(Action.MARK_FAILED)
+
+    assert (report.tally.of(), report.tally.of(reason=Reason.SILENT, outcome=Outcome.APPLIED)) == (1, 1)
+    assert [(await shop.row(job_id))["status"] for job_id in (young, old)] == ["running", "failed"]
+
+
+async def test_what_age_accuses_too_is_said_to_have_lost_its_lease_where_it_has(shop: Shop) -> None:
+    """A ruling by age says nothing of leases."""
+    await shop.put()
+    async with shop.worker() as worker:
+        await worker.claim()
+        await shop.expire_leases()
+        old = await shop.watched.source.clock() - timedelta(hours=5)
+        await shop.execute(sa.update(tables.jobs).values(started_at=old, updated_at=old))
+        report = await shop.sweep(Action.MARK_FAILED)
+
+    assert (report.tally.of(), report.tally.of(reason=Reason.LEASE_EXPIRED, outcome=Outcome.APPLIED)) == (1, 1)
+
+
+async def test_a_lease_is_over_at_the_instant_it_names_and_not_before(shop: Shop) -> None:
+    await shop.put()
+    async with shop.worker() as worker:
+        await worker.claim()
+        now = await shop.watched.source.clock()
+        ends = now.replace(microsecond=0)
+        await shop.execute(sa.update(tables.leases).values(expires_at=ends))
+        source, look = shop.watched.source, await take_look(shop.watched)
+
+        at_its_end = [page async for page in source.suspects(replace(look, taken_at=ends))]
+        before_it = [page async for page in source.suspects(replace(look, taken_at=ends - timedelta(milliseconds=1)))]
+
+    assert [suspect.lease_expired for page in at_its_end for suspect in page.suspects] == [True]
+    assert before_it == []
+
+
 async def test_a_lease_renewed_between_look_and_write_saves_its_jobs(shop: Shop) -> None:
     """R1, R4: the write asks the lease again."""
     await shop.put()
