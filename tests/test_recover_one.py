@@ -261,6 +261,24 @@ async def test_a_job_that_shows_life_between_look_and_write_is_left(
     assert (await bench.audit())[-1].result == {"outcome": "lost_race", "action": action}
 
 
+async def test_a_job_that_ends_while_it_is_looked_at_is_refused_as_ended(bench: SqlBench) -> None:
+    """The reason is read after the look, not before it: what was read before was stuck."""
+    if bench.engine.dialect.name == "sqlite":
+        await use_write_ahead_log(bench.engine)
+    job_id = await bench.add(JobState.RUNNING, STUCK)
+
+    async def meanwhile() -> None:
+        async with host(bench) as app:
+            assert await commits(app, FINISH, job_id) == 1
+
+    with (
+        after_first(bench.engine, "said_error", lambda: elsewhere(meanwhile)) as seen,
+        pytest.raises(NotStuckError, match=r"^Job 1 succeeded .*; it isn't stuck\.$"),
+    ):
+        await recover(bench, job_id)
+    assert seen
+
+
 async def _row_elsewhere(bench: SqlBench, job_id: JobId) -> dict[str, Any]:
     async with host(bench) as app, app.connect() as connection:
         found = await connection.execute(sa.select(bench.table).where(bench.table.c.id == job_id))

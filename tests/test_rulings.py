@@ -16,7 +16,8 @@ from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import JobState
 from unstick.domain.policy import Policy, decide, rule
 from unstick.domain.recovery import Action, Outcome, Ruled
-from unstick.pipeline.sweep import SweepOrder, sweep, take_look
+from unstick.pipeline.looking import take_look
+from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.sql import source as source_module
 from unstick.sql.tables import recoveries
 from unstick.testing.conformance import MINUTE, Ages, suspects_of

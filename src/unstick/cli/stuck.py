@@ -115,6 +115,8 @@ def _summary(report: "StuckReport") -> str:
 
     counts, look = report.counts, report.look
     said = f"{counts.total} stuck at {say_instant(look.taken_at)}: {counts.queued} queued, {counts.running} running."
+    if report.snoozed:
+        said += f" Snoozed, and not among them: {report.snoozed}."
     limits = f"Limits: queued {say_duration(look.queued_after)}, running {say_duration(look.running_after)}."
     listed = len(report.queued) + len(report.running)
     rest = (

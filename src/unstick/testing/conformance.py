@@ -11,7 +11,7 @@ pytest and pytest-asyncio in auto mode. A source that lacks a capability says so
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -95,6 +95,34 @@ class JobSourceConformance:
         ages = [round((look.taken_at - suspect.since) / MINUTE) for suspect in await suspects_of(bench, look)]
 
         assert ages == [40, 20]
+
+    async def test_a_look_at_single_jobs_sees_no_other_and_who_is_left_alone_is_not_seen(self, bench: Bench) -> None:
+        """Counts, lists, pages and the write itself agree on it; ids that no job has are nobody's."""
+        one, other, last = [await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE)) for _ in range(3)]
+        look = await look_at(bench)
+        only = replace(look, only=frozenset({one, "no such job"}))
+        without = replace(look, left_alone=frozenset({one, "no such job"}))
+        batch = batch_of(await suspects_of(bench, look), look)
+
+        for narrowed, ids in ((only, [one]), (without, [other, last])):
+            listed = await bench.source.list_suspects(narrowed, JobState.RUNNING, limit=9, after=None)
+            assert [job.id for job in listed] == ids
+            assert [suspect.job_id for suspect in await suspects_of(bench, narrowed)] == ids
+            assert (await bench.source.count_suspects(narrowed)).total == len(ids)
+        assert (await bench.source.recover(replace(batch, look=only))).applied == {one}
+        assert [(await bench.get(job_id)).job.state for job_id in (other, last)] == [JobState.RUNNING] * 2
+        assert (await bench.source.recover(replace(batch, look=without))).applied == {other, last}
+
+    async def test_a_job_is_found_whatever_its_state_by_its_id_as_text(self, bench: Bench) -> None:
+        """What is found bears the source's own id, and says of each state what is known."""
+        for state, ages, _ in CASES:
+            job_id = await bench.add(state, ages)
+            found = await bench.source.find(str(job_id))
+            assert found is not None
+            assert found.job is not None
+            assert (found.job_id, found.job.id, found.job.state) == (job_id, job_id, state)
+            assert found.job.completed_at == (await bench.get(job_id)).job.completed_at
+        assert await bench.source.find("no such job") is None
 
     async def test_a_list_is_oldest_first_and_continues_where_it_ended(self, bench: Bench) -> None:
         """A position continues a list with neither gap nor repetition."""
