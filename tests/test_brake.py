@@ -81,7 +81,7 @@ async def words(bench: SqlBench) -> list[str]:
 
 
 async def test_the_brake_holds_a_mass_event_and_later_sweeps_until_a_person_releases_it(bench: SqlBench) -> None:
-    """All beats stopped: an outage, not six stuck jobs (M1, M5). It trips at the number, and stays."""
+    """All beats stopped: an outage, not six stuck jobs (M1, M5, M6). It trips at the number, and stays."""
     await has_been_watched(bench)
     await put_silent(bench, 6)
     held = await nobody_watches(bench)
@@ -319,6 +319,7 @@ def queued(queue: str) -> Job:
     ],
 )
 def test_the_cause_is_what_they_have_in_common(suspects: list[Job], others_live: bool, cause: str) -> None:
+    """M2: a deploy is told as one."""
     assert likely_cause(suspects, others_live=others_live).startswith(cause)
 
 

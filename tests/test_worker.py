@@ -855,6 +855,125 @@ async def test_an_end_is_written_once_the_database_is_back_however_long_it_was_a
     assert await shop.late() == []
 
 
+@pytest.mark.parametrize("leases", [True, False], ids=["lease", "heartbeat column"])
+async def test_a_job_that_holds_its_own_row_keeps_no_beat_of_its_worker_waiting(
+    database: Database, leases: bool
+) -> None:
+    """L4: the job's own long transaction has its row locked; its worker's beats go on, and those of its other jobs."""
+    if database.backend == "sqlite":
+        return  # there whoever writes has the whole file
+    extra = [
+        sa.Column("token", sa.Integer()), sa.Column("worker", sa.String(200)), sa.Column("progress", sa.Integer())
+    ]  # fmt: skip
+    names = {column.name: column.name for column in extra if leases or column.name != "worker"}
+    table = jobs_table(*extra)
+    jobs = declared(table, columns=COLUMNS | names)
+    bench = await open_bench(database, table, jobs)
+    await bench.execute("INSERT INTO ai_generation_jobs (status, attempt) VALUES ('queued', 0), ('queued', 0)")
+    shows = sa.select(tables.leases.c.beat_at) if leases else sa.select(table.c.updated_at).where(table.c.id == 2)
+
+    async def sign() -> Any:  # noqa: ANN401
+        async with bench.engine.connect() as connection:
+            return (await connection.execute(shows)).scalar_one()
+
+    async with worker_on("main", database.url, jobs, every=BEAT, lease=LEASE) as worker:
+        one, other = await worker.claim(limit=2)
+        async with bench.engine.connect() as mine, worker.heartbeat(one) as beat, worker.heartbeat(other):
+            await mine.execute(sa.text("UPDATE ai_generation_jobs SET progress = 10 WHERE id = 1"))
+            seen = {await sign()}
+
+            async def beaten() -> bool:
+                beat.progress(11)
+                seen.add(await sign())
+                return len(seen) > 5
+
+            async with asyncio.timeout(4):  # less than a wait for the row takes
+                while not await beaten():  # noqa: ASYNC110 - the condition is the database's
+                    await asyncio.sleep(0.01)
+            await mine.rollback()
+    await bench.close()
+
+
+_IS_BAD = "NEW.job_type = 'bad' AND NEW.status = 'running'"
+_REFUSING = {
+    "sqlite": (
+        f"CREATE TRIGGER no BEFORE UPDATE ON jobs WHEN {_IS_BAD} BEGIN SELECT RAISE(ABORT, 'the host says no'); END",
+    ),
+    "postgresql": (
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"IF {_IS_BAD} THEN RAISE EXCEPTION 'the host says no'; END IF; RETURN NEW; END $$",
+        "CREATE TRIGGER no BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION no()",
+    ),
+    "mysql": (
+        f"CREATE TRIGGER no BEFORE UPDATE ON jobs FOR EACH ROW BEGIN IF {_IS_BAD} THEN "
+        "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'the host says no'; END IF; END",
+    ),
+}
+
+
+async def test_a_job_whose_claim_the_database_refuses_stops_no_other_and_no_loop(shop: Shop) -> None:
+    """P2: it is at the head of the queue, is told of, and stays queued; those behind it run."""
+    for statement in _REFUSING[shop.watched.source._connections.dialect.name]:  # type: ignore[attr-defined]
+        async with shop.engine.begin() as connection:
+            await connection.exec_driver_sql(statement)
+    bad, good = await shop.put("bad"), await shop.put("essay")
+    registry = Registry()
+
+    @registry.job("essay")
+    async def essay(_job: ClaimedJob, _beat: Heartbeat) -> None: ...
+
+    @registry.job("bad")
+    async def never(_job: ClaimedJob, _beat: Heartbeat) -> None:
+        raise AssertionError
+
+    async with shop.worker() as worker, runner(worker, registry, concurrency=1).running():
+        await until(finish_later(shop)(good))
+    assert (await shop.row(bad))["status"] == "queued"
+
+
+async def test_an_event_loop_that_was_closed_under_a_job_ends_no_beats(shop: Shop) -> None:
+    """P6: the job is taken, and nobody is there to be told."""
+    taken, _ = await shop.put(), await shop.put()
+    async with shop.worker(every=BEAT) as worker:
+        one, other = await worker.claim(limit=2)
+
+        def vanish() -> None:
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(worker.heartbeat(one).__aenter__())
+            loop.close()
+
+        await asyncio.to_thread(vanish)
+        async with worker.heartbeat(other) as beat:
+            await shop.execute(sa.update(tables.jobs).where(tables.jobs.c.id == taken).values(token=99))
+            beat.progress(10)
+            await until(lambda: shop.holds(other.id, progress=10))
+            beat.progress(20)
+            await until(lambda: shop.holds(other.id, progress=20))
+
+
+@pytest.mark.parametrize("where", ["on the loop", "in a thread"])
+async def test_a_handler_that_exits_ends_its_own_job_alone(shop: Shop, where: str) -> None:
+    """P6: `sys.exit` in a handler is that job's failure, not its worker's end."""
+    registry = Registry()
+
+    @registry.job("on the loop")
+    async def on_the_loop(_job: ClaimedJob, _beat: Heartbeat) -> None:
+        sys.exit(7)
+
+    @registry.job("in a thread")
+    def in_a_thread(_job: ClaimedJob, _beat: Heartbeat) -> None:
+        sys.exit(7)
+
+    @registry.job("essay")
+    async def essay(_job: ClaimedJob, _beat: Heartbeat) -> None: ...
+
+    exits, good = await shop.put(where), await shop.put("essay")
+    async with shop.worker() as worker, runner(worker, registry, concurrency=1).running():
+        for job_id in (exits, good):
+            await until(finish_later(shop)(job_id))
+    assert (await shop.row(exits))["error_message"] == "RuntimeError: the handler called sys.exit(7)"
+
+
 # Real processes
 
 
