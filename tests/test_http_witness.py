@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SOON = timedelta(milliseconds=200)
 """How long those are waited for who never answer."""
+AMPLE = timedelta(seconds=20)
+"""How long the others may take, on a machine that is busy with other tests."""
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
@@ -79,8 +81,8 @@ class Endpoint:
         finally:
             writer.close()
 
-    def witness(self, **section: Any) -> HttpWitness:  # noqa: ANN401
-        return HttpWitness(HttpSettings.model_validate({"url": self.url} | section), SOON)
+    def witness(self, within: timedelta = AMPLE, **section: Any) -> HttpWitness:  # noqa: ANN401
+        return HttpWitness(HttpSettings.model_validate({"url": self.url} | section), within)
 
 
 @asynccontextmanager
@@ -130,7 +132,7 @@ class Stand:
 
     @property
     def witness(self) -> HttpWitness:
-        return HttpWitness(HttpSettings(url=self.endpoint.url), timedelta(seconds=20))
+        return HttpWitness(HttpSettings(url=self.endpoint.url), AMPLE)
 
     async def clock(self) -> datetime:
         return NOW
@@ -194,7 +196,7 @@ async def test_ten_thousand_jobs_are_ten_requests() -> None:
         writer.write(answer({"held": request.ids[::2], "released": request.ids[1::2]}))
 
     async with serving(respond) as endpoint:
-        witness = HttpWitness(HttpSettings(url=endpoint.url), timedelta(seconds=20))
+        witness = HttpWitness(HttpSettings(url=endpoint.url), AMPLE)
         heard = await words(witness, jobs(*range(10_000)))
 
     assert heard == [Holding.HELD, Holding.RELEASED] * 5_000
@@ -207,7 +209,7 @@ async def test_one_request_that_fails_spoils_no_other() -> None:
         writer.write(answer(b"", status="503 Busy") if failing else answer({"held": request.ids, "released": []}))
 
     async with serving(respond) as endpoint:
-        witness = HttpWitness(HttpSettings(url=endpoint.url), timedelta(seconds=20))
+        witness = HttpWitness(HttpSettings(url=endpoint.url), AMPLE)
         heard = await words(witness, jobs(*range(2_000)))
 
     assert heard == [Holding.UNKNOWN] * 1_000 + [Holding.HELD] * 1_000
@@ -324,7 +326,7 @@ async def test_what_is_no_http_is_unknown(raw: bytes) -> None:
 
 
 async def test_nobody_at_that_address_is_unknown() -> None:
-    witness = HttpWitness(HttpSettings(url="http://127.0.0.1:1/held"), SOON)
+    witness = HttpWitness(HttpSettings(url="http://127.0.0.1:1/held"), AMPLE)
     holding, value = await word(witness, running_job(1, NOW))
     assert (holding, (value or "")[:11]) == (Holding.UNKNOWN, "no answer: ")
 
@@ -335,7 +337,7 @@ async def test_one_that_hangs_is_unknown() -> None:
 
     async with serving(respond) as endpoint:
         value = "no answer within 0.2 seconds"
-        assert await word(endpoint.witness(), running_job(1, NOW)) == (Holding.UNKNOWN, value)
+        assert await word(endpoint.witness(SOON), running_job(1, NOW)) == (Holding.UNKNOWN, value)
 
 
 async def test_one_that_drips_is_unknown() -> None:
@@ -350,7 +352,7 @@ async def test_one_that_drips_is_unknown() -> None:
 
     async with serving(respond) as endpoint:
         value = "no answer within 0.2 seconds"
-        assert await word(endpoint.witness(), running_job(1, NOW)) == (Holding.UNKNOWN, value)
+        assert await word(endpoint.witness(SOON), running_job(1, NOW)) == (Holding.UNKNOWN, value)
 
 
 async def test_one_that_never_ends_is_unknown() -> None:
@@ -366,7 +368,7 @@ async def test_one_that_never_ends_is_unknown() -> None:
             await writer.drain()
 
     async with serving(respond) as endpoint:
-        witness = HttpWitness(HttpSettings(url=endpoint.url), timedelta(seconds=20))
+        witness = HttpWitness(HttpSettings(url=endpoint.url), AMPLE)
         holding, value = await word(witness, running_job(1, NOW))
     assert (holding, value) == (Holding.UNKNOWN, "its answer is longer than 1000000 bytes")
     assert sent < 20_000_000
@@ -389,14 +391,13 @@ async def test_a_certificate_that_nobody_vouches_for_is_unknown_and_one_that_is_
     make_certificate(key, certificate)
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(certificate, key)
-    within = timedelta(seconds=20)
     async with serving(always(answer({"held": [1], "released": []})), tls) as endpoint:
-        holding, value = await word(HttpWitness(HttpSettings(url=endpoint.url), within), running_job(1, NOW))
+        holding, value = await word(HttpWitness(HttpSettings(url=endpoint.url), AMPLE), running_job(1, NOW))
         assert (holding, endpoint.requests) == (Holding.UNKNOWN, [])
         assert "CERTIFICATE_VERIFY_FAILED" in (value or "")
 
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        trusting = HttpWitness(HttpSettings(url=endpoint.url, token=None), within)
+        trusting = HttpWitness(HttpSettings(url=endpoint.url, token=None), AMPLE)
         assert await words(trusting, jobs(1)) == [Holding.HELD]
 
 
@@ -415,7 +416,7 @@ def make_certificate(key: Path, certificate: Path) -> None:
 async def test_no_reason_tells_the_token_or_the_address() -> None:
     """A finding is shown to whoever may look."""
     witness = HttpWitness(
-        HttpSettings.model_validate({"url": "http://127.0.0.1:1/?key=s3cret", "token": "s3cret"}), SOON
+        HttpSettings.model_validate({"url": "http://127.0.0.1:1/?key=s3cret", "token": "s3cret"}), AMPLE
     )
     _, value = await word(witness, running_job(1, NOW))
     assert "s3cret" not in (value or "")

@@ -208,6 +208,15 @@ async def test_numbers_are_found_by_their_text_and_nothing_else_is_a_number(offi
     assert await words(office.witness, jobs) == [Holding.HELD, *[Holding.RELEASED] * len(strange)]
 
 
+async def test_a_number_that_the_column_can_not_hold_spoils_no_other(database: Database) -> None:
+    """P2: one job's odd worker is nobody, and the others' are looked up all the same."""
+    office = await open_office(database, sa.SmallInteger)
+    await office.add(7, beat=SECOND)
+    said = await words(office.witness, [await office.job(name) for name in ("7", "100000")])
+    await office.engine.dispose()
+    assert said == [Holding.HELD, Holding.RELEASED]
+
+
 async def test_text_is_found_to_the_letter_the_database_compares(database: Database) -> None:
     office = await open_office(database, sa.String(20))
     await office.add("box:1", beat=SECOND)

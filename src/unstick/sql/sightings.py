@@ -112,8 +112,8 @@ def _write_down(dialect: str, given: sa.Subquery, source: str, now: datetime) ->
         "seen_at": look,
         "looks": sa.literal(1, sa.Integer()),
     }
-    # SQLite needs a WHERE there, or takes ON CONFLICT for a join's condition.
-    rows = sa.select(*known.values()).where(sa.true()).order_by(given.c.id)
+    # Ordered, SQLite doesn't take ON CONFLICT for a join's condition.
+    rows = sa.select(*known.values()).order_by(given.c.id)
     if dialect == "mysql":
         insert = mysql.insert(sightings).from_select(list(known), rows)
         return insert.on_duplicate_key_update(_changes({key: _value_of(key) for key in known}, now))
@@ -135,10 +135,9 @@ def _changes(new: Mapping[str, _Column] | Any, now: datetime) -> list[tuple[str,
     MariaDB and MySQL set one after the other, and would compare the new progress with itself.
     """
     old = sightings.c
-    same = old.attempt == new["attempt"]
-    moved = sa.and_(same, old.progress.is_distinct_from(new["progress"]))
+    moved = old.progress.is_distinct_from(new["progress"])
     counts = old.seen_at <= sa.literal(now - APART, tables.UtcDateTime())
-    another = sa.not_(same)
+    another = old.attempt != new["attempt"]
     return [
         ("moved_from", sa.case((another, sa.null()), (moved, old.progress), else_=old.moved_from)),
         ("moved_at", sa.case((another, sa.null()), (moved, new["seen_at"]), else_=old.moved_at)),
