@@ -294,9 +294,8 @@ def play_workers_beside_a_witness(stage: Stage) -> None:
     """Two that write nothing more into their rows: one is dead, and one is at work."""
     killed, living = (stage.workers.plain(stage.file, "renders", kind=kind) for kind in ("clip", "film"))
     # A process that is about as old as its job might be another one of its number.
-    for pid in (killed, living):
-        began = psutil.Process(pid).create_time() + CLOCKS_APART.total_seconds()
-        until(lambda began=began: time.time() > began)  # type: ignore[misc]
+    youngest = max(psutil.Process(pid).create_time() for pid in (killed, living))
+    until(lambda: time.time() > youngest + CLOCKS_APART.total_seconds())
     clip, film = stage.put("renders", "clip"), stage.put("renders", "film")
     for job_id in (clip, film):
         stage.until_running("renders", job_id)
@@ -370,7 +369,7 @@ async def see_it_a_while_ago(job_id: JobId) -> None:
 
 # The page
 
-_BLOCK = re.compile(r"^## `?(\w+)`?$(.*?)^```text\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^### (\w+)$(.*?)^```text\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def blocks(page: str) -> dict[Reason, str]:

@@ -18,6 +18,7 @@ import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from unstick.config import SourceSettings
@@ -26,10 +27,11 @@ from unstick.sql.mapping import JobTable
 from unstick.worker import Heartbeat, Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from unstick.domain.work import ClaimedJob
 
+_ROOT = Path(__file__).parent.parent
 _PR_SET_PDEATHSIG = 1
 _LEFT_SECONDS = 20
 """How long all processes may take to end once their test has."""
@@ -73,7 +75,7 @@ class Workers:
 def open_workers() -> Iterator[Workers]:
     """Start the process that others are forked from; when the block ends, however it does, so do all of them."""
     command = [sys.executable, "-m", "tests.workers"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -97,7 +99,8 @@ def main() -> None:
     try:
         for line in sys.stdin:
             order, said = json.loads(line)
-            print(json.dumps(_carry_out(order, said, alive)), flush=True)
+            sys.stdout.write(f"{json.dumps(_carry_out(order, said, alive))}\n")
+            sys.stdout.flush()
     finally:
         for pid in alive:
             os.kill(pid, signal.SIGKILL)
@@ -213,7 +216,7 @@ def _plain(file: str, table: str, kind: str, *, beats: bool) -> None:
             time.sleep(0.1)
 
 
-_TASKS = {"kit": _kit, "request": _request, "plain": _plain}
+_TASKS: Mapping[str, Callable[..., None]] = {"kit": _kit, "request": _request, "plain": _plain}
 
 
 if __name__ == "__main__":
