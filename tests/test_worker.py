@@ -862,7 +862,7 @@ async def test_a_job_that_holds_its_own_row_keeps_no_beat_of_its_worker_waiting(
     """L4: the job's own long transaction has its row locked; its worker's beats go on, and those of its other jobs."""
     if database.backend == "sqlite":
         return  # there whoever writes has the whole file
-    extra = [
+    extra: list[sa.Column[Any]] = [
         sa.Column("token", sa.Integer()), sa.Column("worker", sa.String(200)), sa.Column("progress", sa.Integer())
     ]  # fmt: skip
     names = {column.name: column.name for column in extra if leases or column.name != "worker"}

@@ -102,13 +102,17 @@ def decide(suspect: Suspect, diagnosis: Diagnosis, policy: Policy, action: Actio
         return Decision(suspect, action, diagnosis.reason, diagnosis.sentence)
     if spent >= policy.max_recoveries:
         window = say_duration(policy.recovery_window)
-        sentence = f"{diagnosis.sentence}; it was recovered {spent} times within {window} and got stuck again"
+        sentence = f"{diagnosis.sentence}; it was recovered {_times(spent)} within {window} and got stuck again"
         return Decision(suspect, Action.MARK_FAILED, Reason.POISON, sentence)
     if policy.max_attempts is not None and _begun(suspect) >= policy.max_attempts:
-        sentence = f"{diagnosis.sentence}; it was begun {_begun(suspect)} times, and its policy allows no more"
+        sentence = f"{diagnosis.sentence}; it was begun {_times(_begun(suspect))}, and its policy allows no more"
         return Decision(suspect, Action.MARK_FAILED, diagnosis.reason, sentence)
     wait = backoff(suspect.job_id, spent, policy.retry_backoff)
     return Decision(suspect, action, diagnosis.reason, diagnosis.sentence, wait)
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _begun(suspect: Suspect) -> int:

@@ -33,9 +33,11 @@ class Convicted(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """The verdicts on a page; suspects that are in none of them were acquitted."""
+    """The verdicts on a page."""
 
     convicted: tuple[Convicted, ...]
+    spared: tuple[Convicted, ...] = ()
+    """Those that witnesses acquit or know nothing of, with what is to be said of them."""
     undecided: tuple[Suspect, ...] = ()
     """Age accuses them, and no witness knows: they are left alone."""
     unreadable: tuple[Unreadable, ...] = ()
@@ -56,17 +58,22 @@ async def judge(watched: Watched, page: Page, scope: Scope) -> Judged:
     jobs = await watched.source.describe(look, [suspect.job_id for suspect in running])
     words = await gather(watched.witnesses, list(jobs.values()), look.taken_at)
     found: list[Convicted] = []
+    spared: list[Convicted] = []
     undecided: list[Suspect] = []
     for suspect in page.suspects:
         said = words.get(suspect.job_id, ())
         diagnosis = _verdict(suspect, scope, said)
-        if diagnosis is None or diagnosis.reason not in STUCK:
+        if diagnosis is None:
             continue
-        if is_undecided(diagnosis, said):
+        told = Convicted(suspect, diagnosis, said, jobs.get(suspect.job_id))
+        if diagnosis.reason not in STUCK:
+            spared.append(told)
+        elif is_undecided(diagnosis, said):
+            spared.append(told)
             undecided += [suspect] if _is_past(suspect, scope) else []
         else:
-            found.append(Convicted(suspect, diagnosis, said, jobs.get(suspect.job_id)))
-    return Judged(convicted=tuple(found), undecided=tuple(undecided), unreadable=page.unreadable)
+            found.append(told)
+    return Judged(convicted=tuple(found), spared=tuple(spared), undecided=tuple(undecided), unreadable=page.unreadable)
 
 
 def _verdict(suspect: Suspect, scope: Scope, words: Sequence[Evidence]) -> Diagnosis | None:

@@ -40,11 +40,12 @@ async def take_look(watched: Watched, queued_after: timedelta | None = None) -> 
     )
 
 
-async def take_scope_of(watched: Watched, look: Look, jobs: JobClass) -> Scope:
-    """Return the scope by which jobs of one class are judged."""
+async def take_scopes_of(watched: Watched, look: Look, jobs: JobClass) -> tuple[Scope, ...]:
+    """Return the scopes by which jobs of one class are judged, the one that judges them by age first."""
     flows = await watched.source.flows(look)
     rule = watched.policy.rule_of(watched.source.name, jobs)
-    return _scope(watched.policy, rule, look, flows, flows.waiting_reason(jobs.queue), frozenset({jobs}))
+    scope = _scope(watched.policy, rule, look, flows, flows.waiting_reason(jobs.queue), frozenset({jobs}))
+    return _with_witnesses(watched, (scope,))
 
 
 async def take_scopes(watched: Watched, look: Look) -> tuple[Scope, ...]:
@@ -53,7 +54,10 @@ async def take_scopes(watched: Watched, look: Look) -> tuple[Scope, ...]:
     Where the policy has no rules and no queue drains, all jobs are one scope. Where there are witnesses, they are
     asked of running jobs long before age accuses these; and of jobs that show life, where progress is asked for.
     """
-    scopes = await _by_rule(watched, look)
+    return _with_witnesses(watched, await _by_rule(watched, look))
+
+
+def _with_witnesses(watched: Watched, scopes: tuple[Scope, ...]) -> tuple[Scope, ...]:
     if not watched.witnesses:
         return scopes
     asked = [

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from unstick.domain.diagnosis import Reason, diagnose, evidence_of
+from unstick.domain.diagnosis import Reason, evidence_of
 from unstick.domain.evidence import Evidence, Holding
 from unstick.domain.job import JobClass, JobId, JobState
 from unstick.domain.policy import Rule
@@ -12,7 +12,9 @@ from unstick.domain.standing import Standing, why_not_stuck
 from unstick.domain.story import JobRow
 from unstick.domain.suspect import Look, Page, Suspect
 from unstick.domain.wording import say_duration, say_instant
-from unstick.pipeline.looking import Scope, take_look, take_scope_of
+from unstick.pipeline.judging import Judged
+from unstick.pipeline.judging import judge as judge_page
+from unstick.pipeline.looking import Scope, take_look, take_scopes_of
 from unstick.pipeline.rescue import decide_page
 from unstick.pipeline.snoozing import standing
 from unstick.pipeline.watched import Watched
@@ -52,23 +54,62 @@ async def judge(watched: Watched, job_id: JobId) -> Verdict | None:
     if row.job is None:
         return _not_stuck(row, look, snooze)
     jobs = JobClass(row.job.kind, row.job.queue)
-    scope, rule = await take_scope_of(watched, look, jobs), watched.policy.rule_of(watched.source.name, jobs)
+    scopes, rule = await take_scopes_of(watched, look, jobs), watched.policy.rule_of(watched.source.name, jobs)
+    found = [await _judged(watched, scope) for scope in scopes]
+    stuck = next((each for each in found if each.judged.convicted), None)
+    if stuck is not None:
+        return _stuck(row, look, stuck, rule, snooze)
+    spared = next((each for each in found if each.judged.spared), None)
+    if spared is not None:
+        return _spared(row, look, spared, rule, snooze)
+    # Read again: what was read before may have been stuck then.
+    again = await watched.source.find(row.job_id)
+    scope = scopes[0]
+    return None if again is None else replace(_not_stuck(again, scope.look, snooze), scope=scope, rule=rule)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    scope: Scope
+    page: Page
+    judged: Judged
+
+
+async def _judged(watched: Watched, scope: Scope) -> _Judged:
     page = await _page(watched, scope.look)
-    if not page.suspects:
-        # Read again: what was read before may have been stuck then.
-        again = await watched.source.find(row.job_id)
-        return None if again is None else replace(_not_stuck(again, scope.look, snooze), scope=scope, rule=rule)
-    suspect = page.suspects[0]
-    diagnosis = diagnose(suspect.state, suspect.since, lease_expired=suspect.lease_expired, waiting=scope.waiting)
+    return _Judged(scope=scope, page=page, judged=await judge_page(watched, page, scope))
+
+
+def _stuck(row: JobRow, look: Look, found: _Judged, rule: Rule | None, snooze: Snooze | None) -> Verdict:
+    (convicted,) = found.judged.convicted
+    suspect, scope = convicted.suspect, found.scope
     return Verdict(
         row=row,
         standing=Standing.STUCK,
         sentence=f"Job {row.job_id} is stuck in {suspect.state.value}{_for_how_long(suspect, scope)}: "
-        f"{diagnosis.sentence}.",
+        f"{convicted.diagnosis.sentence}.",
         scope=scope,
-        page=page,
-        reason=diagnosis.reason,
-        evidence=_evidence(row, look),
+        page=found.page,
+        reason=convicted.diagnosis.reason,
+        evidence=(*_evidence(row, look), *convicted.words),
+        rule=rule,
+        snooze=snooze,
+    )
+
+
+def _spared(row: JobRow, look: Look, found: _Judged, rule: Rule | None, snooze: Snooze | None) -> Verdict:
+    """Tell of a job that witnesses acquit, or that age accuses and no witness knows of."""
+    (spared,) = found.judged.spared
+    held = spared.diagnosis.reason is Reason.HELD
+    told = "it isn't stuck" if held else "nobody knows whether it is stuck, so it is left alone"
+    return Verdict(
+        row=row,
+        standing=Standing.HELD if held else Standing.UNDECIDED,
+        sentence=f"Job {row.job_id} is running, {spared.diagnosis.sentence}; {told}.",
+        scope=found.scope,
+        page=Page(suspects=()),
+        reason=None,
+        evidence=(*_evidence(row, look), *spared.words),
         rule=rule,
         snooze=snooze,
     )
@@ -81,8 +122,8 @@ async def _page(watched: Watched, look: Look) -> Page:
 
 
 def _for_how_long(suspect: Suspect, scope: Scope) -> str:
-    if suspect.lease_expired:
-        return ""
+    if suspect.lease_expired or scope.look.running_after != scope.policy.running_after:
+        return ""  # not age has convicted it
     age, limit = scope.look.taken_at - suspect.since, scope.look.threshold(suspect.state)
     return f" for {say_duration(age)}, where {say_duration(limit)} may pass"
 

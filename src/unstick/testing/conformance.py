@@ -292,6 +292,7 @@ class JobSourceConformance:
         assert await bench.get(job_id) == before
         assert (len(result.applied), result.refused, result.lost) == (1, {}, {})
         assert await bench.outcomes(job_id) == [Outcome.APPLIED, Outcome.APPLIED]
+
     async def test_of_recovered_jobs_those_that_succeeded_are_told_with_their_times(self, bench: Bench) -> None:
         """What tells a late finish from another attempt: start, completion, and the number of the attempt."""
         ran = Ages(started=60 * MINUTE)
