@@ -895,19 +895,17 @@ async def test_a_job_that_holds_its_own_row_keeps_no_beat_of_its_worker_waiting(
 
 
 _IS_BAD = "NEW.job_type = 'bad' AND NEW.status = 'running'"
+_RAISE = "RAISE EXCEPTION 'the host says no'; END IF; RETURN NEW;"
+_SIGNAL = "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'the host says no'; END IF;"
 _REFUSING = {
     "sqlite": (
         f"CREATE TRIGGER no BEFORE UPDATE ON jobs WHEN {_IS_BAD} BEGIN SELECT RAISE(ABORT, 'the host says no'); END",
     ),
     "postgresql": (
-        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-        f"IF {_IS_BAD} THEN RAISE EXCEPTION 'the host says no'; END IF; RETURN NEW; END $$",
+        f"CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {_IS_BAD} THEN {_RAISE} END $$",
         "CREATE TRIGGER no BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION no()",
     ),
-    "mysql": (
-        f"CREATE TRIGGER no BEFORE UPDATE ON jobs FOR EACH ROW BEGIN IF {_IS_BAD} THEN "
-        "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'the host says no'; END IF; END",
-    ),
+    "mysql": (f"CREATE TRIGGER no BEFORE UPDATE ON jobs FOR EACH ROW BEGIN IF {_IS_BAD} THEN {_SIGNAL} END",),
 }
 
 
