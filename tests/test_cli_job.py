@@ -113,8 +113,10 @@ def _without_blanks(text: str) -> str:
 
 
 def test_what_steers_a_terminal_is_not_printed(run: Run, jobs: dict[str, int]) -> None:
-    run("snooze", str(jobs["running"]), "--for", "2h", "--reason", "\x1b[2Jgone\x07")
-    assert "\x1b" not in run("job", str(jobs["running"])).out
+    assert run("snooze", str(jobs["running"]), "--for", "2h", "--reason", "\x1b[2Jgone\x07").status == 0
+    said = run("job", str(jobs["running"])).out
+    assert said.count("\N{REPLACEMENT CHARACTER}[2Jgone\N{REPLACEMENT CHARACTER}") == 3
+    assert "\x1b" not in said
 
 
 @pytest.mark.parametrize("command", [("job",), ("recover",), ("snooze", "--for", "2h", "--reason", "x")])
