@@ -41,7 +41,7 @@ from unstick.sql.engine import open_engine
 
 SECRET = "a secret of thirty-two bytes or more"
 USER = pwd.getpwuid(os.getuid()).pw_name
-COMMANDS = ("serve", "stuck", "sweep", "token", "inspect", "db", "demo")
+COMMANDS = ("serve", "stuck", "sweep", "undo", "token", "inspect", "db", "demo")
 
 MAPPED = """
     [sources.main]

@@ -534,6 +534,27 @@ async def test_what_tells_too_little_is_not_undone_after_it_was_undone_or_recove
     assert rows == ["failed", "failed"]
 
 
+@pytest.mark.parametrize("ruled_from", [1, 100], ids=["ruled", "decided"])
+async def test_recoveries_of_one_job_are_undone_from_the_last_to_the_first(opening: Opening, ruled_from: int) -> None:
+    """A later recovery that was undone stands in nobody's way; one that stands does, by the job's row and on record."""
+    bench = await opening(ruled_from=ruled_from)
+    await bench.put({})
+    began = await bench.rows()
+    retry = await recovered(bench, Action.RETRY)
+    queued = await bench.rows()
+    failure = (await bench.sweep(policy=Policy(queued_after=-HOUR))).operation_id
+
+    too_early = await undo_it(bench, retry)
+    of_failure = await undo_it(bench, failure)
+    between = await bench.rows()
+    of_retry = await undo_it(bench, retry)
+
+    assert (numbers(too_early), told(too_early)) == ((0, 1, 0), {"1": OVERTAKEN})
+    assert (numbers(of_failure), numbers(of_retry)) == ((1, 0, 0), (1, 0, 0))
+    assert between == queued
+    assert await bench.rows() == began
+
+
 async def test_of_two_undos_at_once_each_job_is_put_back_once(bench: SqlBench) -> None:
     """R7: what either says it undid is what is recorded of it, and the other says why it didn't."""
     ids = await stuck(bench, 40)

@@ -56,7 +56,7 @@ async def undoable(
     connection: AsyncConnection, source: str, operation_id: int, after: int, job_id: JobId | None
 ) -> UndoPage:
     """Return a page of an operation's applied recoveries, or those of one job."""
-    ids, more = await _page(connection, source, operation_id, after, job_id)
+    ids, more = await _page(connection, operation_id, after, job_id)
     rows = (
         await connection.execute(sa.select(recoveries).where(recoveries.c.id.in_(ids)).order_by(recoveries.c.id))
     ).all()
@@ -69,12 +69,12 @@ async def undoable(
 
 
 async def _page(
-    connection: AsyncConnection, source: str, operation_id: int, after: int, job_id: JobId | None
+    connection: AsyncConnection, operation_id: int, after: int, job_id: JobId | None
 ) -> tuple[list[int], bool]:
     """Return the next records, as many as are bounded in jobs, and whether there may be more."""
     records = (
         sa.select(recoveries.c.id, recoveries.c.job_count)
-        .where(recoveries.c.operation_id == operation_id, recoveries.c.source == source, recoveries.c.id > after)
+        .where(recoveries.c.operation_id == operation_id, recoveries.c.id > after)
         .where(_is_recovery())
         .order_by(recoveries.c.id)
         .limit(_ROWS)
