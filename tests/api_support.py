@@ -29,7 +29,7 @@ from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, i
 from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.ports import Capabilities, FollowUpSpan, OpenJobs, RecoveredPage, RecoveryCounts, Usage
-from unstick.testing.memory import MemorySnoozes
+from unstick.testing.memory import MemoryBrakes, MemorySnoozes
 
 NOW = datetime(2026, 11, 23, 21, 0, tzinfo=UTC)
 SECRET = SecretStr("a secret that is long enough for HS512 as well: sixty-four bytes or more")
@@ -46,7 +46,6 @@ CALLS_ON_ONE = {
     "jobs.unsnooze": ("DELETE", f"{JOB}/snooze"),
     "snoozes": ("GET", SNOOZES),
 }
-CALLS = {"jobs.stuck": ("GET", STUCK), "jobs.cleanup": ("POST", CLEANUP), "stats": ("GET", STATS)}
 UNDO_OPERATION = "/api/v1/admin/operations/{operation_id}/undo"
 UNDO_JOB = "/api/v1/admin/jobs/{source}/{job_id}/undo"
 LATE = "/api/v1/admin/late-finishes"
@@ -328,6 +327,7 @@ class World:
                 policy=self.policy,
                 history=MemoryHistory(),
                 snoozes=self.snoozes,
+                brakes=MemoryBrakes(),
             )
 
         return opened

@@ -221,7 +221,9 @@ async def test_a_story_is_answered_with_its_verdict_first() -> None:
         "reason": "silent",
         "sentence": "Job 2 is stuck in running for 45 minutes, where 30 minutes may pass: its last sign of life was at "
         "2026-11-23 20:15:00 UTC.",
-        "evidence": [{"witness": "row.started_at", "holding": "unknown", "at": "2026-11-23T20:15:00+00:00"}],
+        "evidence": [
+            {"witness": "row.started_at", "holding": "unknown", "at": "2026-11-23T20:15:00+00:00", "value": None}
+        ],
         "sweep": "A sweep would mark it failed.",
         "policy": {
             "rule": None,

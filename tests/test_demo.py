@@ -113,11 +113,15 @@ async def platform(database: Database, *, in_background_tasks: bool | None = Tru
         yield client
 
 
-@asynccontextmanager
-async def platform_on_kit(database: Database) -> AsyncIterator[httpx.AsyncClient]:
+async def make_our_tables(database: Database) -> None:
     engine = open_engine(database.url, create=True)
     await schema.upgrade(engine, schema.branches(own_jobs=False))
     await engine.dispose()
+
+
+@asynccontextmanager
+async def platform_on_kit(database: Database) -> AsyncIterator[httpx.AsyncClient]:
+    await make_our_tables(database)
     async with platform(database, in_background_tasks=False) as client:
         yield client
 
@@ -268,6 +272,7 @@ async def test_the_platform_is_on_the_kit_unless_the_environment_says_otherwise(
     monkeypatch.delenv(BACKGROUND_TASKS_VARIABLE, raising=False)
     if said is not None:
         monkeypatch.setenv(BACKGROUND_TASKS_VARIABLE, said)
+    await make_our_tables(sqlite_database)
     async with platform(sqlite_database, in_background_tasks=None) as client:
         await fail_after_the_row(client)
         assert len(await jobs(client)) == rows

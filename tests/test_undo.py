@@ -184,7 +184,7 @@ async def test_an_undo_is_recorded_with_what_it_overwrote_and_what_it_wrote(benc
         ("jobs.undo", "test", "operator", asked)
     ] * 2
     assert (started.outcome, ended.outcome, ended.operation_id) == ("started", "done", started.id)
-    assert ended.result == {"applied": 2, "lost_race": 0, "failed": 0, "already": 0}
+    assert ended.result == {"applied": 2, "lost_race": 0, "failed": 0, "left": 0, "braked": 0, "already": 0}
 
 
 def with_enum(_backend: str) -> tuple[sa.Table, dict[str, Any]]:

@@ -108,15 +108,22 @@ class SqlSource:
             served = await _served(connection, look) if mapped.leases else None
             if not statements.can_flow(mapped):
                 return Flows(by_queue={}, served=served)
+        try:
+            return Flows(by_queue=await self._by_queue(look), served=served)
+        except (DBAPIError, ValueError, OverflowError) as error:
+            # A time that can't be read leaves the queue's flow unknown, and its jobs to their age.
+            if not _is_rows_fault(self._connections, error):
+                raise
+            return Flows(by_queue={}, served=served)
+
+    async def _by_queue(self, look: Look) -> Mapping[str | None, QueueFlow]:
+        async with self._reading() as (connection, mapped, _):
             rows = (await connection.execute(statements.flows(mapped), statements.look_values(mapped, look))).all()
-        return Flows(
-            by_queue={
-                None if queue is None else str(queue): QueueFlow(recent_claims=int(recent), reached=reached)
-                for queue, recent, raw in rows
-                if (reached := mapped.since_form.read(raw)) is not None
-            },
-            served=served,
-        )
+        return {
+            None if queue is None else str(queue): QueueFlow(recent_claims=int(recent), reached=reached)
+            for queue, recent, raw in rows
+            if (reached := mapped.since_form.read(raw)) is not None
+        }
 
     async def find(self, job_id: JobId) -> JobRow | None:
         """Read one job by its key; a row that the driver can't fetch is told with the problem."""

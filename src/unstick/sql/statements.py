@@ -136,7 +136,13 @@ def flows(mapped: MappedTable) -> sa.Select[Any]:
     ]
     running = sa.and_(is_open(mapped), state.in_(mapped.words(JobState.RUNNING)), recent)
     # Only jobs that wait are passed over to find the newest others, and those are open: history costs nothing.
-    over = sa.select(*columns).where(state.not_in(waiting)).order_by(newest.desc()).limit(FLOW_JOBS).subquery("newest")
+    over = (
+        sa.select(*columns)
+        .where(state.not_in(waiting))
+        .order_by(newest.desc())
+        .limit(sa.literal_column(str(FLOW_JOBS)))
+        .subquery("newest")
+    )
     parts = sa.union(sa.select(over), sa.select(*columns).where(running)).subquery("claimed")
     figures = sa.func.sum(parts.c.recent), sa.func.max(parts.c.enqueued_at)
     return sa.select(parts.c.queue, *figures).where(parts.c.was_claimed == 1).group_by(parts.c.queue)

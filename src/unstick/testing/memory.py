@@ -19,6 +19,7 @@ from unstick.domain.aftermath import (
     Recovered,
 )
 from unstick.domain.audit import AuditEntry, AuditOutcome
+from unstick.domain.brake import Brake, Pass
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 from unstick.domain.policy import Ruling
@@ -544,6 +545,46 @@ class MemoryLedger:
 
     def _applied(self, since: datetime) -> list[RecordedRecovery]:
         return [record for _, record in self._standing() if record.at >= since]
+
+
+class MemoryBrakes:
+    """Brakes and passes in dicts, by source."""
+
+    def __init__(self) -> None:
+        self._brakes: dict[str, Brake] = {}
+        self._passes: dict[str, Pass] = {}
+
+    async def find(self, source: str) -> Brake | None:
+        """Return the brake of a source, released or not."""
+        return self._brakes.get(source)
+
+    async def pull(self, brake: Brake) -> Brake:
+        """Hold a source, unless it is held already, and return the brake that holds."""
+        there = self._brakes.get(brake.source)
+        if there is None or not there.is_held:
+            self._brakes[brake.source] = brake
+        return self._brakes[brake.source]
+
+    async def release(self, source: str, by: str) -> Brake | None:
+        """Release the brake of a source, and return it; None where none was held."""
+        there = self._brakes.get(source)
+        if there is None or not there.is_held:
+            return None
+        self._brakes[source] = replace(there, released_at=there.at, released_by=by)
+        return self._brakes[source]
+
+    async def strike(self, brake: Brake) -> None:
+        """Forget a released brake."""
+        if self._brakes.get(brake.source) == brake:
+            del self._brakes[brake.source]
+
+    async def last_pass(self, source: str) -> Pass | None:
+        """Return the last unattended pass over a source."""
+        return self._passes.get(source)
+
+    async def note_pass(self, source: str, this: Pass) -> None:
+        """Keep a pass as the last one."""
+        self._passes[source] = this
 
 
 class MemorySnoozes:
