@@ -124,7 +124,7 @@ def can_flow(mapped: MappedTable) -> bool:
 def flows(mapped: MappedTable) -> sa.Select[Any]:
     """Read how each queue moves: how many of its newest claims are recent, and how far it has come."""
     newest, _ = mapped.newest_first
-    waiting = mapped.words(JobState.QUEUED, JobState.SCHEDULED)
+    waiting = _said(mapped, JobState.QUEUED, JobState.SCHEDULED)
     key, started, state = mapped.column("id"), mapped.column("started_at"), mapped.column("state")
     recent = sa.not_(_before(mapped, JobState.QUEUED, "started_at"))
     columns = [
@@ -134,7 +134,7 @@ def flows(mapped: MappedTable) -> sa.Select[Any]:
         sa.case((started.is_not(None), 1), else_=0).label("was_claimed"),
         _instant(mapped, "enqueued_at").label("enqueued_at"),
     ]
-    running = sa.and_(is_open(mapped), state.in_(mapped.words(JobState.RUNNING)), recent)
+    running = sa.and_(is_open(mapped), state.in_(_said(mapped, JobState.RUNNING)), recent)
     # Only jobs that wait are passed over to find the newest others, and those are open: history costs nothing.
     over = (
         sa.select(*columns)
@@ -146,6 +146,12 @@ def flows(mapped: MappedTable) -> sa.Select[Any]:
     parts = sa.union(sa.select(over), sa.select(*columns).where(running)).subquery("claimed")
     figures = sa.func.sum(parts.c.recent), sa.func.max(parts.c.enqueued_at)
     return sa.select(parts.c.queue, *figures).where(parts.c.was_claimed == 1).group_by(parts.c.queue)
+
+
+def _said(mapped: MappedTable, *states: JobState) -> sa.BindParameter[Any]:
+    """Return the table's words for states, to be said in the statement: a plan must know how common they are."""
+    words = mapped.words(*states)
+    return sa.bindparam(None, words, mapped.column("state").type, expanding=True, literal_execute=True)
 
 
 def lease_counts(look: Look) -> sa.Select[Any]:
