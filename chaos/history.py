@@ -95,7 +95,8 @@ def _of_one(job_id: int, changes: Sequence[Any], applied: Sequence[Any], known: 
             change.old_attempt,
         ):
             yield f"job {job_id} went back from token {change.old_token} to {change.new_token}"
-        if change.new_state == "running" and change.old_state != "queued":
+        disowned = (change.old_state, change.new_worker, change.new_token) == ("running", None, change.old_token)
+        if change.new_state == "running" and change.old_state != "queued" and not disowned:
             yield f"job {job_id} was claimed while {change.old_state}"
         if change.by_whom == "sweeper" and change.old_state == "running" and _is_positive(change.lease_left):
             yield f"job {job_id} was recovered while its worker's lease had {change.lease_left} left"

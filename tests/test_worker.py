@@ -365,7 +365,8 @@ async def test_a_job_that_was_let_go_is_still_its_workers_to_end_until_somebody_
         with pytest.raises(LateFinishError):
             await worker.finish(taken)
 
-    assert [(await shop.row(job.id))["status"] for job in (slow, taken)] == ["completed", "running"]
+    rows = [await shop.row(job.id) for job in (slow, taken)]
+    assert [(row["status"], row["worker"]) for row in rows] == [("completed", slow.worker), ("running", "another")]
 
 
 async def test_leases_that_ran_out_long_ago_are_forgotten_and_younger_ones_kept(shop: Shop) -> None:

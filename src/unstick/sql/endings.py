@@ -115,7 +115,7 @@ def held(mapped: MappedTable, *, free: bool = False) -> sa.Select[Any]:
 
 def finish(mapped: MappedTable, job: ClaimedJob, now: datetime, results: Mapping[str, object]) -> sa.Update:
     """End a job as succeeded, if it is still this attempt's."""
-    values = _over(mapped, JobState.SUCCEEDED, now, succeeded=True)
+    values = _over(mapped, job, JobState.SUCCEEDED, now)
     if mapped.has("error") and mapped.nullable("error"):
         values["error"] = None
     return _update(mapped, values, results).where(_is_this_attempt(mapped, job))
@@ -123,7 +123,7 @@ def finish(mapped: MappedTable, job: ClaimedJob, now: datetime, results: Mapping
 
 def fail(mapped: MappedTable, job: ClaimedJob, now: datetime, error: str) -> sa.Update:
     """End a job as failed, if it is still this attempt's."""
-    values = _over(mapped, JobState.FAILED, now, succeeded=False)
+    values = _over(mapped, job, JobState.FAILED, now)
     return _update(mapped, values | _error(mapped, error)).where(_is_this_attempt(mapped, job))
 
 
@@ -157,10 +157,12 @@ def requeue(
     return _update(mapped, values | _next_token(mapped)).where(_is_this_attempt(mapped, job))
 
 
-def _over(mapped: MappedTable, state: JobState, now: datetime, *, succeeded: bool) -> dict[ColumnKey, Any]:
+def _over(mapped: MappedTable, job: ClaimedJob, state: JobState, now: datetime) -> dict[ColumnKey, Any]:
     values: dict[ColumnKey, Any] = {"state": mapped.word(state)}
+    if mapped.has("worker"):
+        values["worker"] = job.worker  # who ended it, though it had disowned it before
     if mapped.has("success"):
-        values["success"] = mapped.column("success").type.python_type(succeeded)
+        values["success"] = mapped.column("success").type.python_type(state is JobState.SUCCEEDED)
     if mapped.has("completed_at"):
         values["completed_at"] = at(mapped, "completed_at", now)
     return values
