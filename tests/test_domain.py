@@ -165,7 +165,8 @@ def test_a_job_is_retried_as_often_as_its_budget_allows_and_then_failed_as_poiso
         wait = backoff(SUSPECT.job_id, spent, POLICY.retry_backoff)
         assert decision == Decision(SUSPECT, Action.RETRY, DIAGNOSIS.reason, DIAGNOSIS.sentence, wait)
     else:
-        sentence = f"{DIAGNOSIS.sentence}; it was recovered {spent} times within 3 days and got stuck again"
+        times = "once" if spent == 1 else f"{spent} times"
+        sentence = f"{DIAGNOSIS.sentence}; it was recovered {times} within 3 days and got stuck again"
         assert decision == Decision(SUSPECT, Action.MARK_FAILED, Reason.POISON, sentence, timedelta(0))
 
 

@@ -186,7 +186,7 @@ def test_globs_know_letter_case_and_jobs_of_no_kind() -> None:
     }  # fmt: skip
     assert policy.rule_of("other", JobClass("abc", None)) is None
     assert policy.under(policy.rules[0]) == Policy()
-    assert policy.under(Rule(looks=3)) == Policy(looks=3)
+    assert policy.under(Rule(max_attempts=3)) == Policy(max_attempts=3)
 
 
 # Queues

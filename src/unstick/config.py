@@ -232,7 +232,6 @@ class RuleSettings(_Section):
     max_recoveries: int | None = Field(default=None, ge=0)
     recovery_window: Duration | None = None
     retry_backoff: Duration | None = None
-    looks: int | None = Field(default=None, ge=1)
     ask: bool | None = None
 
     def rule(self) -> Rule:
@@ -251,7 +250,6 @@ class PolicySettings(_Section):
     recovery_window: Duration = Policy().recovery_window
     retry_backoff: Duration = Policy().retry_backoff
     max_attempts: int | None = Field(default=None, ge=1)
-    looks: int = Field(default=Policy().looks, ge=1)
     ask: bool = Policy().ask
     rules: tuple[RuleSettings, ...] = ()
 

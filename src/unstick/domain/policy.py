@@ -35,7 +35,6 @@ class Rule:
     max_recoveries: int | None = None
     recovery_window: timedelta | None = None
     retry_backoff: timedelta | None = None
-    looks: int | None = None
     ask: bool | None = None
 
     def governs(self, source: str, jobs: JobClass) -> bool:
@@ -60,8 +59,6 @@ class Policy:
     """Wait before the first retry; it doubles with each one, up to an hour, and is spread by ±25 %."""
     max_attempts: int | None = None
     """A retry is for jobs that were begun less often than this; None asks nothing of that."""
-    looks: int = 1
-    """In how many looks an unattended sweep must have seen a job stuck before it acts."""
     ask: bool = False
     """Unattended sweeps leave the job to a person."""
     rules: tuple[Rule, ...] = ()
