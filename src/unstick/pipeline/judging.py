@@ -4,14 +4,14 @@ Guarantee: no witness is asked within a transaction, and none of its words outli
 suspect of this pass. Where no witness is configured, none is waited for and nothing more is read.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from unstick.domain.diagnosis import STUCK, Diagnosis, diagnose, diagnose_hung, is_undecided
 from unstick.domain.evidence import Evidence
 from unstick.domain.job import Job, JobState
-from unstick.domain.suspect import Look, Page, StuckCounts, Suspect, Unreadable
+from unstick.domain.suspect import Page, StuckCounts, Suspect, Unreadable
 from unstick.pipeline.gather import gather
 from unstick.pipeline.looking import Scope
 from unstick.pipeline.watched import Watched
@@ -91,12 +91,6 @@ def _diagnosis(suspect: Suspect, scope: Scope, words: Sequence[Evidence] = ()) -
 def _is_past(suspect: Suspect, scope: Scope) -> bool:
     """Tell whether age alone would convict: younger ones are asked about only so that a gone worker is known soon."""
     return suspect.since < scope.look.taken_at - scope.policy.running_after
-
-
-async def judged_pages(watched: Watched, look: Look, scope: Scope) -> AsyncIterator[Judged]:
-    """Yield the verdicts on all suspects of a look, page by page."""
-    async for page in watched.source.suspects(look):
-        yield await judge(watched, page, scope)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
