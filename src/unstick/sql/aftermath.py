@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.domain.aftermath import End, How, LateCounts, LateFinish, LateRuns, Recovered
@@ -19,6 +18,7 @@ from unstick.domain.recovery import CHANGES, Action, Outcome, Undo
 from unstick.ports import FollowUpSpan, RecoveredPage
 from unstick.sql.connections import Connections
 from unstick.sql.tables import follow_ups, late_finishes, recoveries, successes
+from unstick.sql.upserting import upsert
 
 MOST_KINDS = 100
 """Kinds that are counted one by one: a host may have as many as it has jobs."""
@@ -93,14 +93,7 @@ class SqlAftermath:
     def _touch(self, source: str, place: Mapping[str, int | None], now: datetime) -> sa.Executable:
         """Write a source's place, which whoever else records of the source waits for."""
         row, again = {"source": source, "at": now, **place}, {"at": now, **place}
-        dialect = self._connections.dialect.name
-        if dialect == "mysql":
-            return mysql.insert(follow_ups).values(row).on_duplicate_key_update(again)
-        if dialect == "postgresql":
-            return (
-                postgresql.insert(follow_ups).values(row).on_conflict_do_update(index_elements=["source"], set_=again)
-            )
-        return sqlite.insert(follow_ups).values(row).on_conflict_do_update(index_elements=["source"], set_=again)
+        return upsert(self._connections.dialect.name, follow_ups, "source", row, again)
 
     async def late_counts(self, source: str, window: timedelta) -> LateCounts:
         """Count by how they came to be known, and by kind."""

@@ -1,13 +1,11 @@
 """Held brakes and the last pass over each source, in tables of Unstick's own: they outlive every process."""
 
-from typing import Any
-
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from unstick.domain.brake import Brake, Pass
 from unstick.sql.connections import Connections
 from unstick.sql.tables import brakes, passes
+from unstick.sql.upserting import upsert
 
 
 class SqlBrakes:
@@ -30,7 +28,9 @@ class SqlBrakes:
         async with self._connections.writing() as (connection, _):
             released = sa.delete(brakes).where(brakes.c.source == brake.source, brakes.c.released_at.is_not(None))
             await connection.execute(released)
-            await connection.execute(_insert_new(self._connections.dialect.name, brakes, row))
+            # Where one holds already it stays as it is.
+            held = {"source": brake.source}
+            await connection.execute(upsert(self._connections.dialect.name, brakes, "source", row, held))
             there = await connection.execute(sa.select(brakes).where(brakes.c.source == brake.source))
             return Brake(**there.mappings().one())
 
@@ -61,14 +61,4 @@ class SqlBrakes:
         """Keep a pass as the last one."""
         row = {"source": source, "at": this.at, "back_at": this.back_at}
         async with self._connections.writing() as (connection, _):
-            await connection.execute(_insert_new(self._connections.dialect.name, passes, row))
-            await connection.execute(sa.update(passes).where(passes.c.source == source).values(row))
-
-
-def _insert_new(dialect: str, table: sa.Table, row: dict[str, Any]) -> sa.Insert:
-    """Insert a row where its source has none yet."""
-    if dialect == "postgresql":
-        return postgresql.insert(table).values(row).on_conflict_do_nothing()
-    if dialect == "sqlite":
-        return sqlite.insert(table).values(row).on_conflict_do_nothing()
-    return mysql.insert(table).values(row).on_duplicate_key_update(source=row["source"])
+            await connection.execute(upsert(self._connections.dialect.name, passes, "source", row, row))

@@ -329,7 +329,8 @@ class MysqlDialect(Dialect):
     async def up_since(self, connection: AsyncConnection) -> datetime | None:
         """Return when the server started, by its own count of seconds."""
         uptime = (await connection.execute(sa.text("SHOW GLOBAL STATUS LIKE 'Uptime'"))).one()
-        return await self.clock(connection) - timedelta(seconds=int(uptime[1]))
+        # Cut to whole seconds it may say one too late, and a pass just after the start would seem to be before it.
+        return await self.clock(connection) - timedelta(seconds=int(uptime[1]) + 1)
 
     async def clock(self, connection: AsyncConnection) -> datetime:
         """Read it in UTC, whatever the session's zone."""

@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from unstick.domain.audit import AuditEntry
 from unstick.domain.diagnosis import Reason
@@ -19,6 +18,7 @@ from unstick.sql import tables, undone
 from unstick.sql.aftermath import SqlAftermath, not_before_success
 from unstick.sql.connections import Connections
 from unstick.sql.tables import audit, recoveries
+from unstick.sql.upserting import upsert
 
 _SHARED_FOR_SECONDS = 60
 _AT_ONCE = 10_000
@@ -221,13 +221,9 @@ def _fingerprint(entry: AuditEntry, now: datetime) -> str:
 
 
 def _count_read(dialect: str, row: dict[str, Any]) -> sa.Executable:
-    """Insert, or raise the count where the fingerprint is there: one statement, so that no two callers race."""
+    """Insert, or raise the count where the fingerprint is there."""
     again = {"repeats": audit.c.repeats + 1, "last_at": row["last_at"]}
-    if dialect == "mysql":
-        return mysql.insert(audit).values(row).on_duplicate_key_update(again)
-    if dialect == "postgresql":
-        return postgresql.insert(audit).values(row).on_conflict_do_update(index_elements=["fingerprint"], set_=again)
-    return sqlite.insert(audit).values(row).on_conflict_do_update(index_elements=["fingerprint"], set_=again)
+    return upsert(dialect, audit, "fingerprint", row, again)
 
 
 def _spent(source: str, job_ids: Sequence[str], since: datetime) -> sa.Select[Any]:

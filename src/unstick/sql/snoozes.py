@@ -7,7 +7,6 @@ from typing import Any
 from weakref import WeakSet
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.domain.audit import AuditEntry
@@ -16,6 +15,7 @@ from unstick.domain.snooze import Snooze
 from unstick.sql.connections import Connections
 from unstick.sql.ledger import audit_row
 from unstick.sql.tables import audit, snoozes
+from unstick.sql.upserting import upsert
 
 _FORGOTTEN_AFTER = timedelta(days=1)
 """How long after its end a snooze is struck: well beyond what two clocks differ by."""
@@ -47,7 +47,7 @@ class SqlSnoozes:
                 return False
             ended = snoozes.c.until < snooze.at - _FORGOTTEN_AFTER
             await connection.execute(sa.delete(snoozes).where(snoozes.c.source == snooze.source, ended))
-            await connection.execute(_latest(self._connections.dialect.name, row))
+            await connection.execute(upsert(self._connections.dialect.name, snoozes, "id", row, row))
             await connection.execute(sa.insert(audit).values(audit_row(entry, now)))
         return True
 
@@ -70,14 +70,6 @@ class SqlSnoozes:
 
 def _live(source: str, now: datetime) -> sa.Select[Any]:
     return sa.select(snoozes).where(snoozes.c.source == source, snoozes.c.until > now)
-
-
-def _latest(dialect: str, row: dict[str, Any]) -> sa.Insert:
-    """Insert a row, or write over the job's former one: one statement, so that no two callers race."""
-    if dialect == "mysql":
-        return mysql.insert(snoozes).values(row).on_duplicate_key_update(row)
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return insert(snoozes).values(row).on_conflict_do_update(index_elements=["id"], set_=row)
 
 
 def _row(snooze: Snooze) -> dict[str, Any]:
