@@ -160,7 +160,10 @@ async def test_a_ruling_waits_a_moment_for_a_row_then_leaves_it_out_and_each_lef
         await worker.rollback()
     event.remove(bench.engine.sync_engine, "before_cursor_execute", hook)
 
+    async with bench.engine.connect() as connection:
+        shared = (await connection.execute(sa.select(tables.recoveries.c.outcome, tables.recoveries.c.job_count))).all()
     assert bounds == [("100ms", "5s"), ("5s", "30s"), ("5s", "30s")]
+    assert [tuple(record) for record in shared] == [("applied", 2), ("lost_race", 1)]
     assert [report.tally.of(outcome=each) for each in (Outcome.APPLIED, Outcome.LOST_RACE)] == [2, 1]
     assert await statuses(bench) == ["running", "failed", "failed"]
 
@@ -286,6 +289,40 @@ async def test_a_token_that_is_no_number_is_taken_away(database: Database) -> No
 
     assert [row["token"] for row in await bench.rows()] == [None]
     await bench.close()
+
+
+@pytest.mark.parametrize("lacking", [set(), {"scheduled_at"}, {"scheduled_at", "started_at"}])
+async def test_a_retried_job_waits_anew_by_whatever_time_its_table_has(database: Database, lacking: set[str]) -> None:
+    """B3: or the next sweep would find it stuck at once, until its budget is spent."""
+    table = jobs_table()
+    columns = {key: name for key, name in COLUMNS.items() if key not in lacking}
+    bench = await open_bench(database, table, declared(table, columns=columns))
+    await bench.put({"status": "queued", "started_at": None})
+
+    first, second = await bench.sweep(Action.RETRY), await bench.sweep(Action.RETRY)
+
+    await bench.close()
+    assert (first.tally.of(outcome=Outcome.APPLIED), second.tally.of()) == (1, 0)
+
+
+async def test_a_retry_leaves_no_null_where_the_table_takes_none(database: Database) -> None:
+    """P2: a start that may not be missing is the retry's, and a token that is no number stays."""
+    table = jobs_table(sa.Column("token", sa.String(20), nullable=False))
+    table.c.started_at.nullable = table.c.updated_at.nullable = False
+    bench = await open_bench(database, table, declared(table, columns=COLUMNS | {"token": "token"}))
+    before = await bench.source.clock()
+    await bench.put({"token": "a", "updated_at": bench.store(before - 2 * HOUR)})
+
+    report = await bench.sweep(Action.RETRY)
+
+    (row,) = await bench.rows()
+    await bench.close()
+    assert report.tally.of(outcome=Outcome.APPLIED) == 1
+    assert (row["status"], row["token"]) == ("queued", "a")
+    restarted = bench._aware(row["started_at"])
+    assert restarted is not None
+    assert restarted >= before
+    assert row["started_at"] == row["updated_at"]
 
 
 async def test_each_retry_is_due_later_than_the_one_before(bench: SqlBench) -> None:

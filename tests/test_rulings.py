@@ -164,21 +164,20 @@ REFUSING = {
 
 
 async def test_a_ruling_leaves_what_is_no_suspect_when_its_row_is_locked(bench: SqlBench) -> None:
-    """R1: the rule is applied to the row as it stands, not as it was when its id was read."""
-    stays = await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE))
-    beats = await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE))
+    """R1: the rule is applied to the row as it stands, not as it was when its id was read; its batch goes on."""
+    stays, _, beats, last = [await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE)) for _ in range(4)]
     watched = bench.watched()
     look = await take_look(watched)
     ruling = rule(JobState.RUNNING, look, Policy(), Action.MARK_FAILED)
     assert ruling is not None
-    bench.source._connections.dialect.batch_size = 1
+    bench.batches_of(2)
     recovering = bench.source.recover_by_rule(ruling, look, 1)
 
-    assert await anext(recovering) == Ruled(recovered=1, left=False)
+    assert await anext(recovering) == Ruled(recovered=2, left=False)
     await bench.write(beats, JobState.RUNNING, Ages(started=60 * MINUTE, heartbeat=timedelta(0)))
-    assert [ruled async for ruled in recovering] == [Ruled(recovered=0, left=True)]
+    assert [ruled async for ruled in recovering] == [Ruled(recovered=1, left=True)]
 
-    assert (await bench.get(stays)).job.state is JobState.FAILED
+    assert [(await bench.get(each)).job.state for each in (stays, last)] == [JobState.FAILED, JobState.FAILED]
     assert (await bench.get(beats)).job.state is JobState.RUNNING
     assert await bench.outcomes(beats) == []
 

@@ -223,6 +223,46 @@ async def test_a_claim_takes_what_is_due_of_the_kinds_asked_for_oldest_first(sho
     assert row["started_at"] is not None
 
 
+async def test_a_job_that_is_asked_for_by_its_id_is_claimed_and_no_other(shop: Shop) -> None:
+    one, wanted, other = [await shop.put() for _ in range(3)]
+    async with shop.worker() as worker:
+        job = await worker.claim_one(wanted)
+        assert job is not None
+        assert job.id == wanted
+        assert await worker.claim_one(wanted) is None
+
+    assert [(await shop.row(job_id))["status"] for job_id in (one, wanted, other)] == ["queued", "running", "queued"]
+
+
+async def test_a_queued_job_that_is_over_is_not_claimed(shop: Shop) -> None:
+    """The contract's rule: what has a completion time is over, whatever its state says."""
+    job_id = await shop.put()
+    now = await shop.watched.source.clock()
+    await shop.execute(sa.update(tables.jobs).values(completed_at=now))
+    async with shop.worker() as worker:
+        assert not await worker.claim()
+
+    assert (await shop.row(job_id))["status"] == "queued"
+
+
+async def test_each_claim_has_a_token_larger_than_all_before(database: Database) -> None:
+    """R5: or a late end of the attempt before last would fit; a table's own rows may have none yet."""
+    table = jobs_table(sa.Column("token", sa.Integer))
+    bench = await open_bench(database, table, declared(table, columns=COLUMNS | {"token": "token"}))
+    await bench.execute("INSERT INTO ai_generation_jobs (status, attempt) VALUES ('queued', 0)")
+    tokens = []
+    async with worker_on("main", database.url, bench.jobs, every=BEAT, lease=LEASE) as worker:
+        for _ in range(3):
+            (job,) = await worker.claim()
+            tokens.append((await bench.row(job.id))["token"])
+            await worker.requeue(job, counted=False)
+            await bench.execute("UPDATE ai_generation_jobs SET scheduled_at = NULL")
+    await bench.close()
+
+    assert tokens[0] == 1
+    assert tokens[0] < tokens[1] < tokens[2]
+
+
 def test_a_restarted_process_is_another_worker() -> None:
     """Item 13 of the users' list: a name that survives a restart hides the jobs the first one left."""
     one, other = this_process(), this_process()
@@ -404,6 +444,43 @@ async def test_a_host_table_fences_by_whatever_it_has(database: Database, lackin
     assert [row["status"] for row in rows] == ["completed"]
 
 
+async def test_each_end_says_whether_it_was_a_success_and_a_success_clears_the_error(shop: Shop) -> None:
+    first, second = [await shop.put() for _ in range(2)]
+    async with shop.worker() as worker:
+        await worker.requeue((await worker.claim())[0], error="no such model")
+        waiting = await shop.row(first)
+        await worker.finish((await worker.claim())[0])
+        await worker.fail((await worker.claim())[0], "no such model")
+
+    succeeded, failed = await shop.row(first), await shop.row(second)
+    assert (waiting["status"], waiting["error_message"]) == ("queued", "no such model")
+    assert (succeeded["status"], succeeded["success"], succeeded["error_message"]) == ("completed", True, None)
+    assert (failed["status"], failed["success"], failed["error_message"]) == ("failed", False, "no such model")
+
+
+async def test_a_job_that_is_handed_back_is_not_due_before_its_wait_is_over(shop: Shop) -> None:
+    job_id = await shop.put()
+    async with shop.worker() as worker:
+        await worker.requeue((await worker.claim())[0], wait=timedelta(hours=1))
+        now = await shop.watched.source.clock()
+        assert not await worker.claim()
+
+    assert timedelta(minutes=59) < (await shop.row(job_id))["scheduled_at"] - now <= timedelta(hours=1)
+
+
+async def test_an_end_of_a_job_that_somebody_else_ended_is_late_whatever_its_state_says(shop: Shop) -> None:
+    """R3: a host may set the completion time and leave the state."""
+    await shop.put()
+    async with shop.worker() as worker:
+        (job,) = await worker.claim()
+        now = await shop.watched.source.clock()
+        await shop.execute(sa.update(tables.jobs).values(completed_at=now))
+        with pytest.raises(LateFinishError):
+            await worker.finish(job)
+
+    assert (await shop.row(job.id))["status"] == "running"
+
+
 # Signs of life
 
 
@@ -457,14 +534,16 @@ async def test_a_job_whose_worker_has_no_lease_is_judged_by_its_age_alone(shop: 
 
 
 async def test_what_age_accuses_too_is_said_to_have_lost_its_lease_where_it_has(shop: Shop) -> None:
-    """A ruling by age says nothing of leases."""
+    """A ruling by age says nothing of leases; it is given for however few jobs here."""
     await shop.put()
+    connections = EngineConnections(shop.engine)
+    ruled = replace(shop.watched, source=SqlSource("main", shop.jobs, connections, ruled_from=1))
     async with shop.worker() as worker:
         await worker.claim()
         await shop.expire_leases()
         old = await shop.watched.source.clock() - timedelta(hours=5)
         await shop.execute(sa.update(tables.jobs).values(started_at=old, updated_at=old))
-        report = await shop.sweep(Action.MARK_FAILED)
+        report = await sweep(ruled, SweepOrder(actor="test", action=Action.MARK_FAILED))
 
     assert (report.tally.of(), report.tally.of(reason=Reason.LEASE_EXPIRED, outcome=Outcome.APPLIED)) == (1, 1)
 
@@ -591,6 +670,69 @@ async def test_progress_rides_along_with_the_beats(shop: Shop) -> None:
                 return bool((await shop.row(job_id))["progress"] == 42)
 
             await until(arrived)
+
+
+async def test_a_job_says_nothing_for_another_of_its_worker(shop: Shop) -> None:
+    """Two jobs of one worker, claimed together, are fenced by the same values but for their ids."""
+    said, silent = [await shop.put() for _ in range(2)]
+    async with shop.worker(every=BEAT) as worker:
+        jobs = {job.id: job for job in await worker.claim(limit=2)}
+        before = await shop.row(silent)
+        async with worker.heartbeat(jobs[said]) as beat:
+            beat.progress(42)
+
+            async def arrived() -> bool:
+                return bool((await shop.row(said))["progress"] == 42)
+
+            await until(arrived)
+        assert await shop.row(silent) == before
+
+
+async def test_a_beat_without_progress_leaves_what_was_told_before(database: Database) -> None:
+    """In a table without leases a beat writes to the job's own row."""
+    table = jobs_table(sa.Column("progress", sa.Integer))
+    jobs = declared(table, columns=COLUMNS | {"progress": "progress"})
+    bench = await open_bench(database, table, jobs)
+    if database.backend == "sqlite":
+        await use_write_ahead_log(bench.engine)
+    await bench.execute("INSERT INTO ai_generation_jobs (status, attempt, progress) VALUES ('queued', 0, 7)")
+    async with worker_on("main", database.url, jobs, every=BEAT, lease=LEASE) as worker:
+        (job,) = await worker.claim()
+        seen = [(await bench.row(job.id))["updated_at"]]
+
+        async def moved() -> bool:
+            return bool((await bench.row(job.id))["updated_at"] > seen[-1])
+
+        async def arrived() -> bool:
+            return bool((await bench.row(job.id))["progress"] == 42)
+
+        async with worker.heartbeat(job) as beat:
+            await until(moved)
+            assert (await bench.row(job.id))["progress"] == 7
+            beat.progress(42)
+            await until(arrived)
+            seen.append((await bench.row(job.id))["updated_at"])
+            await until(moved)
+
+    assert (await bench.row(job.id))["progress"] == 42
+    await bench.close()
+
+
+async def test_a_claim_renews_the_lease_of_its_worker_as_it_was_and_no_others(shop: Shop) -> None:
+    """R4: or what was just claimed could be taken at once, where a beat is late."""
+    await shop.put()
+    async with shop.worker() as one, shop.worker(lease=10 * LEASE) as other:
+        long_ago = await shop.watched.source.clock() - timedelta(hours=1)
+        for worker, lease in ((one, LEASE), (other, 10 * LEASE)):
+            of = sa.update(tables.leases).where(tables.leases.c.id == worker.identity.name)
+            await shop.execute(of.values(beat_at=long_ago, expires_at=long_ago + lease))
+        await one.claim()
+        leases = {row.id: row for row in await shop.execute(sa.select(tables.leases))}
+
+    renewed, left = leases[one.identity.name], leases[other.identity.name]
+    assert renewed.beat_at > long_ago + timedelta(minutes=59)
+    assert renewed.expires_at - renewed.beat_at == LEASE
+    assert (left.beat_at, left.expires_at) == (long_ago, long_ago + 10 * LEASE)
 
 
 async def test_a_lease_ends_with_its_worker_and_with_nothing_else(shop: Shop) -> None:

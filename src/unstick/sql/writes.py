@@ -40,7 +40,7 @@ def by_decision(mapped: MappedTable) -> Found:
     seen = mapped.dialect.rows(seen_types(mapped)).subquery("seen")
     same = [
         mapped.dialect.unindexed(column).is_not_distinct_from(seen.c[f"seen_{key}"])
-        for key, column in _fence(mapped).items()
+        for key, column in mapped.fence.items()
     ]
     guard = sa.and_(is_bound(mapped, seen), is_suspect(mapped, *ACCUSED_STATES, bound=True), *same)
     names = ("job_id", "state", "reason", "detail", "due")
@@ -68,13 +68,6 @@ def seen_row(mapped: MappedTable, decision: Decision, detail: str, due: object) 
 def bound_rows(rows: Sequence[Sequence[object]]) -> Values:
     """Return rows, each with its key first, as the one JSON parameter the database expands."""
     return {"unstick_seen": json.dumps(rows, default=str), "unstick_keys": [row[0] for row in rows]}
-
-
-def _fence(mapped: MappedTable) -> dict[ColumnKey, sa.ColumnElement[Any]]:
-    return {
-        key: sa.type_coerce(column, time_type(mapped, key)) if key in mapped.times else column
-        for key, column in mapped.fence.items()
-    }
 
 
 def changes(mapped: MappedTable, action: Action, said: Mapping[str, sa.ColumnElement[Any]]) -> dict[str, Any]:
