@@ -4,6 +4,8 @@ UnstickError
 ├── InvalidRequestError      a threshold, action or cursor that means nothing
 ├── ConfigurationError       a setting, mapping or table that doesn't fit
 │   └── LedgerMissingError   the unstick_* tables are missing or old
+├── UnknownPlanError         there is no plan of that id
+├── PlanRefusedError         a plan was changed, expired or applied already
 ├── PendingChangesError      the caller's session holds changes we would commit
 ├── SourceUnavailableError   the jobs' database doesn't answer
 ├── LeaseLostError           a job was taken from this worker while it ran
@@ -26,6 +28,14 @@ class ConfigurationError(UnstickError):
 
 class LedgerMissingError(ConfigurationError):
     """Unstick's own tables are missing or behind; the message prints the command that makes them."""
+
+
+class UnknownPlanError(UnstickError):
+    """There is no plan of that id, or none any more."""
+
+
+class PlanRefusedError(UnstickError):
+    """A plan can't be applied: it was changed since it was made, expired, or was applied already."""
 
 
 class PendingChangesError(UnstickError):

@@ -31,15 +31,13 @@ class SqlLedger:
     async def append(self, entry: AuditEntry) -> int:
         """Write one entry of its own and return its id."""
         async with self._connections.writing() as (connection, now):
-            result = await connection.execute(sa.insert(audit).values(_row(entry, now)))
-            if result.inserted_primary_key is None:
-                raise RuntimeError("The database gave the audit entry no id.")
-            return int(result.inserted_primary_key[0])
+            result = await connection.execute(sa.insert(audit).values(audit_row(entry, now)))
+            return new_id(result)
 
     async def count_read(self, entry: AuditEntry) -> None:
         """Write a call that changed nothing, or raise the count of the same one within the minute."""
         async with self._connections.writing() as (connection, now):
-            row = _row(entry, now) | {"fingerprint": _fingerprint(entry, now)}
+            row = audit_row(entry, now) | {"fingerprint": _fingerprint(entry, now)}
             await connection.execute(_count_read(self._connections.dialect.name, row))
 
     async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
@@ -129,6 +127,13 @@ def recovery_rows(
     ]
 
 
+def new_id(inserted: sa.CursorResult[Any]) -> int:
+    """Return the id that the database gave to an audit entry."""
+    if inserted.inserted_primary_key is None:
+        raise RuntimeError("The database gave the audit entry no id.")
+    return int(inserted.inserted_primary_key[0])
+
+
 def _intent_rows(source: str, operation_id: int, intents: Sequence[Intent], now: datetime) -> list[dict[str, Any]]:
     return [
         {
@@ -166,7 +171,8 @@ def _intents_of(source: str, operation_id: int, job_ids: Sequence[str]) -> sa.Co
     return sa.and_(table.c.source == source, table.c.operation_id == operation_id, table.c.job_id.in_(job_ids))
 
 
-def _row(entry: AuditEntry, now: datetime) -> dict[str, Any]:
+def audit_row(entry: AuditEntry, now: datetime) -> dict[str, Any]:
+    """Return an entry as a row of the audit log."""
     return {
         "operation_id": entry.operation_id,
         "at": now,
