@@ -1,7 +1,9 @@
 """Builds the whole from settings; the only module that knows every adapter."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,16 +12,18 @@ from typing import Literal
 
 import sqlalchemy as sa
 from fastapi import FastAPI
+from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from unstick.api.auth import jwt_principal
 from unstick.api.factory import create_app
-from unstick.config import Settings, SourceSettings
+from unstick.config import Settings, SourceSettings, secret_bytes
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
+from unstick.domain.plan import PLAN_LIFETIME, derive_key
 from unstick.domain.policy import Policy
 from unstick.domain.work import BEAT_EVERY, LEASE
 from unstick.pipeline.settling import settle_intents
-from unstick.pipeline.watched import OpenWatched, Watched
+from unstick.pipeline.watched import OpenWatched, Planning, Watched
 from unstick.sql import schema
 from unstick.sql.connections import Connections, EngineConnections, reachable
 from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
@@ -27,6 +31,7 @@ from unstick.sql.guard import Guard, guard, run_statements
 from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
+from unstick.sql.plans import SqlPlans
 from unstick.sql.queue import SqlJobQueue
 from unstick.sql.reflection import mapped_table
 from unstick.sql.rescue import said_by_database
@@ -51,15 +56,51 @@ def chosen_source(settings: Settings, name: str | None = None) -> tuple[str, Sou
 
 
 def watch(
-    name: str, declared: JobTable, connections: Connections, policy: Policy, ledger: Connections | None = None
+    name: str,
+    declared: JobTable,
+    connections: Connections,
+    policy: Policy,
+    ledger: Connections | None = None,
+    *,
+    secret: Callable[[], SecretStr | None] = lambda: None,
+    plan_lifetime: timedelta = PLAN_LIFETIME,
 ) -> Watched:
-    """Put a source, its ledger and its policy together, on one database unless the ledger is to be in another."""
+    """Put a source, its ledger and its policy together, on one database unless the ledger is to be in another.
+
+    The secret is asked for only when a plan is to be signed, or its signature checked.
+    """
     return Watched(
         source=SqlSource(name, declared, connections, records=ledger is None),
         ledger=SqlLedger(ledger or connections),
         policy=policy,
         unmapped_words=partial(unmapped_words, connections, declared),
+        planning=Planning(
+            plans=SqlPlans(ledger or connections),
+            key=lambda: plan_key(secret()),
+            mapping=_fingerprint(declared),
+            lifetime=plan_lifetime,
+        ),
     )
+
+
+def plan_key(secret: SecretStr | None) -> bytes:
+    """Return the key that plans are signed with.
+
+    Raises:
+        ConfigurationError: there is no secret to derive it from, or it is too short to be one.
+    """
+    if secret is None:
+        raise ConfigurationError(
+            "There is no secret key to sign a plan with: set UNSTICK_SECRET_KEY to what `openssl rand -hex 32` prints, "
+            "the same wherever plans are made and applied."
+        )
+    return derive_key(secret_bytes(secret))
+
+
+def _fingerprint(declared: JobTable) -> str:
+    """Name a mapping by all it says."""
+    said = [declared.full_name, sorted(declared.columns.items()), sorted(declared.states.items()), declared.timezone]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 @asynccontextmanager
@@ -79,7 +120,15 @@ async def open_watched(settings: Settings, source: str | None = None) -> AsyncIt
             await _prepare(engine, home)
             opened.append(EngineConnections(engine))
         policy = settings.policy.policy()
-        watched = watch(name, JobTable.from_settings(chosen), opened[0], policy, *opened[1:])
+        watched = watch(
+            name,
+            JobTable.from_settings(chosen),
+            opened[0],
+            policy,
+            *opened[1:],
+            secret=lambda: settings.secret_key,
+            plan_lifetime=settings.sweep.plan_lifetime,
+        )
         await watched.source.clock()  # holds the mapping against the table: what doesn't fit is told now
         await settle_intents(watched)
         yield watched

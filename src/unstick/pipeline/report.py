@@ -79,8 +79,7 @@ async def report_stuck(
     Raises:
         InvalidRequestError: the limit is out of range or the cursor isn't one of ours.
     """
-    if not 1 <= limit <= MAX_LIMIT:
-        raise InvalidRequestError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
+    check_limit(limit)
     positions = decode_cursor(cursor)
     look = await take_look(watched, queued_after)
     scopes = await take_scopes(watched, look)
@@ -97,6 +96,12 @@ async def report_stuck(
         unserved=await _unserved(watched, scopes),
         next_cursor=_next_cursor(lists, limit),
     )
+
+
+def check_limit(limit: int) -> None:
+    """Raise `InvalidRequestError` where a list can't be so long."""
+    if not 1 <= limit <= MAX_LIMIT:
+        raise InvalidRequestError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
 
 
 async def count_stuck(watched: Watched, scopes: Sequence[Scope]) -> StuckCounts:

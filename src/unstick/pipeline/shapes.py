@@ -101,8 +101,16 @@ class FailureShape(TypedDict):
     detail: str
 
 
+class PlanRef(TypedDict):
+    """A plan that a dry run has kept, or that was applied."""
+
+    id: str
+    expires_at: str
+    jobs: int
+
+
 class CleanupShape(TypedDict):
-    """Shape 2: what a cleanup did. `would_clean` is there in a dry run, which changes nothing."""
+    """Shape 2: what a cleanup did. A dry run changes nothing and has `would_clean`; `plan` where there is one."""
 
     action: Literal["mark_failed", "retry", "leave"]
     cleaned_jobs: CountsByState
@@ -117,6 +125,7 @@ class CleanupShape(TypedDict):
     operation_id: int | None
     failures: list[FailureShape]
     would_clean: NotRequired[CountsByState]
+    plan: NotRequired[PlanRef]
 
 
 class UsageWindow(TypedDict):
@@ -208,6 +217,9 @@ def cleanup_shape(report: SweepReport) -> CleanupShape:
     )
     if report.dry_run:
         shape["would_clean"] = applied
+    if report.plan is not None:
+        plan = report.plan
+        shape["plan"] = {"id": plan.id, "expires_at": plan.expires_at.isoformat(), "jobs": plan.jobs}
     return shape
 
 
@@ -306,6 +318,8 @@ def _left_over(report: SweepReport) -> str:
     lost = report.tally.of(outcome=Outcome.LOST_RACE)
     failed = report.tally.of(outcome=Outcome.FAILED)
     said = f" {lost} changed meanwhile, or somebody held their rows; they were left alone." if lost else ""
+    left = report.tally.of(outcome=Outcome.LEFT) if report.plan is not None else 0
+    said += f" {left} had no retry left in their budget by now; they were left alone." if left else ""
     return said + (f" {failed} could not be changed; `failures` says why." if failed else "")
 
 

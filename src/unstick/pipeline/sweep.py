@@ -15,6 +15,7 @@ from unstick.domain.audit import AuditOutcome
 from unstick.domain.brake import Brake
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import JobState
+from unstick.domain.plan import Plan
 from unstick.domain.policy import Ruling, rule
 from unstick.domain.recovery import Action, Outcome, Recovery, Tally
 from unstick.domain.suspect import Look
@@ -22,6 +23,7 @@ from unstick.pipeline.braking import allow, begin_pass, end_pass
 from unstick.pipeline.charges import Charge, charge_of, count_as, count_left
 from unstick.pipeline.course import Course, Operation, Progress, ahead, carry_out, result_of, tell
 from unstick.pipeline.looking import take_look, take_scopes
+from unstick.pipeline.planning import Draft, begin_plan
 from unstick.pipeline.rescue import Census, Decided, decide_page, foresee, rescue
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import Watched
@@ -42,6 +44,8 @@ class SweepOrder:
     dry_run: bool = False
     unattended: bool = False
     """Nobody watches it: the brake, the grace after a gap and what is left to a person hold it back."""
+    plan: bool = False
+    """Keep what a dry run finds, so that exactly that can be done later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,8 @@ class SweepReport:
     """The first `MAX_FAILURES` jobs that couldn't be read or changed, each with the reason; the tally counts all."""
     brake: Brake | None = None
     """What held an unattended sweep, or stopped it on its way."""
+    plan: Plan | None = None
+    """What a dry run has kept, or what was applied."""
 
 
 async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None = None) -> SweepReport:
@@ -69,6 +75,8 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
     """
     if order.unattended and order.dry_run:
         raise InvalidRequestError("A dry run has somebody who reads it: leave out either dry_run or unattended.")
+    if order.plan and not order.dry_run:
+        raise InvalidRequestError("A plan is made by a dry run: ask for dry_run, too, or leave out plan.")
     look = await take_look(watched, order.queued_after)
     this = await begin_pass(watched, look) if order.unattended else None
     scopes = await take_scopes(watched, look)
@@ -77,8 +85,10 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
     for asked in {action, *(charge.action for charge in charges)}:
         _refuse_what_cannot_be_done(watched.source, asked)
     if order.dry_run:
-        tally = await _foresee(watched, charges, progress)
-        return SweepReport(look=look, action=action, dry_run=True, tally=tally, operation_id=None)
+        draft = await begin_plan(watched, order.actor, look, action, charges) if order.plan else None
+        tally = await _foresee(watched, charges, progress, draft)
+        plan = None if draft is None else await draft.finish()
+        return SweepReport(look=look, action=action, dry_run=True, tally=tally, operation_id=None, plan=plan)
     operation = _operation(watched, order, look, action)
     await settle_intents(watched)
     allowed = await allow(watched, _acted_on(charges)) if order.unattended else None
@@ -136,12 +146,16 @@ def _acted_on(charges: Sequence[Charge]) -> list[Look]:
     return [charge.acted_on for charge in charges if charge.acted_on is not None]
 
 
-async def _foresee(watched: Watched, charges: Sequence[Charge], progress: Progress | None) -> Tally:
+async def _foresee(
+    watched: Watched, charges: Sequence[Charge], progress: Progress | None, draft: Draft | None
+) -> Tally:
     census: Census = Counter()
-    for charge in charges:
+    for scope, charge in enumerate(charges):
         census += await count_left(watched, charge)
         async for decided in _decided(watched, charge):
             census += foresee(decided)
+            if draft is not None:
+                await draft.add(scope, decided)
             tell(progress, census)
     return Tally(counts=dict(census))
 
