@@ -29,7 +29,7 @@ class Call:
         self._actor: str | None = None
         self._role: str | None = None
         self.swept = False
-        """A sweep was started, and writes the record of its beginning and end itself."""
+        """An operation that changes jobs was started, and writes the record of its beginning and end itself."""
         self.result: dict[str, object] = {}
         """What the record tells of what came of it, besides the status."""
         request.scope[_SCOPE_KEY] = self
@@ -96,7 +96,8 @@ class Call:
                 await watched.ledger.append(entry)
 
     def _parameters(self) -> dict[str, object]:
-        parameters = said_pairs(self._request.query_params.multi_items())
+        pairs = [*self._request.path_params.items(), *self._request.query_params.multi_items()]
+        parameters = said_pairs((key, str(value)) for key, value in pairs)
         if not self.is_known:
             client = self._request.client
             parameters["client_address"] = "unknown" if client is None else said(client.host)

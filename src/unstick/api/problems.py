@@ -16,8 +16,10 @@ from unstick.domain.errors import (
     ConfigurationError,
     InvalidRequestError,
     PendingChangesError,
+    PlanRefusedError,
     RecoveryStoppedError,
     SourceUnavailableError,
+    UnknownPlanError,
     UnstickError,
 )
 
@@ -96,7 +98,9 @@ def _status_of(error: BaseException | None) -> int:
     match error:
         case SourceUnavailableError() | ConfigurationError():
             return 503
-        case PendingChangesError():
+        case UnknownPlanError():
+            return 404
+        case PendingChangesError() | PlanRefusedError():
             return 409
         case _:
             return 500
@@ -190,8 +194,10 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
     },
     403: _documented("A valid token whose role does not allow the call."),
-    404: _documented("There is no such source."),
-    409: _documented("The session given to Unstick holds changes of somebody else's."),
+    404: _documented("There is no such source or plan."),
+    409: _documented(
+        "The session given to Unstick holds changes of somebody else's; or a plan was changed, expired or was applied."
+    ),
     422: _documented("A parameter that means nothing; nothing was changed.", errors=_ERRORS),
     500: _documented("An error of the service's own.", recovered=_RECOVERED),
     503: _documented("A database doesn't answer, or the audit log can't be written.", recovered=_RECOVERED),

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, params
 
 from unstick.api.call import CurrentCall
 from unstick.api.jobs import add_jobs
+from unstick.api.plans import add_plans
 from unstick.api.problems import PROBLEMS
 from unstick.api.route import recorded_route
 from unstick.api.sources import Sources
@@ -31,6 +32,7 @@ def admin_router(*, watched: Mapping[str, OpenWatched], principal: Callable[...,
     )
     needs = _gate(principal)
     add_jobs(router, needs)
+    add_plans(router, needs)
     add_stats(router, needs)
     return router
 

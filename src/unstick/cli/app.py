@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from unstick import __version__
+from unstick.cli.apply import apply
 from unstick.cli.db import app as db
 from unstick.cli.demo import demo
 from unstick.cli.guard import guard
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (serve, stuck, sweep, worker, guard, token, inspect):
+for command in (serve, stuck, sweep, apply, worker, guard, token, inspect):
     app.command()(command)
 app.add_typer(db, name="db")
 app.command()(demo)
