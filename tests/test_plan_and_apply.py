@@ -366,6 +366,20 @@ async def test_a_planned_job_is_found_by_its_key_whatever_its_type(
     assert {str(row["id"]).replace("-", "") for row in shown["rows"]} == {str(each).replace("-", "") for each in ids}
 
 
+async def test_a_key_of_mariadbs_own_uuid_type_is_found_again(mariadb_database: Database) -> None:
+    """Its driver wants a UUID, and a plan has its text."""
+    table = jobs_table(key=sa.Column("id", sa.String(36), primary_key=True))
+    bench = await open_bench(mariadb_database, table, declared(table))
+    await bench.execute("ALTER TABLE ai_generation_jobs MODIFY id UUID NOT NULL")
+    await bench.put({"id": str(uuid.UUID(int=5))})
+    watched = watched_on(bench)
+
+    report = await applied(watched, await made(watched))
+
+    await bench.close()
+    assert came_to(report) == {Outcome.APPLIED: 1}
+
+
 async def test_bytes_where_text_belongs_are_never_taken_for_text(light: SqlBench) -> None:
     """SQLite lets them in; JSON doesn't know them, so the job is left rather than guessed at."""
     await light.execute("ALTER TABLE ai_generation_jobs ADD COLUMN worker TEXT")
