@@ -45,6 +45,8 @@ from unstick.domain.plan import (
     page_text,
     read_page_text,
     read_terms,
+    sign_page,
+    sign_plan,
     terms_text,
 )
 from unstick.domain.policy import Policy, Rule
@@ -574,6 +576,13 @@ def test_the_key_is_derived_as_rfc_5869_says() -> None:
     assert derive_key(bytes.fromhex("0b" * 22)) != derived
 
 
+def test_nothing_moves_from_one_part_of_what_is_signed_to_the_next() -> None:
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    plan = Plan(id="p", source="s", made_by="m", made_at=at, expires_at=at, terms="{}", jobs=12, pages=3)
+    assert sign_plan(KEY, plan) != sign_plan(KEY, replace(plan, jobs=1, pages=23))
+    assert sign_page(KEY, "p", 1, "1[]") != sign_page(KEY, "p", 11, "[]")
+
+
 def test_every_part_of_a_look_is_kept() -> None:
     """A part that is added later and not kept would widen what is applied; this sample has none as it is by default."""
     at = datetime(2026, 1, 2, 3, 4, 5, 678_901, UTC)
@@ -718,6 +727,18 @@ async def test_a_plan_whose_application_was_killed_is_not_applied_again(
     assert left == await statuses(bench) == ["failed"] * 2 + ["running"] * 4
     assert came_to(await applied(watched, await made(watched))) == {Outcome.APPLIED: 4}
     assert Counter(r.job_id for r in await bench.recoveries()) == {str(n): 1 for n in range(1, 7)}
+
+
+async def test_a_claim_that_was_cut_off_leaves_the_plan_to_be_applied(bench: SqlBench) -> None:
+    """The claim and the entry that begins the operation are one transaction: there is no plan applied by nobody."""
+    await bench.put({})
+    watched = watched_on(bench)
+    plan = await made(watched)
+    with cut_off_before(bench.engine, "INSERT INTO unstick_audit"), pytest.raises(CutOffError):
+        await applied(watched, plan)
+    assert await bench.audit() == []
+
+    assert came_to(await applied(watched, plan)) == {Outcome.APPLIED: 1}
 
 
 async def test_an_application_that_is_cancelled_ends_the_page_under_way_and_records_its_end(

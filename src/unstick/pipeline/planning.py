@@ -24,7 +24,7 @@ from unstick.domain.plan import (
     terms_text,
 )
 from unstick.domain.plan import page_text as text_of
-from unstick.domain.recovery import CHANGES, Action, Decision
+from unstick.domain.recovery import Action, Decision
 from unstick.domain.suspect import Look
 from unstick.pipeline.charges import Charge
 from unstick.pipeline.rescue import Decided
@@ -60,9 +60,8 @@ class Draft:
 
     async def add(self, scope: int, decided: Decided) -> None:
         """Keep decisions on jobs of a scope."""
-        decisions = [each for each in decided.decisions if each.action in CHANGES]
-        for start in range(0, len(decisions), PAGE):
-            await self._add_page(scope, decisions[start : start + PAGE])
+        for start in range(0, len(decided.decisions), PAGE):
+            await self._add_page(scope, decided.decisions[start : start + PAGE])
 
     async def _add_page(self, scope: int, decisions: Sequence[Decision]) -> None:
         content = text_of(scope, decisions)
