@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
 from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.api_support import AUTH, SECRET, assert_problem, client
 from tests.jobs import AWARE, COLUMNS, NAIVE, SqlBench, declared, jobs_table, open_bench
@@ -61,14 +62,14 @@ from unstick.pipeline.sweep import SweepOrder, SweepReport, sweep
 from unstick.pipeline.watched import Planning, Watched
 from unstick.sql import schema
 from unstick.sql.brakes import SqlBrakes
-from unstick.sql.connections import EngineConnections
+from unstick.sql.connections import EngineConnections, SessionConnections
 from unstick.sql.engine import open_engine
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.plans import SqlPlans
 from unstick.sql.source import SqlSource
 from unstick.sql.tables import leases, plan_pages, plans, recoveries
 from unstick.testing.conformance import MINUTE, Ages, look_at, suspects_of
-from unstick.wiring import plan_key
+from unstick.wiring import plan_key, watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -1050,6 +1051,20 @@ async def test_the_api_makes_shows_and_applies_a_plan(light: SqlBench) -> None:
     assert (done["dry_run"], done["plan"]["id"]) == (False, plan_id)
     assert f"operation {done['operation_id']}" in again["detail"]
     assert await statuses(light) == ["failed", "failed"]
+
+
+async def test_a_plan_is_made_and_applied_on_a_host_apps_own_session(bench: SqlBench) -> None:
+    """One connection, one transaction after another, and the secret of the settings."""
+    await bench.put({}, {}, {})
+    async with host(bench) as app, AsyncSession(app) as session:
+        watched = watch("main", bench.jobs, SessionConnections(session), Policy(), secret=lambda: SECRET)
+        plan = await made(watched)
+        report = await applied(watched, plan)
+        with pytest.raises(PlanRefusedError, match="applied by grace"):
+            await applied(watched, plan)
+
+    assert came_to(report) == {Outcome.APPLIED: 3}
+    assert await statuses(bench) == ["failed"] * 3
 
 
 async def test_every_call_about_a_plan_is_in_the_audit_log_with_its_id(light: SqlBench) -> None:
