@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 WORKERS = ("worker", "worker", "deaf")
 SWEEPERS = 3
 SETTLING = 90
-"""Seconds after the last blow within which every job must be over."""
+"""Seconds after the last blow, or the last job that came to its end since, within which another one must."""
 
 
 class MortalPostgres(Postgres):
@@ -143,14 +143,22 @@ class Run:
                 await self._strike(workers, sweepers)
             enqueueing.cancel()
             await asyncio.gather(enqueueing, return_exceptions=True)
-            deadline = time.monotonic() + SETTLING
-            while await self._open(engine) and time.monotonic() < deadline:
-                await self._breathe(everybody, 0.5)
+            await self._settle(engine, everybody)
+            for child in everybody:
+                child.kill()  # so that nothing moves while it is judged
             return await self._judge(engine)
         finally:
             for child in everybody:
                 child.kill()
             await engine.dispose()
+
+    async def _settle(self, engine: AsyncEngine, everybody: Sequence[Child]) -> None:
+        """Wait until every job is over, however slow the machine is, as long as ever fewer are open."""
+        fewest, deadline = sys.maxsize, 0.0
+        while (left := await self._open(engine)) and (left < fewest or time.monotonic() < deadline):
+            if left < fewest:
+                fewest, deadline = left, time.monotonic() + SETTLING
+            await self._breathe(everybody, 0.5)
 
     async def _breathe(self, everybody: Sequence[Child], seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -200,7 +208,7 @@ class Run:
         with contextlib.suppress(DBAPIError):
             async with engine.connect() as connection:
                 return int((await connection.execute(query)).scalar_one())
-        return 1
+        return sys.maxsize
 
     async def _judge(self, engine: AsyncEngine) -> list[str]:
         async with engine.connect() as connection:

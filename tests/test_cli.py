@@ -41,7 +41,7 @@ from unstick.sql.engine import open_engine
 
 SECRET = "a secret of thirty-two bytes or more"
 USER = pwd.getpwuid(os.getuid()).pw_name
-COMMANDS = ("serve", "stuck", "sweep", "undo", "token", "inspect", "db", "demo")
+COMMANDS = ("serve", "stuck", "sweep", "apply", "undo", "token", "inspect", "db", "demo")
 
 MAPPED = """
     [sources.main]
@@ -375,7 +375,7 @@ def test_sweep_json_is_the_apis_shape(run: Run, jobs: dict[str, int]) -> None:
     ran = run("sweep", "--json")
     shape = ran.document
     assert (ran.status, ran.err) == (0, "")
-    assert shape.keys() == CleanupShape.__annotations__.keys() - {"would_clean"}
+    assert shape.keys() == CleanupShape.__annotations__.keys() - {"would_clean", "plan"}
     assert shape["cleaned_jobs"] == {"queued": 1, "running": 1, "total": 2}
     assert (shape["action"], shape["threshold_minutes"]) == ("mark_failed", 5)
 
@@ -383,7 +383,7 @@ def test_sweep_json_is_the_apis_shape(run: Run, jobs: dict[str, int]) -> None:
 def test_a_dry_run_says_what_it_would_do_and_changes_nothing(run: Run, jobs: dict[str, int]) -> None:
     before = rows("SELECT * FROM jobs")
     shape = run("sweep", "--dry-run", "--json").document
-    assert shape.keys() == CleanupShape.__annotations__.keys()
+    assert shape.keys() == CleanupShape.__annotations__.keys() - {"plan"}
     assert shape["would_clean"] == {"queued": 1, "running": 1, "total": 2}
     assert shape["cleaned_jobs"]["total"] == 0
     ran = run("sweep", "--dry-run")
@@ -447,6 +447,70 @@ def on_terminal(*arguments: str) -> str:
     finally:
         os.close(slave)
         os.close(master)
+
+
+def states() -> dict[int, str]:
+    return {row["id"]: row["status"] for row in rows("SELECT id, status FROM jobs")}
+
+
+@pytest.mark.parametrize("as_json", [True, False], ids=["json", "text"])
+def test_what_a_dry_run_planned_is_applied_and_what_got_stuck_since_is_not(
+    run: Run, jobs: dict[str, int], monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    monkeypatch.setenv("UNSTICK_SECRET_KEY", SECRET)
+    how = ("--json",) if as_json else ()
+    planned = run("sweep", "--dry-run", "--plan", *how)
+    since = enqueue(minutes=30)
+    before = states()
+    plan_id = planned.document["plan"]["id"] if as_json else re.findall(r"unstick apply ([0-9a-f]{32})", planned.out)[0]
+
+    done = run("apply", plan_id, *how)
+
+    assert (planned.status, done.status, planned.err, done.err) == (0, 0, "", "")
+    assert states() == before | {jobs["queued"]: "failed", jobs["running"]: "failed"}
+    assert states()[since] == "queued"
+    if as_json:
+        assert (planned.document["plan"]["jobs"], planned.document["dry_run"]) == (2, True)
+        assert done.document["cleaned_jobs"] == {"queued": 1, "running": 1, "total": 2}
+        assert done.document.keys() <= CleanupShape.__annotations__.keys()
+    else:
+        assert "of 2 job(s), good until" in planned.out
+        assert "Successfully cleaned up 2 stuck job(s)." in done.out
+    began = rows("SELECT * FROM unstick_audit ORDER BY id")[0]
+    assert (began["call"], began["actor"], json.loads(began["parameters"])["plan"]) == (
+        "plans.apply",
+        f"cli:{USER}",
+        plan_id,
+    )
+    again = sentence(run("apply", plan_id))
+    assert again.startswith(f"Plan {plan_id} was applied by cli:{USER} at ")
+
+
+def test_a_plan_needs_a_dry_run_and_a_secret_key(run: Run, jobs: dict[str, int]) -> None:
+    before = states()
+    without_dry_run = run("sweep", "--plan")
+    assert (without_dry_run.status, "--plan goes with --dry-run" in without_dry_run.err) == (2, True)
+    assert "set UNSTICK_SECRET_KEY" in sentence(run("sweep", "--dry-run", "--plan"))
+    assert sentence(run("apply", "nothing")).startswith("There is no plan 'nothing' for source 'main'")
+    assert states() == before
+
+
+def test_a_plan_is_good_for_as_long_as_is_configured_and_by_the_mapping_it_was_made_by(
+    run: Run, app_table: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNSTICK_SECRET_KEY", SECRET)
+    configure(MAPPED + '\n    [sweep]\n    plan_lifetime = "2h"\n')
+    assert run("db", "upgrade").status == 0
+    with sqlite("app.db") as connection:
+        connection.execute("INSERT INTO ai_jobs VALUES ('a', 'queued', ?, NULL)", (ago(30),))
+    planned = run("sweep", "--dry-run", "--plan", "--json").document
+    kept = rows("SELECT made_at, expires_at FROM unstick_plans", "app.db")[0]
+    lasts = datetime.fromisoformat(kept["expires_at"]) - datetime.fromisoformat(kept["made_at"])
+    assert lasts == timedelta(hours=2)
+
+    configure(MAPPED.replace('queued = "queued"', 'queued = ["queued", "new"]'))
+    assert "another mapping" in sentence(run("apply", planned["plan"]["id"]))
+    assert rows("SELECT status FROM ai_jobs", "app.db") == [{"status": "queued"}]
 
 
 # What goes wrong

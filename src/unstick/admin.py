@@ -7,6 +7,7 @@ from weakref import WeakSet
 
 import sqlalchemy as sa
 from fastapi import APIRouter
+from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from unstick.api import router
@@ -51,7 +52,7 @@ class AdminService:
         host = hosted(jobs, policy)
         self._table = host.jobs.full_name
         self._connections = SessionConnections(db)
-        self._watched = watch(host.source, host.jobs, self._connections, host.policy)
+        self._watched = watch(host.source, host.jobs, self._connections, host.policy, secret=_secret)
         self._actor = actor
 
     async def monitor_stuck_jobs(
@@ -144,13 +145,17 @@ def admin_router(
         async with sessions() as session:
             connections = SessionConnections(session)
             await need_ledger(connections, host.jobs.full_name)
-            yield watch(host.source, host.jobs, connections, host.policy)
+            yield watch(host.source, host.jobs, connections, host.policy, secret=_secret)
 
     return router.admin_router(watched={hosted(jobs, policy).source: opened}, principal=auth or _token_auth())
 
 
+def _secret() -> SecretStr | None:
+    return host_settings().secret_key
+
+
 def _token_auth() -> Callable[..., Any]:
-    secret = host_settings().secret_key
+    secret = _secret()
     if secret is None:
         raise ConfigurationError(
             "Nothing says who may call: pass the app's own dependency as `auth`, or set UNSTICK_SECRET_KEY."

@@ -37,6 +37,7 @@ from unstick.domain.brake import BrakeLimits, Unattended
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.job import JobState
 from unstick.domain.naming import NamePattern
+from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import Action
 
@@ -271,6 +272,8 @@ class SweepSettings(_Section):
 
     clean_every: Duration = Unattended().every
     brake: BrakeSettings = BrakeSettings()
+    plan_lifetime: Duration = PLAN_LIFETIME
+    """How long what a dry run has planned can be applied."""
 
     def unattended(self) -> Unattended:
         """Return these settings as the pipeline's value."""
@@ -298,7 +301,7 @@ class Settings(BaseSettings):
     )
 
     secret_key: SecretStr | None = None
-    """Signs and checks bearer tokens (HS256); at least 32 bytes."""
+    """Signs and checks bearer tokens (HS256), and what plans are signed with is derived from it; at least 32 bytes."""
     sources: dict[Annotated[str, AfterValidator(_source_name)], SourceSettings] = Field(
         default_factory=lambda: {"main": SourceSettings()}, min_length=1
     )
@@ -349,6 +352,20 @@ class _Environment(EnvSettingsSource):
             field = self.settings_cls.model_fields.get(section)
             if field is None or (nested and not (section in _SECTIONS or self.field_is_complex(field))):
                 yield key
+
+
+SHORTEST_SECRET = 32
+
+
+def secret_bytes(secret: SecretStr) -> bytes:
+    """Return a secret key's bytes; raise `ConfigurationError` where it is too short to be one."""
+    key = secret.get_secret_value().encode()
+    if len(key) < SHORTEST_SECRET:
+        raise ConfigurationError(
+            f"The secret key has {len(key)} bytes and needs at least {SHORTEST_SECRET}: set UNSTICK_SECRET_KEY to "
+            "what `openssl rand -hex 32` prints."
+        )
+    return key
 
 
 def load_settings(file: Path | None = None) -> Settings:

@@ -11,6 +11,7 @@ from unstick.domain.brake import Brake, Pass
 from unstick.domain.evidence import Evidence
 from unstick.domain.history import Durations, Replayed
 from unstick.domain.job import Job, JobClass, JobId, JobState
+from unstick.domain.plan import KeptPage, Plan, PlanDraft
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
@@ -400,3 +401,34 @@ class StoryReader(Protocol):
 
     async def events(self, source: str, job_id: JobId, limit: int) -> Sequence[Event]:
         """Return what happened to a job, at most that many events, the newest where there are more."""
+
+
+class Plans(Protocol):
+    """What was planned, kept until it is applied or expired, and a while longer."""
+
+    async def begin(self, plan: PlanDraft, lifetime: timedelta) -> Plan:
+        """Begin to keep a plan, which expires after its lifetime by the ledger's clock; it has no signature yet."""
+
+    async def add(self, plan_id: str, page: KeptPage) -> None:
+        """Keep a page of a plan that is being made."""
+
+    async def finish(self, plan: Plan) -> None:
+        """Keep how many jobs and pages a plan has come to, and its signature."""
+
+    async def find(self, plan_id: str) -> Plan | None:
+        """Return a plan's head, None where there is none of that id."""
+
+    async def page(self, plan_id: str, number: int) -> KeptPage | None:
+        """Return a page of a plan, by its number from 0."""
+
+    async def claim(self, plan: Plan, entry: AuditEntry) -> int | None:
+        """Begin the operation that applies a plan, and return its id; None where it was applied or has expired.
+
+        The claim and the entry that begins the operation are one transaction: of several claims one is granted.
+        """
+
+    async def has_ended(self, operation_id: int) -> bool:
+        """Tell whether the end of an operation that applied a plan is in the audit log."""
+
+    async def strike(self, older_than: timedelta, most: int) -> int:
+        """Forget at most so many of the plans that expired so long ago, and return how many that were."""

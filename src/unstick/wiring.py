@@ -1,26 +1,29 @@
 """Builds the whole from settings; the only module that knows every adapter."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Literal
 
 import sqlalchemy as sa
 from fastapi import FastAPI
+from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from unstick.api.auth import jwt_principal
 from unstick.api.factory import create_app
-from unstick.config import Settings, SourceSettings
-from unstick.domain.brake import Unattended
+from unstick.config import Settings, SourceSettings, secret_bytes
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
+from unstick.domain.plan import PLAN_LIFETIME, derive_key
 from unstick.domain.policy import Policy
 from unstick.domain.work import BEAT_EVERY, LEASE
 from unstick.pipeline.settling import settle_intents
-from unstick.pipeline.watched import OpenWatched, Watched
+from unstick.pipeline.watched import OpenWatched, Planning, Watched
 from unstick.ports import Witness
 from unstick.sql import schema
 from unstick.sql.backends import Backends
@@ -32,6 +35,7 @@ from unstick.sql.history import SqlHistory
 from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
+from unstick.sql.plans import SqlPlans
 from unstick.sql.queue import SqlJobQueue
 from unstick.sql.reflection import mapped_table
 from unstick.sql.registry import WorkerRegistry
@@ -68,11 +72,13 @@ def watch(
     ledger: Connections | None = None,
     settings: SourceSettings | None = None,
     *,
-    unattended: Unattended | None = None,
+    secret: Callable[[], SecretStr | None] = lambda: None,
+    plan_lifetime: timedelta = PLAN_LIFETIME,
 ) -> Watched:
     """Put a source, its ledger, its policy and its witnesses together.
 
     All are on one database unless the ledger is to be in another; there are no witnesses but those that settings name.
+    The secret is asked for only when a plan is to be signed, or its signature checked.
 
     Raises:
         ConfigurationError: a witness needs another database, or a library that isn't installed.
@@ -83,12 +89,17 @@ def watch(
         ledger=SqlLedger(ledger or connections),
         policy=policy,
         brakes=SqlBrakes(ledger or connections),
-        unattended=unattended or Unattended(),
         history=SqlHistory(declared, connections),
         snoozes=SqlSnoozes(ledger or connections),
         story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
+        planning=Planning(
+            plans=SqlPlans(ledger or connections),
+            key=lambda: plan_key(secret()),
+            mapping=_fingerprint(declared),
+            lifetime=plan_lifetime,
+        ),
     )
 
 
@@ -127,6 +138,26 @@ def _needing(library: str, witness: str) -> Iterator[None]:
         ) from error
 
 
+def plan_key(secret: SecretStr | None) -> bytes:
+    """Return the key that plans are signed with.
+
+    Raises:
+        ConfigurationError: there is no secret to derive it from, or it is too short to be one.
+    """
+    if secret is None:
+        raise ConfigurationError(
+            "There is no secret key to sign a plan with: set UNSTICK_SECRET_KEY to what `openssl rand -hex 32` prints, "
+            "the same wherever plans are made and applied."
+        )
+    return derive_key(secret_bytes(secret))
+
+
+def _fingerprint(declared: JobTable) -> str:
+    """Name a mapping by all it says."""
+    said = [declared.full_name, sorted(declared.columns.items()), sorted(declared.states.items()), declared.timezone]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
 @asynccontextmanager
 async def open_watched(settings: Settings, source: str | None = None) -> AsyncIterator[Watched]:
     """Open one source for use, and close it after.
@@ -143,10 +174,17 @@ async def open_watched(settings: Settings, source: str | None = None) -> AsyncIt
             engine = await stack.enter_async_context(_open(home))
             await _prepare(engine, home)
             opened.append(EngineConnections(engine))
-        policy, unattended = settings.policy.policy(), settings.sweep.unattended()
-        ledger = opened[1] if len(opened) > 1 else None
-        declared = JobTable.from_settings(chosen)
-        watched = watch(name, declared, opened[0], policy, ledger, chosen, unattended=unattended)
+        watched = watch(
+            name,
+            JobTable.from_settings(chosen),
+            opened[0],
+            settings.policy.policy(),
+            opened[1] if len(opened) > 1 else None,
+            chosen,
+            secret=lambda: settings.secret_key,
+            plan_lifetime=settings.sweep.plan_lifetime,
+        )
+        watched = replace(watched, unattended=settings.sweep.unattended())
         await watched.source.clock()  # holds the mapping against the table: what doesn't fit is told now
         for witness in watched.witnesses:
             if isinstance(witness, WorkerRegistry):

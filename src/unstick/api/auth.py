@@ -14,12 +14,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
 from unstick.api.problems import RefusedError
-from unstick.config import AuthSettings
+from unstick.config import AuthSettings, secret_bytes
 from unstick.domain.access import Principal, Role
-from unstick.domain.errors import ConfigurationError
 
 _ALGORITHM = "HS256"
-_SHORTEST_SECRET = 32
 _NOT_VALID = "The token is not valid."
 
 _bearer = HTTPBearer(
@@ -33,7 +31,7 @@ def jwt_principal(secret: SecretStr, auth: AuthSettings) -> Callable[..., Awaita
     Raises:
         ConfigurationError: the secret is too short to be one.
     """
-    key = _key(secret)
+    key = secret_bytes(secret)
 
     async def principal(sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Principal:
         if sent is None:
@@ -58,17 +56,7 @@ def mint_token(secret: SecretStr, *, role: Role, subject: str, lifetime: timedel
         "iat": now,
         "exp": now + lifetime,
     }
-    return jwt.encode(claims, _key(secret), _ALGORITHM)
-
-
-def _key(secret: SecretStr) -> bytes:
-    key = secret.get_secret_value().encode()
-    if len(key) < _SHORTEST_SECRET:
-        raise ConfigurationError(
-            f"The secret key has {len(key)} bytes and needs at least {_SHORTEST_SECRET}: set UNSTICK_SECRET_KEY to "
-            "what `openssl rand -hex 32` prints."
-        )
-    return key
+    return jwt.encode(claims, secret_bytes(secret), _ALGORITHM)
 
 
 def _claims(token: str, key: bytes, auth: AuthSettings) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Call:
         self._role: str | None = None
         self._admitted = False
         self.swept = False
-        """What was started writes the record of itself, as a sweep does of its beginning and end."""
+        """An operation that changes jobs was started, and writes the record of its beginning and end itself."""
         self.result: dict[str, object] = {}
         """What the record tells of what came of it, besides the status."""
         request.scope[_SCOPE_KEY] = self

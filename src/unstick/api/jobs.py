@@ -46,6 +46,9 @@ class CleanupQuery(_ThresholdQuery):
 
     action: ActionWord = Field(default=None, description="What is done to each job; left out, as configured.")
     dry_run: TrueOrFalse = Field(default=False, description="Count what would be cleaned, and change nothing.")
+    plan: TrueOrFalse = Field(
+        default=False, description="Only of a dry run: keep what would be cleaned, as a plan that can be applied later."
+    )
 
 
 async def find_stuck_jobs(call: CurrentCall, query: Annotated[StuckQuery, Query()]) -> StuckShape:
@@ -63,6 +66,8 @@ async def clean_up_stuck_jobs(call: CurrentCall, query: Annotated[CleanupQuery, 
     shape = cleanup_shape(report)
     if "would_clean" in shape:
         call.result["would_clean"] = shape["would_clean"]
+    if "plan" in shape:
+        call.result["plan"] = shape["plan"]["id"]
     return shape
 
 
@@ -92,4 +97,5 @@ def _order(call: Call, query: CleanupQuery) -> SweepOrder:
         queued_after=query.queued_after,
         action=query.action,
         dry_run=query.dry_run,
+        plan=query.plan,
     )

@@ -18,10 +18,12 @@ from unstick.domain.errors import (
     NothingToUndoError,
     NotStuckError,
     PendingChangesError,
+    PlanRefusedError,
     RecoveryStoppedError,
     SourceUnavailableError,
     TooManySnoozesError,
     UnknownJobError,
+    UnknownPlanError,
     UnknownRecoveryError,
     UnstickError,
 )
@@ -101,9 +103,11 @@ def _status_of(error: BaseException | None) -> int:
     match error:
         case SourceUnavailableError() | ConfigurationError():
             return 503
-        case UnknownRecoveryError() | UnknownJobError():
+        case UnknownRecoveryError() | UnknownJobError() | UnknownPlanError():
             return 404
-        case PendingChangesError() | NothingToUndoError() | NotStuckError() | TooManySnoozesError():
+        case (
+            PendingChangesError() | NothingToUndoError() | NotStuckError() | TooManySnoozesError() | PlanRefusedError()
+        ):
             return 409
         case _:
             return 500
@@ -197,10 +201,10 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
     },
     403: _documented("A valid token whose role does not allow the call."),
-    404: _documented("There is no such source, job, operation or recovery."),
+    404: _documented("There is no such source, job, operation, recovery or plan."),
     409: _documented(
-        "As things stand it can't be done: the job isn't stuck, nothing is left to undo, or the session given to "
-        "Unstick holds other changes."
+        "As things stand it can't be done: the job isn't stuck, nothing is left to undo, the plan was changed, "
+        "expired or was applied, or the session given to Unstick holds other changes."
     ),
     422: _documented("A parameter that means nothing; nothing was changed.", errors=_ERRORS),
     500: _documented("An error of the service's own.", recovered=_RECOVERED),

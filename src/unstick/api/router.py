@@ -10,6 +10,7 @@ from unstick.api.call import CurrentCall
 from unstick.api.hindsight import add_hindsight
 from unstick.api.job import add_job
 from unstick.api.jobs import add_jobs
+from unstick.api.plans import add_plans
 from unstick.api.problems import PROBLEMS
 from unstick.api.route import recorded_route
 from unstick.api.sources import Sources
@@ -35,6 +36,7 @@ def admin_router(*, watched: Mapping[str, OpenWatched], principal: Callable[...,
     )
     needs = _gate(principal)
     add_jobs(router, needs)
+    add_plans(router, needs)
     add_stats(router, needs)
     add_brakes(router, needs)
     add_undo(router, needs)

@@ -7,6 +7,7 @@ import typer
 
 from unstick import __version__
 from unstick.cli.aftermath import aftermath
+from unstick.cli.apply import apply
 from unstick.cli.brake import brake
 from unstick.cli.db import app as db
 from unstick.cli.demo import demo
@@ -40,6 +41,7 @@ for command in (
     recover,
     snooze,
     sweep,
+    apply,
     undo,
     brake,
     aftermath,

@@ -2,6 +2,7 @@
 # ruff: noqa: PLC0415 - a command loads what it needs when it runs, so that `unstick --help` is quick
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -11,7 +12,10 @@ from unstick.cli.output import complain, is_watched, say, say_json, warn
 from unstick.domain.recovery import Action, Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from unstick.config import Settings
+    from unstick.pipeline.course import Progress
     from unstick.pipeline.shapes import CleanupShape
     from unstick.pipeline.sweep import SweepOrder, SweepReport
     from unstick.pipeline.watched import Watched
@@ -22,7 +26,11 @@ _SHOWN = 10
 
 def sweep(
     ctx: typer.Context,
+    *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="With --dry-run: keep that as a plan, which `unstick apply` carries out.")
+    ] = False,
     action: Annotated[
         Literal["mark_failed", "retry"] | None,
         typer.Option(help="What is done to a stuck job; without it what is configured."),
@@ -42,15 +50,22 @@ def sweep(
     from unstick.pipeline.shapes import cleanup_shape
     from unstick.pipeline.sweep import SweepOrder
 
+    if plan and not dry_run:
+        raise typer.BadParameter("--plan goes with --dry-run: a plan is what a dry run found.")
     order = SweepOrder(
         actor=f"cli:{os_user()}",
         queued_after=threshold_minutes,
         action=None if action is None else Action(action),
         dry_run=dry_run,
         unattended=unattended,
+        plan=plan,
     )
     watch_it = is_watched(sys.stderr) and not as_json
-    shape = cleanup_shape(run(_sweep(source_settings_of(ctx), source, order, watch_it=watch_it)))
+    tell_cleanup(cleanup_shape(run(_sweep(source_settings_of(ctx), source, order, watch_it=watch_it))), as_json=as_json)
+
+
+def tell_cleanup(shape: "CleanupShape", *, as_json: bool) -> None:
+    """Print what a cleanup did; exit with 2 if any job couldn't be changed."""
     if as_json:
         say_json(shape)
     else:
@@ -84,18 +99,25 @@ async def _sweep(settings: "Settings", source: str | None, order: "SweepOrder", 
 
 async def _watched_sweep(watched: "Watched", order: "SweepOrder") -> "SweepReport":
     """Sweep while a bar on stderr shows how far it is."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from unstick.pipeline.judging import count_stuck
     from unstick.pipeline.looking import take_look, take_scopes
     from unstick.pipeline.sweep import sweep as carry_out
 
     counts = await count_stuck(watched, await take_scopes(watched, await take_look(watched, order.queued_after)))
+    with progress_bar("Looking" if order.dry_run else "Recovering", counts.stuck.total) as progress:
+        return await carry_out(watched, order, progress)
+
+
+@contextmanager
+def progress_bar(doing: str, total: int) -> "Iterator[Progress]":
+    """Show on stderr how far something is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Looking" if order.dry_run else "Recovering", total=counts.stuck.total)
-        return await carry_out(watched, order, lambda seen: bar.update(task, completed=seen))
+        task = bar.add_task(doing, total=total)
+        yield lambda seen: bar.update(task, completed=seen)
 
 
 def _summary(shape: "CleanupShape") -> str:
@@ -105,6 +127,10 @@ def _summary(shape: "CleanupShape") -> str:
         f"  by state     queued {counts['queued']}, running {counts['running']}",
         f"  by action    {_pairs(shape['actions'])}, of them poison {shape['poison']}",
     ]
+    if shape["dry_run"] and "plan" in shape:
+        plan = shape["plan"]
+        lines.append(f"  plan         {plan['id']}, of {plan['jobs']} job(s), good until {plan['expires_at']}")
+        lines.append(f"  carry it out unstick apply {plan['id']}")
     if not shape["dry_run"]:
         lines.append(f"  by outcome   {_pairs(shape['outcomes'])}")
         lines.append(f"  audit log    operation {shape['operation_id']}")

@@ -7,6 +7,8 @@ UnstickError
 ├── UnknownJobError          a job that its source doesn't have, and of which nothing is on record
 ├── NotStuckError            a job that isn't stuck, so that nothing is done to it
 ├── TooManySnoozesError      a source of which as many jobs are snoozed as may be
+├── UnknownPlanError         there is no plan of that id
+├── PlanRefusedError         a plan was changed, expired or applied already
 ├── PendingChangesError      the caller's session holds changes we would commit
 ├── UnknownRecoveryError     an operation or a job that no recovery is on record of
 ├── NothingToUndoError       all of it was undone already, or nothing was done
@@ -43,6 +45,14 @@ class NotStuckError(UnstickError):
 
 class TooManySnoozesError(UnstickError):
     """As many jobs of a source are snoozed as may be; end a snooze first."""
+
+
+class UnknownPlanError(UnstickError):
+    """There is no plan of that id, or none any more."""
+
+
+class PlanRefusedError(UnstickError):
+    """A plan can't be applied: it was changed since it was made, expired, or was applied already."""
 
 
 class PendingChangesError(UnstickError):

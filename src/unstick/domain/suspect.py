@@ -60,7 +60,10 @@ class Suspect(NamedTuple):
     since: datetime
     """The sign of life it is judged by."""
     seen: tuple[object, ...] = ()
-    """The fence: the source's own raw values of this look. Opaque outside the source."""
+    """The fence: the source's own raw values of this look. Opaque outside the source.
+
+    A plan keeps it as JSON, where what JSON doesn't know is text, and the source must take it in that form, too.
+    """
     lease_expired: bool = False
     """Its worker held it by a lease, and let that run out; `since` is when the worker last beat."""
     attempt: int | None = None

@@ -14,11 +14,12 @@ from unstick.domain.errors import InvalidRequestError, NotStuckError, RecoverySt
 from unstick.domain.job import JobId
 from unstick.domain.recovery import LOST_RACE, Action, Decision, Outcome
 from unstick.domain.snooze import requested_reason
+from unstick.pipeline.course import record_failure, surely, what_it_hit
 from unstick.pipeline.looking import Scope
 from unstick.pipeline.rescue import Decided, Rescued, decide_page, rescue
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.snoozing import unknown_job
-from unstick.pipeline.sweep import record_failure, refuse_what_cannot_be_done, surely, what_it_hit
+from unstick.pipeline.sweep import refuse_what_cannot_be_done
 from unstick.pipeline.verdict import Verdict, judge
 from unstick.pipeline.watched import Watched
 

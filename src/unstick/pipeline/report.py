@@ -88,8 +88,7 @@ async def report_stuck(
     Raises:
         InvalidRequestError: the limit is out of range or the cursor isn't one of ours.
     """
-    if not 1 <= limit <= MAX_LIMIT:
-        raise InvalidRequestError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
+    check_limit(limit)
     positions = decode_cursor(cursor)
     look = await take_look(watched, queued_after)
     scopes = await take_scopes(watched, look)
@@ -115,6 +114,12 @@ async def _count_snoozed(watched: Watched, scopes: Sequence[Scope]) -> int:
     """Count the suspects among the jobs that are left alone."""
     looks = [replace(each.look, left_alone=frozenset(), only=each.look.left_alone) for each in scopes]
     return sum([(await watched.source.count_suspects(look)).total for look in looks if look.only])
+
+
+def check_limit(limit: int) -> None:
+    """Raise `InvalidRequestError` where a list can't be so long."""
+    if not 1 <= limit <= MAX_LIMIT:
+        raise InvalidRequestError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
 
 
 async def _oldest(

@@ -146,8 +146,16 @@ class FollowUpShape(TypedDict):
     problem: str | None
 
 
+class PlanRef(TypedDict):
+    """A plan that a dry run has kept, or that was applied."""
+
+    id: str
+    expires_at: str
+    jobs: int
+
+
 class CleanupShape(TypedDict):
-    """Shape 2: what a cleanup did. `would_clean` is there in a dry run, which changes nothing."""
+    """Shape 2: what a cleanup did. A dry run changes nothing and has `would_clean`; `plan` where there is one."""
 
     action: Literal["mark_failed", "retry", "leave"]
     cleaned_jobs: CountsByState
@@ -164,6 +172,7 @@ class CleanupShape(TypedDict):
     brake: BrakeShape | None
     follow_up: FollowUpShape | None
     would_clean: NotRequired[CountsByState]
+    plan: NotRequired[PlanRef]
 
 
 class UndoShape(TypedDict):
@@ -287,6 +296,9 @@ def cleanup_shape(report: SweepReport) -> CleanupShape:
     )
     if report.dry_run:
         shape["would_clean"] = applied
+    if report.plan is not None:
+        plan = report.plan
+        shape["plan"] = {"id": plan.id, "expires_at": plan.expires_at.isoformat(), "jobs": plan.jobs}
     return shape
 
 
@@ -471,7 +483,8 @@ def _left_over(report: SweepReport) -> str:
     lost = report.tally.of(outcome=Outcome.LOST_RACE)
     failed = report.tally.of(outcome=Outcome.FAILED)
     left = report.tally.of(outcome=Outcome.LEFT)
-    said = f" {left} were left to a person, or for later." if left else ""
+    said = f" {left} were left to a person, or for later." if left and report.plan is None else ""
+    said += f" {left} are no longer as they were planned for; they were left alone." if left and report.plan else ""
     said += f" {lost} changed meanwhile, or somebody held their rows; they were left alone." if lost else ""
     return said + (f" {failed} could not be changed; `failures` says why." if failed else "")
 

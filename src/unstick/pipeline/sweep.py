@@ -6,36 +6,34 @@ Known weakness: where age is the only witness, a healthy job that is silent for 
 recovered, as the contract says; give such kinds a longer threshold or a heartbeat.
 """
 
-import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeVar
 
-from unstick.domain.audit import AuditEntry, AuditOutcome
+from unstick.domain.audit import AuditOutcome
 from unstick.domain.brake import Brake
-from unstick.domain.errors import InvalidRequestError, RecoveryStoppedError
+from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import JobState
+from unstick.domain.plan import Plan
 from unstick.domain.policy import Ruling, rule
 from unstick.domain.recovery import Action, Outcome, Recovery, Tally
 from unstick.domain.suspect import Look
 from unstick.pipeline.aftermath import FollowUp, follow_up_after
 from unstick.pipeline.braking import allow, begin_pass, end_pass
 from unstick.pipeline.charges import Charge, charge_of, count_as, count_left
+from unstick.pipeline.course import Course, Operation, Progress, ahead, carry_out, meant, result_of, tell
 from unstick.pipeline.judging import asks_witnesses
 from unstick.pipeline.looking import Scope, take_look, take_scopes
-from unstick.pipeline.rescue import Census, CensusKey, Decided, decide_page, foresee, rescue
+from unstick.pipeline.planning import Draft, begin_plan
+from unstick.pipeline.rescue import Census, Decided, decide_page, foresee, rescue
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.snoozing import left_alone
 from unstick.pipeline.watched import Watched
-from unstick.ports import JobSource, Ledger
+from unstick.ports import JobSource
 
 CLEANUP_CALL = "jobs.cleanup"
 """What a sweep is called in the audit log, whoever asked for it."""
-
-Progress = Callable[[int], None]
-"""Told the number of jobs looked at so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +47,8 @@ class SweepOrder:
     dry_run: bool = False
     unattended: bool = False
     """Nobody watches it: the brake, the grace after a gap and what is left to a person hold it back."""
+    plan: bool = False
+    """Keep what a dry run finds, so that exactly that can be done later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +67,8 @@ class SweepReport:
     follow_up: FollowUp | None = None
     """What became of jobs recovered before; None where nothing was looked up."""
 
-
-MAX_FAILURES = 100
-_MOMENT_SECONDS = 2
-_Ending = TypeVar("_Ending")
+    plan: Plan | None = None
+    """What a dry run has kept, or what was applied."""
 
 
 async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None = None) -> SweepReport:
@@ -83,6 +81,8 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
     """
     if order.unattended and order.dry_run:
         raise InvalidRequestError("A dry run has somebody who reads it: leave out either dry_run or unattended.")
+    if order.plan and not order.dry_run:
+        raise InvalidRequestError("A plan is made by a dry run: ask for dry_run, too, or leave out plan.")
     look = await take_look(watched, order.queued_after)
     this = await begin_pass(watched, look) if order.unattended else None
     scopes = await take_scopes(watched, look)
@@ -91,21 +91,24 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
     for asked in {action, *(charge.action for charge in charges)}:
         refuse_what_cannot_be_done(watched.source, asked)
     if order.dry_run:
-        tally = await _foresee(watched, charges, progress)
-        return SweepReport(look=look, action=action, dry_run=True, tally=tally, operation_id=None)
-    operation = _Operation(watched=watched, order=order, look=look, action=action, charges=charges)
+        draft = await begin_plan(watched, order.actor, look, action, charges) if order.plan else None
+        tally = await _foresee(watched, charges, progress, draft)
+        plan = None if draft is None else await draft.finish()
+        return SweepReport(look=look, action=action, dry_run=True, tally=tally, operation_id=None, plan=plan)
+    operation = _operation(watched, order, look, action)
     await settle_intents(watched)
-    allowed = await allow(watched, operation.acted_on) if order.unattended else None
+    allowed = await allow(watched, _acted_on(charges)) if order.unattended else None
     if allowed is not None and allowed.brake is not None:
-        return await _held(operation, allowed.brake)
+        tally = await _held(operation, charges, allowed.brake)
+        return SweepReport(look=look, action=action, dry_run=False, tally=tally, operation_id=None, brake=allowed.brake)
     operation_id = await watched.ledger.append(operation.entry(AuditOutcome.STARTED))
-    course = _Course(
+    course = Course(
         operation=operation,
         operation_id=operation_id,
         progress=progress,
         most=None if allowed is None else allowed.most,
     )
-    await _carry_out(course)
+    await carry_out(course, _work(course, charges))
     return SweepReport(
         look=look,
         action=action,
@@ -129,167 +132,55 @@ def refuse_what_cannot_be_done(source: JobSource, action: Action) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Operation:
-    watched: Watched
-    order: SweepOrder
-    look: Look
-    action: Action
-    charges: Sequence[Charge]
-
-    @property
-    def acted_on(self) -> list[Scope]:
-        """What it acts on."""
-        return [replace(charge.scope, look=charge.acted_on) for charge in self.charges if charge.acted_on is not None]
-
-    def entry(
-        self, outcome: AuditOutcome, operation_id: int | None = None, result: Mapping[str, object] | None = None
-    ) -> AuditEntry:
-        return AuditEntry(
-            actor=self.order.actor,
-            role=self.order.role,
-            call=CLEANUP_CALL,
-            outcome=outcome,
-            parameters={
-                "source": self.watched.source.name,
-                "action": self.action.value,
-                "queued_after_seconds": self.look.queued_after.total_seconds(),
-                "running_after_seconds": self.look.running_after.total_seconds(),
-                **({"unattended": True} if self.order.unattended else {}),
-            },
-            result=result or {},
-            operation_id=operation_id,
-        )
+def _operation(watched: Watched, order: SweepOrder, look: Look, action: Action) -> Operation:
+    return Operation(
+        watched=watched,
+        actor=order.actor,
+        role=order.role,
+        call=CLEANUP_CALL,
+        what=f"The sweep of source {watched.source.name!r}",
+        parameters={
+            "source": watched.source.name,
+            "action": action.value,
+            "queued_after_seconds": look.queued_after.total_seconds(),
+            "running_after_seconds": look.running_after.total_seconds(),
+            **({"unattended": True} if order.unattended else {}),
+        },
+    )
 
 
-async def _foresee(watched: Watched, charges: Sequence[Charge], progress: Progress | None) -> Tally:
+def _acted_on(charges: Sequence[Charge]) -> list[Scope]:
+    return [replace(charge.scope, look=charge.acted_on) for charge in charges if charge.acted_on is not None]
+
+
+async def _foresee(
+    watched: Watched, charges: Sequence[Charge], progress: Progress | None, draft: Draft | None
+) -> Tally:
     census: Census = Counter()
-    for charge in charges:
+    for scope, charge in enumerate(charges):
         census += await count_left(watched, charge)
         async for decided in _decided(watched, charge):
             census += foresee(decided)
-            _tell(progress, census)
+            if draft is not None:
+                await draft.add(scope, decided)
+            tell(progress, census)
     return Tally(counts=dict(census))
 
 
-async def _held(operation: _Operation, brake: Brake) -> SweepReport:
-    """Record that a brake held a sweep, and report what it was held from."""
+async def _held(operation: Operation, charges: Sequence[Charge], brake: Brake) -> Tally:
+    """Record that a brake held a sweep, and return what it was held from."""
     census: Census = Counter()
-    for charge in operation.charges:
+    for charge in charges:
         census += await count_left(operation.watched, charge)
         if charge.acted_on is not None:
             census += await count_as(operation.watched, charge, charge.acted_on, Outcome.BRAKED)
-    result = _result(census) | {"cause": brake.cause}
+    result = result_of(census) | {"cause": brake.cause}
     await operation.watched.ledger.append(operation.entry(AuditOutcome.REFUSED, result=result))
-    return SweepReport(
-        look=operation.look,
-        action=operation.action,
-        dry_run=False,
-        tally=Tally(counts=dict(census)),
-        operation_id=None,
-        brake=brake,
-    )
+    return Tally(counts=dict(census))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Course:
-    """How far an operation has come."""
-
-    operation: _Operation
-    operation_id: int
-    progress: Progress | None
-    census: Census = field(default_factory=Counter)
-    failures: list[Recovery] = field(default_factory=list)
-    interrupted: asyncio.Event = field(default_factory=asyncio.Event)
-    most: int | None = None
-    """How many it may recover; more are a mass event that began after they were counted."""
-
-    @property
-    def is_over(self) -> bool:
-        """Tell whether it must not go on."""
-        return self.interrupted.is_set() or (self.most is not None and self.recovered > self.most)
-
-    @property
-    def recovered(self) -> int:
-        return Tally(counts=self.census).of(outcome=Outcome.APPLIED)
-
-    @property
-    def said(self) -> str:
-        return (
-            f"{self.recovered} job(s) recovered before it stay recovered and are in the audit log as operation "
-            f"{self.operation_id}."
-        )
-
-    def came_to(self, counts: Mapping[CensusKey, int], failures: Sequence[Recovery] = ()) -> None:
-        self.census.update(counts)
-        self.failures.extend(failures[: MAX_FAILURES - len(self.failures)])
-        _tell(self.progress, self.census)
-
-    def end(self, outcome: AuditOutcome, problem: str | None = None) -> AuditEntry:
-        result = _result(self.census) | ({} if problem is None else {"problem": problem})
-        return self.operation.entry(outcome, self.operation_id, result)
-
-
-async def _carry_out(course: _Course) -> None:
-    """Do the work and record its end, however often somebody interrupts it meanwhile."""
-    work = asyncio.ensure_future(_work(course))
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await surely(_interrupt(course, work))
-        raise
-    except Exception as error:
-        raise await surely(_stopped(course, error)) from error
-    await surely(_end(course))
-
-
-async def _end(course: _Course) -> None:
-    try:
-        await course.operation.watched.ledger.append(course.end(AuditOutcome.DONE))
-    except Exception as error:
-        name = course.operation.watched.source.name
-        raise RecoveryStoppedError(
-            f"The sweep of source {name!r} was done, but its end could not be recorded: {error} {course.said}",
-            recovered=course.recovered,
-        ) from error
-
-
-async def _interrupt(course: _Course, work: asyncio.Future[None]) -> None:
-    """Give the batch under way a moment to end and be counted, and record the interruption."""
-    course.interrupted.set()
-    await asyncio.wait([work], timeout=_MOMENT_SECONDS)
-    work.cancel()
-    await asyncio.wait([work])
-    failure = None if work.cancelled() else work.exception()
-    problem = "interrupted" if failure is None else f"interrupted, after this: {failure}"
-    await record_failure(course.operation.watched.ledger, course.end(AuditOutcome.FAILED, problem))
-
-
-async def _stopped(course: _Course, error: Exception) -> RecoveryStoppedError:
-    watched = course.operation.watched
-    unrecorded = await record_failure(watched.ledger, course.end(AuditOutcome.FAILED, str(error)))
-    return RecoveryStoppedError(
-        f"The sweep of source {watched.source.name!r} stopped: {error} {what_it_hit(watched.source)}; "
-        f"{course.said}{unrecorded}",
-        recovered=course.recovered,
-    )
-
-
-async def surely(ending: Coroutine[object, object, _Ending]) -> _Ending:
-    """Wait until an end is recorded; a cancellation, be it the tenth, doesn't cut it off and is passed on after."""
-    task, cancelled = asyncio.ensure_future(ending), False
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    return task.result()
-
-
-async def _work(course: _Course) -> None:
-    for charge in course.operation.charges:
+async def _work(course: Course, charges: Sequence[Charge]) -> None:
+    for charge in charges:
         if left := await count_left(course.operation.watched, charge):
             course.came_to(left)
         if await _rule(course, charge):
@@ -298,23 +189,7 @@ async def _work(course: _Course) -> None:
             return
 
 
-def what_it_hit(source: JobSource) -> str:
-    """Say what becomes of a batch that an error stopped."""
-    if source.capabilities.records:
-        return "What was under way was rolled back"
-    return "What was under way is recorded as intended, and a later sweep finds out what became of it"
-
-
-async def record_failure(ledger: Ledger, entry: AuditEntry) -> str:
-    """Record how an operation failed; where even that fails, return the sentence that says so."""
-    try:
-        await ledger.append(entry)
-    except Exception as error:  # noqa: BLE001 - the first error matters more and is raised by the caller
-        return f" Its end could not be recorded: {error}"
-    return ""
-
-
-async def _rule(course: _Course, charge: Charge) -> bool:
+async def _rule(course: Course, charge: Charge) -> bool:
     """Recover what needs no looking at one by one, and tell whether anything is left."""
     look, left, watched = charge.acted_on, False, course.operation.watched
     if look is None:
@@ -327,7 +202,7 @@ async def _rule(course: _Course, charge: Charge) -> bool:
     return left
 
 
-async def _rule_state(course: _Course, ruling: Ruling, look: Look) -> bool:
+async def _rule_state(course: Course, ruling: Ruling, look: Look) -> bool:
     """Apply a ruling, begun anew with another look where a person has jobs left alone meanwhile."""
     watched, left = course.operation.watched, False
     while True:
@@ -350,27 +225,15 @@ def _ruling(watched: Watched, charge: Charge, look: Look, state: JobState) -> Ru
     return rule(state, look, charge.scope.policy, charge.action, charge.scope.waiting)
 
 
-async def _look_at_each(course: _Course, charge: Charge) -> None:
+async def _look_at_each(course: Course, charge: Charge) -> None:
     """Look at every suspect there is, decide on it, and recover it by compare-and-set."""
     watched, look = course.operation.watched, charge.scope.look
     pages = _decided(watched, charge)
-    async for decided in _ahead(pages) if watched.source.capabilities.reads_beside_writes else pages:
-        meant = await _meant(course, decided)
-        rescued = await rescue(watched, meant, look, course.operation_id)
+    async for decided in ahead(pages) if watched.source.capabilities.reads_beside_writes else pages:
+        rescued = await rescue(watched, await meant(course, decided, look), look, course.operation_id)
         course.came_to(rescued.census, rescued.failures)
         if course.is_over:
             return
-
-
-async def _meant(course: _Course, decided: Decided) -> Decided:
-    """Leave out decisions on jobs that a person has left alone meanwhile."""
-    look = course.operation.look
-    alone = await left_alone(course.operation.watched, look.taken_at) - look.left_alone
-    if not alone:
-        return decided
-    left = [decision for decision in decided.decisions if decision.suspect.job_id in alone]
-    course.came_to(Counter((each.suspect.state, Action.LEAVE, each.reason, Outcome.LEFT) for each in left))
-    return replace(decided, decisions=tuple(each for each in decided.decisions if each.suspect.job_id not in alone))
 
 
 async def _decided(watched: Watched, charge: Charge) -> AsyncIterator[Decided]:
@@ -379,25 +242,3 @@ async def _decided(watched: Watched, charge: Charge) -> AsyncIterator[Decided]:
         return
     async for page in watched.source.suspects(look):
         yield await decide_page(watched, page, charge.scope, charge.action)
-
-
-async def _ahead(pages: AsyncIterator[Decided]) -> AsyncIterator[Decided]:
-    """Yield pages while the next one is already being read and decided."""
-    upcoming = asyncio.ensure_future(anext(pages, None))
-    try:
-        while (page := await upcoming) is not None:
-            upcoming = asyncio.ensure_future(anext(pages, None))
-            yield page
-    finally:
-        upcoming.cancel()
-        await asyncio.gather(upcoming, return_exceptions=True)
-
-
-def _tell(progress: Progress | None, census: Census) -> None:
-    if progress is not None:
-        progress(census.total())
-
-
-def _result(census: Census) -> dict[str, object]:
-    tally = Tally(counts=census)
-    return {outcome.value: tally.of(outcome=outcome) for outcome in Outcome}

@@ -21,8 +21,8 @@ from unstick.domain.errors import (
 from unstick.domain.job import JobId, JobState
 from unstick.domain.recovery import Intent, Outcome, Recovery
 from unstick.domain.undo import HELD, OVERTAKEN, Undoable, UndoBatch, UndoResult
+from unstick.pipeline.course import Progress, record_failure, surely, what_it_hit
 from unstick.pipeline.settling import settle_intents
-from unstick.pipeline.sweep import Progress, record_failure, surely, what_it_hit
 from unstick.pipeline.watched import Watched
 
 UNDO_CALL = "jobs.undo"

@@ -3,14 +3,28 @@
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from unstick.domain.brake import Unattended
+from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy
-from unstick.ports import Brakes, JobHistory, JobSource, Ledger, Snoozes, StoryReader, Witness
+from unstick.ports import Brakes, JobHistory, JobSource, Ledger, Plans, Snoozes, StoryReader, Witness
 
 
 async def _none() -> tuple[str, ...]:
     return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planning:
+    """Where a source's plans are kept, and what makes them good."""
+
+    plans: Plans
+    key: Callable[[], bytes]
+    """Returns what they are signed with; raises `ConfigurationError` where there is no secret to derive it from."""
+    mapping: str = ""
+    """Names the mapping in force: a plan made by another one would compare the wrong columns."""
+    lifetime: timedelta = PLAN_LIFETIME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +43,8 @@ class Watched:
     """Where snoozes are kept; without it no job can be snoozed."""
     story_readers: tuple[StoryReader, ...] = ()
     """Who is asked for the story of a job, besides its row."""
+    planning: Planning | None = None
+    """Without it no plan can be made or applied."""
     unmapped_words: Callable[[], Awaitable[tuple[str, ...]]] = _none
     """Names words of open jobs that the source's mapping gives no meaning, so that no look sees those jobs."""
     witnesses: tuple[Witness, ...] = ()

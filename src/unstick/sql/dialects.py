@@ -463,8 +463,13 @@ class SqliteDialect(Dialect):
 
     def rows(self, seen: Seen) -> sa.TextualSelect:
         """Expand JSON arrays by position."""
-        fields = ", ".join(f"json_extract(value, '$[{i}]') AS \"{name}\"" for i, name in enumerate(seen))
+        fields = ", ".join(f'{self._field(i, type_)} AS "{name}"' for i, (name, type_) in enumerate(seen.items()))
         return _textual(f"SELECT {fields} FROM json_each(:unstick_seen)", seen)
+
+    def _field(self, place: int, type_: TypeEngine[Any]) -> str:
+        value = f"json_extract(value, '$[{place}]')"
+        # A decimal comes as text, and text equals no number where the column's own affinity isn't asked.
+        return f"CAST({value} AS NUMERIC)" if isinstance(type_, sa.Numeric) else value
 
     def json_object(self, values: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[str]:
         """Build the object."""

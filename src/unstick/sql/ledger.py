@@ -35,9 +35,7 @@ class SqlLedger(SqlAftermath):
         """Write one entry of its own and return its id."""
         async with self._connections.writing() as (connection, now):
             result = await connection.execute(sa.insert(audit).values(audit_row(entry, now)))
-            if result.inserted_primary_key is None:
-                raise RuntimeError("The database gave the audit entry no id.")
-            return int(result.inserted_primary_key[0])
+            return new_id(result)
 
     async def count_read(self, entry: AuditEntry) -> None:
         """Write a call that changed nothing, or raise the count of the same one within the minute."""
@@ -154,6 +152,13 @@ def recovery_rows(
         }
         for each in recoveries
     ]
+
+
+def new_id(inserted: sa.CursorResult[Any]) -> int:
+    """Return the id that the database gave to an audit entry."""
+    if inserted.inserted_primary_key is None:
+        raise RuntimeError("The database gave the audit entry no id.")
+    return int(inserted.inserted_primary_key[0])
 
 
 def _intent_rows(source: str, operation_id: int, intents: Sequence[Intent], now: datetime) -> list[dict[str, Any]]:

@@ -265,6 +265,34 @@ sightings = sa.Table(
 """How suspects looked the last time, and since when they look so; a row a job, which is forgotten when the job is no
 suspect any more."""
 
+plans = sa.Table(
+    "unstick_plans",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("source", sa.String(63), nullable=False),
+    sa.Column("made_by", sa.String(255), nullable=False),
+    sa.Column("made_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("terms", LongText, nullable=False),
+    sa.Column("jobs", sa.Integer, nullable=False),
+    sa.Column("pages", sa.Integer, nullable=False),
+    sa.Column("signature", sa.String(64), nullable=True),
+    sa.Column("applied_by", sa.String(255), nullable=True),
+    sa.Column("applied_at", UtcDateTime, nullable=True),
+    sa.Column("operation_id", Key, nullable=True),
+)
+"""What dry runs saw and would do, until a day after it can't be applied any more."""
+
+plan_pages = sa.Table(
+    "unstick_plan_pages",
+    metadata,
+    sa.Column("plan_id", sa.String(32), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("content", LongText, nullable=False),
+    sa.Column("signature", sa.String(64), nullable=False),
+)
+"""The jobs of a plan, many a row: what was seen of each, and what is to be done to it."""
+
 jobs = sa.Table(
     "jobs",
     jobs_metadata,

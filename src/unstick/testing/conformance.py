@@ -10,6 +10,7 @@ pytest and pytest-asyncio in auto mode. A source that lacks a capability says so
 """
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -215,6 +216,19 @@ class JobSourceConformance:
         assert second.applied == frozenset()
         assert await suspects_of(bench, await look_at(bench)) == []
         assert await bench.outcomes(job_id) == [Outcome.APPLIED, Outcome.LOST_RACE]
+
+    async def test_what_was_seen_holds_after_a_trip_through_json(self, bench: Bench) -> None:
+        """A plan keeps it so: the job that is as it was seen is recovered, and the one that moved is left."""
+        stays, moves = [await bench.add(JobState.RUNNING, Ages(started=60 * MINUTE)) for _ in range(2)]
+        look = await look_at(bench)
+        suspects = await suspects_of(bench, look)
+        kept = [each._replace(seen=tuple(json.loads(json.dumps(each.seen, default=str)))) for each in suspects]
+        await bench.write(moves, JobState.RUNNING, Ages(started=50 * MINUTE))
+
+        result = await bench.source.recover(batch_of(kept, look))
+
+        assert result.applied == {stays}
+        assert result.outcome(moves) is Outcome.LOST_RACE
 
     async def test_of_two_sweepers_one_recovers_each_job(self, bench: Bench) -> None:
         """R7: what was written is counted by the one who wrote it, and recorded once."""

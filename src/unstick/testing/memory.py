@@ -284,7 +284,7 @@ class MemorySource:
         for stored in self._system.jobs.values():
             since = sign_of_life(stored.job)
             if since is not None and is_suspect(stored.job, look):
-                yield Suspect(stored.job.id, stored.job.state, since, (stored,))
+                yield Suspect(stored.job.id, stored.job.state, since, (repr(stored),))
 
     def _page(self, look: Look, last: JobId | None) -> tuple[Suspect, ...]:
         found = sorted(self._suspects(look), key=lambda suspect: _by_id(suspect.job_id))
@@ -293,7 +293,7 @@ class MemorySource:
 
     def _unchanged(self, suspect: Suspect, look: Look) -> bool:
         stored = self._system.jobs.get(suspect.job_id)
-        return stored is not None and (stored,) == suspect.seen and is_suspect(stored.job, look)
+        return stored is not None and (repr(stored),) == suspect.seen and is_suspect(stored.job, look)
 
     def _changed(self, decision: Decision, look: Look) -> StoredJob:
         """Return the job as a decision would leave it."""

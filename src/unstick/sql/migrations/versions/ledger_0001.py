@@ -107,6 +107,28 @@ def upgrade() -> None:
         sa.Column("back_at", UtcDateTime, nullable=True),
     )
     op.create_table(
+        "unstick_plans",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("source", sa.String(63), nullable=False),
+        sa.Column("made_by", sa.String(255), nullable=False),
+        sa.Column("made_at", UtcDateTime, nullable=False),
+        sa.Column("expires_at", UtcDateTime, nullable=False),
+        sa.Column("terms", LongText, nullable=False),
+        sa.Column("jobs", sa.Integer, nullable=False),
+        sa.Column("pages", sa.Integer, nullable=False),
+        sa.Column("signature", sa.String(64), nullable=True),
+        sa.Column("applied_by", sa.String(255), nullable=True),
+        sa.Column("applied_at", UtcDateTime, nullable=True),
+        sa.Column("operation_id", Key, nullable=True),
+    )
+    op.create_table(
+        "unstick_plan_pages",
+        sa.Column("plan_id", sa.String(32), primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("content", LongText, nullable=False),
+        sa.Column("signature", sa.String(64), nullable=False),
+    )
+    op.create_table(
         "unstick_late_finishes",
         sa.Column("id", Key, primary_key=True),
         sa.Column("source", sa.String(63), nullable=False),
@@ -206,6 +228,8 @@ def downgrade() -> None:
     op.drop_table("unstick_follow_ups")
     op.drop_table("unstick_successes")
     op.drop_table("unstick_snoozes")
+    op.drop_table("unstick_plan_pages")
+    op.drop_table("unstick_plans")
     op.drop_table("unstick_late_finishes")
     op.drop_table("unstick_leases")
     op.drop_table("unstick_intents")
