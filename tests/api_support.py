@@ -19,13 +19,14 @@ from unstick.config import AuthSettings
 from unstick.domain.access import Role
 from unstick.domain.aftermath import End, Finished, How, LateCounts, LateFinish, LateRuns, Recovered
 from unstick.domain.audit import AuditEntry
+from unstick.domain.events import QueueState
 from unstick.domain.history import Durations, Figures, Replayed, ReplayedKind
 from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Recovery, Ruled
 from unstick.domain.story import JobRow
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
+from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, SuspectGroup, is_suspect
 from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.ports import Capabilities, FollowUpSpan, OpenJobs, RecoveredPage, RecoveryCounts, Usage
@@ -103,6 +104,10 @@ class MemorySource:
         states = Counter(suspect.state for suspect in self._accused(look))
         return StuckCounts(queued=states[JobState.QUEUED], running=states[JobState.RUNNING])
 
+    async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
+        found = self._accused(look)
+        return Counter(SuspectGroup(self.jobs[s.job_id].queue, s.state, s.lease_expired) for s in found)
+
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None
     ) -> tuple[Job, ...]:
@@ -158,8 +163,8 @@ class MemorySource:
         raise AssertionError(recovered)
 
     async def open_jobs(self) -> OpenJobs:
-        states = Counter(job.state for job in self.jobs.values() if job.completed_at is None)
-        return OpenJobs(by_state=dict(states), queued_since=None, running_since=None)
+        jobs = Counter(QueueState(job.queue, job.state) for job in self.jobs.values() if job.completed_at is None)
+        return OpenJobs(by_queue=jobs, queued_since=None, running_since=None)
 
     async def usage(self) -> Usage:
         return Usage(

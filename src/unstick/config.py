@@ -10,18 +10,22 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
+from cronsim import CronSim, CronSimError
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     SecretStr,
     Strict,
     ValidationError,
@@ -40,6 +44,7 @@ from unstick.domain.naming import NamePattern
 from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import Action
+from unstick.domain.schedule import CLEAN_EVERY, OBSERVE_EVERY, Every, Timetable
 
 DEFAULT_FILE = "unstick.toml"
 EMBEDDED_FILE = "unstick.db"
@@ -111,6 +116,40 @@ Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(
 Name = Annotated[str, Field(min_length=1)]
 WorkerPattern = Annotated[str, AfterValidator(_name_pattern)]
 StateValue = Annotated[str, Strict()] | Annotated[int, Strict()]
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """Times by a cron expression, in UTC."""
+
+    expression: str
+
+    @property
+    def apart(self) -> timedelta:
+        """The longest gap among its next hundred times, counted from a fixed one."""
+        times = list(islice(CronSim(self.expression, _SOME_TIME), 100))
+        return max((later - earlier for earlier, later in pairwise(times)), default=_LONGEST)
+
+    def after(self, last: datetime) -> datetime:
+        """Return the next of its times."""
+        return next(CronSim(self.expression, last.astimezone(UTC)))
+
+
+_SOME_TIME = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def parse_schedule(said: object) -> object:
+    """Read a duration (`10m`: so long after the last time began) or a cron expression (`*/10 * * * *`)."""
+    if isinstance(said, str) and len(said.split()) > 1:
+        try:
+            next(CronSim(said, _SOME_TIME))
+        except (CronSimError, StopIteration) as error:
+            raise ValueError(f"is no cron expression that ever comes true: {error}") from None
+        return Cron(said)
+    return Every(_duration_in_range(parse_duration(said)))
+
+
+ScheduleText = Annotated[Every | Cron, PlainValidator(parse_schedule)]
 
 
 class _Section(BaseModel):
@@ -270,14 +309,21 @@ class BrakeSettings(_Section):
 class SweepSettings(_Section):
     """How sweeps that nobody watches are run."""
 
-    clean_every: Duration = Unattended().every
+    observe_every: ScheduleText = OBSERVE_EVERY
+    """How often stuck jobs are counted, and alerts raised: a duration or a cron expression."""
+    clean_every: ScheduleText = CLEAN_EVERY
+    """How often they are recovered."""
     brake: BrakeSettings = BrakeSettings()
     plan_lifetime: Duration = PLAN_LIFETIME
     """How long what a dry run has planned can be applied."""
 
+    def timetable(self) -> Timetable:
+        """Return how often sources are observed and swept."""
+        return Timetable(observe=self.observe_every, clean=self.clean_every)
+
     def unattended(self) -> Unattended:
         """Return these settings as the pipeline's value."""
-        return Unattended(every=self.clean_every, brake=BrakeLimits(**self.brake.model_dump()))
+        return Unattended(every=self.clean_every.apart, brake=BrakeLimits(**self.brake.model_dump()))
 
 
 class LedgerSettings(_Section):

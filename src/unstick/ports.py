@@ -1,5 +1,6 @@
 """What the pipeline needs from the world."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,9 +9,11 @@ from typing import Protocol
 from unstick.domain.aftermath import End, Finished, LateCounts, LateFinish, LateRuns, Recovered
 from unstick.domain.audit import AuditEntry
 from unstick.domain.brake import Brake, Pass
+from unstick.domain.events import Observed, PipelineEvent, QueueState
 from unstick.domain.evidence import Evidence
 from unstick.domain.history import Durations, Replayed
 from unstick.domain.job import Job, JobClass, JobId, JobState
+from unstick.domain.leadership import Leadership
 from unstick.domain.plan import KeptPage, Plan, PlanDraft
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
@@ -18,7 +21,7 @@ from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome,
 from unstick.domain.sighting import Sighted, Sighting
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import Event, JobRow
-from unstick.domain.suspect import Look, Page, Position, StuckCounts
+from unstick.domain.suspect import Look, Page, Position, StuckCounts, SuspectGroup
 from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.domain.work import Beat, ClaimedJob, WorkerIdentity
 
@@ -60,11 +63,19 @@ class Usage:
 class OpenJobs:
     """The jobs that are not over, exactly."""
 
-    by_state: Mapping[JobState, int]
+    by_queue: Mapping[QueueState, int]
     queued_since: datetime | None
     """Since when the longest waiting queued job could have been claimed."""
     running_since: datetime | None
     """The oldest last sign of life of a running job."""
+
+    @property
+    def by_state(self) -> Mapping[JobState, int]:
+        """The same jobs by their state alone."""
+        found: Counter[JobState] = Counter()
+        for (_, state), number in self.by_queue.items():
+            found[state] += number
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +147,9 @@ class JobSource(Protocol):
 
     async def count_suspects(self, look: Look) -> StuckCounts:
         """Count the suspects exactly."""
+
+    async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
+        """Count the suspects exactly, by queue."""
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None
@@ -432,3 +446,55 @@ class Plans(Protocol):
 
     async def strike(self, older_than: timedelta, most: int) -> int:
         """Forget at most so many of the plans that expired so long ago, and return how many that were."""
+
+
+class Leaders(Protocol):
+    """The lease of each source, by the ledger's clock: who of several replicas sweeps it."""
+
+    async def claim(self, source: str, holder: str, lasting: timedelta) -> Leadership | None:
+        """Take a source's lease if nobody holds it, or renew one's own; None where another holds it.
+
+        Whoever takes it begins a new term, whoever renews it goes on with theirs.
+        """
+
+    async def release(self, leadership: Leadership) -> None:
+        """Give a lease back, so that another needn't wait until it runs out; nothing if it is lost already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchRecord:
+    """What the replicas know together of the watch over a source."""
+
+    at: datetime
+    """The ledger's clock, as this was read."""
+    began_at: datetime
+    """Since when the source has been watched at all."""
+    observed_at: datetime | None = None
+    observed: Observed | None = None
+    swept_at: datetime | None = None
+    """When an unattended sweep last came to its end; one that a brake held did."""
+    problem: str | None = None
+    """Why the last observation or sweep came to none; None where it did."""
+
+
+class Watches(Protocol):
+    """How the watch over each source goes, whichever replica keeps it."""
+
+    async def find(self, source: str) -> WatchRecord | None:
+        """Return what is known; None where the source was never watched."""
+
+    async def note_observed(self, observed: Observed) -> None:
+        """Keep an observation as the last one."""
+
+    async def note_swept(self, source: str) -> None:
+        """Keep that an unattended sweep came to its end now."""
+
+    async def note_problem(self, source: str, problem: str) -> None:
+        """Keep why an observation or a sweep came to none."""
+
+
+class Listener(Protocol):
+    """Whoever wants to know what each stage of the pipeline did."""
+
+    async def hear(self, event: PipelineEvent) -> None:
+        """Take note; what takes long is put off, for a sweep waits."""

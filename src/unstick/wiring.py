@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -22,9 +23,10 @@ from unstick.domain.errors import ConfigurationError, LedgerMissingError, Source
 from unstick.domain.plan import PLAN_LIFETIME, derive_key
 from unstick.domain.policy import Policy
 from unstick.domain.work import BEAT_EVERY, LEASE
+from unstick.pipeline.runner import Runner
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import OpenWatched, Planning, Watched
-from unstick.ports import Witness
+from unstick.ports import Listener, Witness
 from unstick.sql import schema
 from unstick.sql.backends import Backends
 from unstick.sql.brakes import SqlBrakes
@@ -33,6 +35,7 @@ from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
 from unstick.sql.guard import Guard, guard, run_statements
 from unstick.sql.history import SqlHistory
 from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
+from unstick.sql.leaders import SqlLeaders
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.mapping import JobTable
 from unstick.sql.plans import SqlPlans
@@ -45,6 +48,8 @@ from unstick.sql.snoozes import SqlSnoozes
 from unstick.sql.source import SqlSource
 from unstick.sql.story import story_readers
 from unstick.sql.unmapped import unmapped_words
+from unstick.sql.watches import SqlWatches
+from unstick.telemetry.log import LogListener
 from unstick.witnesses.progress import Progress
 from unstick.worker import Heartbeats, Worker, this_process
 
@@ -91,6 +96,8 @@ def watch(
         brakes=SqlBrakes(ledger or connections),
         history=SqlHistory(declared, connections),
         snoozes=SqlSnoozes(ledger or connections),
+        leaders=SqlLeaders(ledger or connections),
+        watches=SqlWatches(ledger or connections),
         story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
@@ -159,7 +166,9 @@ def _fingerprint(declared: JobTable) -> str:
 
 
 @asynccontextmanager
-async def open_watched(settings: Settings, source: str | None = None) -> AsyncIterator[Watched]:
+async def open_watched(
+    settings: Settings, source: str | None = None, listeners: Sequence[Listener] = ()
+) -> AsyncIterator[Watched]:
     """Open one source for use, and close it after.
 
     Raises:
@@ -184,13 +193,33 @@ async def open_watched(settings: Settings, source: str | None = None) -> AsyncIt
             secret=lambda: settings.secret_key,
             plan_lifetime=settings.sweep.plan_lifetime,
         )
-        watched = replace(watched, unattended=settings.sweep.unattended())
+        watched = replace(watched, unattended=settings.sweep.unattended(), listeners=tuple(listeners))
         await watched.source.clock()  # holds the mapping against the table: what doesn't fit is told now
         for witness in watched.witnesses:
             if isinstance(witness, WorkerRegistry):
                 await witness.check()
         await settle_intents(watched)
         yield watched
+
+
+async def check_sources(settings: Settings) -> None:
+    """Find out what is wrong while it can still be said in one sentence, and not in a log.
+
+    Raises:
+        ConfigurationError: something in the settings doesn't fit.
+        SourceUnavailableError: no source answers; where one does, the others are only warned of.
+    """
+    silent: list[SourceUnavailableError] = []
+    for name in settings.sources:
+        try:
+            async with open_watched(settings, name):
+                pass
+        except SourceUnavailableError as error:
+            silent.append(error)
+    if len(silent) == len(settings.sources):
+        raise silent[0]
+    for away in silent:
+        logging.getLogger("unstick").warning("%s It is tried again and again.", away)
 
 
 @asynccontextmanager
@@ -257,26 +286,67 @@ async def worker_on(
         await asyncio.to_thread(heartbeats.stop)
 
 
+class _Sources:
+    """The configured sources, each opened when it is first used and kept open."""
+
+    def __init__(self, settings: Settings, listeners: Sequence[Listener], stack: AsyncExitStack) -> None:
+        self._settings = settings
+        self._listeners = listeners
+        self._stack = stack
+        self._opened: dict[str, Watched] = {}
+        self._opening = {name: asyncio.Lock() for name in settings.sources}
+
+    @asynccontextmanager
+    async def lend(self, name: str) -> AsyncIterator[Watched]:
+        """Lend a source; one that could not be opened is tried anew each time."""
+        async with self._opening[name]:
+            if name not in self._opened:
+                opening = open_watched(self._settings, name, self._listeners)
+                self._opened[name] = await self._stack.enter_async_context(opening)
+        yield self._opened[name]
+
+
+@asynccontextmanager
+async def keep_watch(settings: Settings) -> AsyncIterator[Mapping[str, OpenWatched]]:
+    """Observe and sweep the sources again and again, as one replica of several, and lend them meanwhile."""
+    async with AsyncExitStack() as stack:
+        lender = _Sources(settings, [LogListener()], stack)
+        sources: dict[str, OpenWatched] = {name: partial(lender.lend, name) for name in settings.sources}
+        async with running(Runner(sources, settings.sweep.timetable(), holder=this_process().name)):
+            yield sources
+
+
+@asynccontextmanager
+async def running(runner: Runner) -> AsyncIterator[None]:
+    """Run a runner meanwhile; its leases are given back at the end."""
+    task = asyncio.create_task(runner.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 def create_service(settings: Settings) -> FastAPI:
-    """Build the service; its databases are opened and checked when it starts.
+    """Build the service; its databases are opened when it starts, or when they are there.
 
     Raises:
         ConfigurationError: there is no secret key, or it is too short.
     """
     if settings.secret_key is None:
         raise ConfigurationError("There is no secret key; set UNSTICK_SECRET_KEY to at least 32 random characters.")
-    opened: dict[str, Watched] = {}
+    sources: dict[str, OpenWatched] = {}
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            for name in settings.sources:
-                opened[name] = await stack.enter_async_context(open_watched(settings, name))
+        async with keep_watch(settings) as kept:
+            sources.update(kept)
             yield
 
     @asynccontextmanager
     async def lend(name: str) -> AsyncIterator[Watched]:
-        yield opened[name]
+        async with sources[name]() as watched:
+            yield watched
 
     watched: dict[str, OpenWatched] = {name: partial(lend, name) for name in settings.sources}
     return create_app(watched=watched, principal=jwt_principal(settings.secret_key, settings.auth), lifespan=lifespan)

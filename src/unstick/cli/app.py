@@ -25,6 +25,7 @@ from unstick.cli.suggest import suggest
 from unstick.cli.sweep import sweep
 from unstick.cli.token import token
 from unstick.cli.undo import undo
+from unstick.cli.watch import watch
 from unstick.cli.worker import worker
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ for command in (
     aftermath,
     suggest,
     replay,
+    watch,
     worker,
     guard,
     token,

@@ -12,8 +12,6 @@ from unstick.domain.errors import ConfigurationError
 if TYPE_CHECKING:
     import socket
 
-    from unstick.config import Settings
-
 _ERROR = 2
 
 
@@ -22,18 +20,18 @@ def serve(
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Listen on this address.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", help="Listen on this port.", min=0, max=65_535)] = 8000,
 ) -> None:
-    """Run the service: the API, until it is stopped."""
+    """Run the service until it is stopped: the API, and the watch over all sources."""
     import asyncio
     import logging
 
     import uvicorn
 
     from unstick.cli.logs import configure_logging
-    from unstick.wiring import create_service
+    from unstick.wiring import check_sources, create_service
 
     settings = settings_of(ctx)
     service = create_service(settings)
-    asyncio.run(_check(settings))
+    asyncio.run(check_sources(settings))
     listener = _listen(host, port)
     configure_logging()
     sentence = unconfigured(ctx, settings)
@@ -52,15 +50,6 @@ def serve(
 
 def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
-
-
-async def _check(settings: "Settings") -> None:
-    """Find out what is wrong while it can still be said in one sentence, and not in a log."""
-    from unstick.wiring import open_watched
-
-    for name in settings.sources:
-        async with open_watched(settings, name) as watched:
-            await watched.source.clock()
 
 
 def _listen(host: str, port: int) -> "socket.socket":

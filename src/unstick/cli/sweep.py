@@ -133,6 +133,7 @@ def _summary(shape: "CleanupShape") -> str:
         lines.append(f"  carry it out unstick apply {plan['id']}")
     if not shape["dry_run"]:
         lines.append(f"  by outcome   {_pairs(shape['outcomes'])}")
+    if shape["operation_id"] is not None:
         lines.append(f"  audit log    operation {shape['operation_id']}")
     found = shape["follow_up"]
     if found is not None and found["late_finishes"]:

@@ -13,6 +13,7 @@ UnstickError
 ├── UnknownRecoveryError     an operation or a job that no recovery is on record of
 ├── NothingToUndoError       all of it was undone already, or nothing was done
 ├── SourceUnavailableError   the jobs' database doesn't answer
+├── LeadershipLostError      another replica may sweep the source by now
 ├── LeaseLostError           a job was taken from this worker while it ran
 ├── LateFinishError          a result came after its job had been taken; it was refused
 └── RecoveryStoppedError     a batch was rolled back; what was committed before it stays
@@ -69,6 +70,10 @@ class NothingToUndoError(UnstickError):
 
 class SourceUnavailableError(UnstickError):
     """The jobs' database doesn't answer, or answers with an error that no job of it caused."""
+
+
+class LeadershipLostError(UnstickError):
+    """This process leads a source no more; another may sweep it by now."""
 
 
 class LeaseLostError(UnstickError):

@@ -70,6 +70,14 @@ class Suspect(NamedTuple):
     """How often it was begun before, where the source counts."""
 
 
+class SuspectGroup(NamedTuple):
+    """Suspects that are counted together."""
+
+    queue: str | None
+    state: JobState
+    lease_expired: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
     """A row past its threshold that could not be understood; it is reported and never acted on."""

@@ -66,7 +66,7 @@ async def follow_up(watched: Watched, *, whole: bool = False, besides: int | Non
     return FollowUp(looked_at=looked_at, late=late, succeeded=succeeded, over=over)
 
 
-async def follow_up_after(watched: Watched, operation_id: int, actor: str) -> FollowUp:
+async def follow_up_after(watched: Watched, operation_id: int | None, actor: str) -> FollowUp:
     """Follow up after a sweep, which a failure here doesn't undo: it is told, and recorded where that can be."""
     try:
         return await follow_up(watched, besides=operation_id)

@@ -7,9 +7,11 @@ and the entry that begins the operation are one transaction.
 Known weakness: who applied a plan and was cut off leaves the rest of it undone; a new plan has what is left.
 """
 
+import time
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from unstick.domain.audit import AuditOutcome
 from unstick.domain.errors import PlanRefusedError, UnstickError
@@ -19,12 +21,13 @@ from unstick.domain.recovery import Action, Decision, Outcome, Recovery, Tally
 from unstick.domain.suspect import Look, Page
 from unstick.domain.wording import say_duration, say_instant
 from unstick.pipeline.course import Course, Operation, Progress, ahead, carry_out, meant
+from unstick.pipeline.emitting import emit
 from unstick.pipeline.judging import judge
 from unstick.pipeline.looking import Scope, take_look
 from unstick.pipeline.planning import find_plan, kept_plans, pages_of, terms_of
 from unstick.pipeline.rescue import Decided, rescue
 from unstick.pipeline.settling import settle_intents
-from unstick.pipeline.sweep import SweepReport
+from unstick.pipeline.sweep import SweepOrder, SweepReport, swept
 from unstick.pipeline.watched import Watched
 
 APPLY_CALL = "plans.apply"
@@ -67,8 +70,9 @@ async def apply_plan(watched: Watched, order: ApplyOrder, progress: Progress | N
         raise await _refusal(watched, plan)
     course = Course(operation=operation, operation_id=operation_id, progress=progress)
     applying = _Applying(course=course, plan=plan, terms=terms, looks=looks, now=now)
+    begun = time.monotonic()
     await carry_out(course, applying.work())
-    return SweepReport(
+    report = SweepReport(
         look=replace(terms.look, taken_at=now.taken_at),
         action=terms.action,
         dry_run=False,
@@ -77,6 +81,9 @@ async def apply_plan(watched: Watched, order: ApplyOrder, progress: Progress | N
         failures=tuple(course.failures),
         plan=plan,
     )
+    took = timedelta(seconds=time.monotonic() - begun)
+    await emit(watched, swept(watched, SweepOrder(actor=order.actor, role=order.role), report, took))
+    return report
 
 
 def _operation(watched: Watched, order: ApplyOrder, plan: Plan, terms: Terms) -> Operation:

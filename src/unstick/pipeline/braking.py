@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from unstick.domain.brake import Brake, Pass, likely_cause, next_pass
 from unstick.domain.errors import InvalidRequestError
+from unstick.domain.events import BrakeReleased
 from unstick.domain.job import Job, JobState
 from unstick.domain.suspect import Look
+from unstick.pipeline.emitting import emit
 from unstick.pipeline.judging import count_stuck
 from unstick.pipeline.looking import Scope
 from unstick.pipeline.watched import Watched
@@ -106,4 +108,7 @@ async def show_brake(watched: Watched) -> Brake | None:
 
 async def release_brake(watched: Watched, by: str) -> Brake | None:
     """Release the brake, so that the next unattended sweep may do as much as it was held from; None if none holds."""
-    return await kept_brakes(watched).release(watched.source.name, by)
+    released = await kept_brakes(watched).release(watched.source.name, by)
+    if released is not None:
+        await emit(watched, BrakeReleased(source=watched.source.name, actor=by, suspects=released.suspects))
+    return released

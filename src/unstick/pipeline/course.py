@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from unstick.domain.audit import AuditEntry, AuditOutcome
-from unstick.domain.errors import RecoveryStoppedError
+from unstick.domain.errors import LeadershipLostError, RecoveryStoppedError
 from unstick.domain.recovery import Action, Outcome, Recovery, Tally
 from unstick.domain.suspect import Look
 from unstick.pipeline.rescue import Census, CensusKey, Decided
@@ -21,6 +21,9 @@ from unstick.ports import JobSource, Ledger
 
 Progress = Callable[[int], None]
 """Told the number of jobs looked at so far."""
+
+Leads = Callable[[], bool]
+"""Tells whether this process still leads the source."""
 
 MAX_FAILURES = 100
 _MOMENT_SECONDS = 2
@@ -69,10 +72,17 @@ class Course:
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
     most: int | None = None
     """How many it may recover; more are a mass event that began after they were counted."""
+    leads: Leads | None = None
 
     @property
     def is_over(self) -> bool:
-        """Tell whether it must not go on."""
+        """Tell whether it must not go on.
+
+        Raises:
+            LeadershipLostError: another process may lead the source by now.
+        """
+        if self.leads is not None and not self.leads():
+            raise LeadershipLostError("This process leads the source no more, and another may sweep it.")
         return self.interrupted.is_set() or (self.most is not None and self.recovered > self.most)
 
     @property

@@ -11,10 +11,12 @@ from datetime import datetime
 
 from unstick.domain.audit import RECOVER_CALL, AuditEntry, AuditOutcome
 from unstick.domain.errors import InvalidRequestError, NotStuckError, RecoveryStoppedError
+from unstick.domain.events import JobRecovered
 from unstick.domain.job import JobId
 from unstick.domain.recovery import LOST_RACE, Action, Decision, Outcome
 from unstick.domain.snooze import requested_reason
 from unstick.pipeline.course import record_failure, surely, what_it_hit
+from unstick.pipeline.emitting import emit
 from unstick.pipeline.looking import Scope
 from unstick.pipeline.rescue import Decided, Rescued, decide_page, rescue
 from unstick.pipeline.settling import settle_intents
@@ -102,7 +104,20 @@ class _Operation:
             raise await surely(self._stopped(operation_id, error)) from error
         report = self._report(decided.decisions[0], rescued, scope, operation_id)
         await surely(self._end(report))
+        await emit(self.watched, self._event(report))
         return report
+
+    def _event(self, report: RecoverReport) -> JobRecovered:
+        return JobRecovered(
+            source=self.watched.source.name,
+            at=report.at,
+            actor=self.order.actor,
+            job_id=report.job_id,
+            action=report.decision.action,
+            reason=report.decision.reason,
+            outcome=report.outcome,
+            operation_id=report.operation_id,
+        )
 
     def _report(self, decision: Decision, rescued: Rescued, scope: Scope, operation_id: int) -> RecoverReport:
         outcome = _outcome(rescued)

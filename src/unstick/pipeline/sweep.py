@@ -6,6 +6,8 @@ Known weakness: where age is the only witness, a healthy job that is silent for 
 recovered, as the contract says; give such kinds a longer threshold or a heartbeat.
 """
 
+import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +15,8 @@ from datetime import timedelta
 
 from unstick.domain.audit import AuditOutcome
 from unstick.domain.brake import Brake
-from unstick.domain.errors import InvalidRequestError
+from unstick.domain.errors import InvalidRequestError, UnstickError
+from unstick.domain.events import SweepFailed, Swept, Trigger
 from unstick.domain.job import JobState
 from unstick.domain.plan import Plan
 from unstick.domain.policy import Ruling, rule
@@ -22,15 +25,19 @@ from unstick.domain.suspect import Look
 from unstick.pipeline.aftermath import FollowUp, follow_up_after
 from unstick.pipeline.braking import allow, begin_pass, end_pass
 from unstick.pipeline.charges import Charge, charge_of, count_as, count_left
-from unstick.pipeline.course import Course, Operation, Progress, ahead, carry_out, meant, result_of, tell
+from unstick.pipeline.course import Course, Leads, Operation, Progress, ahead, carry_out, meant, result_of, tell
+from unstick.pipeline.emitting import emit
 from unstick.pipeline.judging import asks_witnesses
 from unstick.pipeline.looking import Scope, take_look, take_scopes
+from unstick.pipeline.observing import held_by
 from unstick.pipeline.planning import Draft, begin_plan
 from unstick.pipeline.rescue import Census, Decided, decide_page, foresee, rescue
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.snoozing import left_alone
 from unstick.pipeline.watched import Watched
 from unstick.ports import JobSource
+
+_log = logging.getLogger("unstick")
 
 CLEANUP_CALL = "jobs.cleanup"
 """What a sweep is called in the audit log, whoever asked for it."""
@@ -53,7 +60,11 @@ class SweepOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepReport:
-    """What a sweep did, or with `dry_run` would do; `operation_id` is its entry in the audit log."""
+    """What a sweep did, or with `dry_run` would do; `operation_id` is its entry in the audit log.
+
+    It has none where nothing was to be done: a dry run, one that the brake held, one that nobody watches and nothing
+    is stuck for.
+    """
 
     look: Look
     action: Action
@@ -71,14 +82,70 @@ class SweepReport:
     """What a dry run has kept, or what was applied."""
 
 
-async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None = None) -> SweepReport:
-    """Look at a source once and recover what is stuck.
+async def sweep(
+    watched: Watched, order: SweepOrder, progress: Progress | None = None, *, leads: Leads | None = None
+) -> SweepReport:
+    """Look at a source once and recover what is stuck; where `leads` is given, only as long as that says yes.
 
     Raises:
         InvalidRequestError: the source can't do what is asked; nothing was changed.
-        RecoveryStoppedError: a batch failed and was rolled back whole; it tells how many jobs of earlier
-            batches stay recovered.
+        RecoveryStoppedError: a batch failed and was rolled back whole, or this process leads the source no more; it
+            tells how many jobs of earlier batches stay recovered.
     """
+    begun = time.monotonic()
+    try:
+        report = await _sweep(watched, order, progress, leads)
+    except Exception as error:
+        if not order.dry_run:
+            await _tell_of_failure(watched, order, error, timedelta(seconds=time.monotonic() - begun))
+        raise
+    if not order.dry_run:
+        if order.unattended and watched.watches is not None:
+            await watched.watches.note_swept(watched.source.name)
+        await emit(watched, swept(watched, order, report, timedelta(seconds=time.monotonic() - begun)))
+    return report
+
+
+async def _tell_of_failure(watched: Watched, order: SweepOrder, error: Exception, took: timedelta) -> None:
+    name = watched.source.name
+    if order.unattended:
+        await note_problem(watched, str(error))
+    event = SweepFailed(source=name, took=took, trigger=trigger_of(order), actor=order.actor, problem=str(error))
+    await emit(watched, event)
+
+
+async def note_problem(watched: Watched, problem: str) -> None:
+    """Keep for all replicas why nobody looked at a source or swept it, where that can be kept."""
+    if watched.watches is None:
+        return
+    try:
+        await watched.watches.note_problem(watched.source.name, problem)
+    except UnstickError:
+        _log.debug("Nor could it be kept why source %r has trouble", watched.source.name, exc_info=True)
+
+
+def trigger_of(order: SweepOrder) -> Trigger:
+    """Tell who has a source swept."""
+    return Trigger.UNATTENDED if order.unattended else Trigger.REQUESTED
+
+
+def swept(watched: Watched, order: SweepOrder, report: SweepReport, took: timedelta) -> Swept:
+    """Return what listeners are told of a sweep."""
+    return Swept(
+        source=watched.source.name,
+        at=report.look.taken_at,
+        took=took,
+        trigger=trigger_of(order),
+        actor=order.actor,
+        action=report.action,
+        tally=report.tally,
+        operation_id=report.operation_id,
+        held=held_by(report.brake),
+        late_finishes=0 if report.follow_up is None else report.follow_up.late,
+    )
+
+
+async def _sweep(watched: Watched, order: SweepOrder, progress: Progress | None, leads: Leads | None) -> SweepReport:
     if order.unattended and order.dry_run:
         raise InvalidRequestError("A dry run has somebody who reads it: leave out either dry_run or unattended.")
     if order.plan and not order.dry_run:
@@ -101,12 +168,19 @@ async def sweep(watched: Watched, order: SweepOrder, progress: Progress | None =
     if allowed is not None and allowed.brake is not None:
         tally = await _held(operation, charges, allowed.brake)
         return SweepReport(look=look, action=action, dry_run=False, tally=tally, operation_id=None, brake=allowed.brake)
+    if allowed is not None and not allowed.suspects:
+        tally = await _left(watched, charges)
+        ended, found = await end_pass(watched, allowed, 0), await follow_up_after(watched, None, order.actor)
+        return SweepReport(
+            look=look, action=action, dry_run=False, tally=tally, operation_id=None, brake=ended, follow_up=found
+        )
     operation_id = await watched.ledger.append(operation.entry(AuditOutcome.STARTED))
     course = Course(
         operation=operation,
         operation_id=operation_id,
         progress=progress,
         most=None if allowed is None else allowed.most,
+        leads=leads,
     )
     await carry_out(course, _work(course, charges))
     return SweepReport(
@@ -164,6 +238,14 @@ async def _foresee(
             if draft is not None:
                 await draft.add(scope, decided)
             tell(progress, census)
+    return Tally(counts=dict(census))
+
+
+async def _left(watched: Watched, charges: Sequence[Charge]) -> Tally:
+    """Count what is left as it is: of a sweep with nothing to do, nothing is recorded."""
+    census: Census = Counter()
+    for charge in charges:
+        census += await count_left(watched, charge)
     return Tally(counts=dict(census))
 
 

@@ -18,10 +18,12 @@ from unstick.domain.errors import (
     RecoveryStoppedError,
     UnknownRecoveryError,
 )
+from unstick.domain.events import Undone
 from unstick.domain.job import JobId, JobState
 from unstick.domain.recovery import Intent, Outcome, Recovery
 from unstick.domain.undo import HELD, OVERTAKEN, Undoable, UndoBatch, UndoResult
 from unstick.pipeline.course import Progress, record_failure, surely, what_it_hit
+from unstick.pipeline.emitting import emit
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import Watched
 
@@ -94,7 +96,20 @@ async def undo(watched: Watched, order: UndoOrder, progress: Progress | None = N
         return begun.report(None)
     operation_id = await watched.ledger.append(begun.entry(AuditOutcome.STARTED))
     await _carry_out(begun, operation_id, first, batches)
-    return begun.report(operation_id)
+    report = begun.report(operation_id)
+    await emit(watched, _event(watched, order, report, operation_id))
+    return report
+
+
+def _event(watched: Watched, order: UndoOrder, report: UndoReport, operation_id: int) -> Undone:
+    return Undone(
+        source=watched.source.name,
+        at=report.at,
+        actor=order.actor,
+        undoes=report.undoes,
+        outcomes={outcome: number for outcome in Outcome if (number := report.of(outcome=outcome))},
+        operation_id=operation_id,
+    )
 
 
 async def _operation_meant(watched: Watched, order: UndoOrder) -> int:

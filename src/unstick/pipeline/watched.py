@@ -8,7 +8,19 @@ from datetime import timedelta
 from unstick.domain.brake import Unattended
 from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy
-from unstick.ports import Brakes, JobHistory, JobSource, Ledger, Plans, Snoozes, StoryReader, Witness
+from unstick.ports import (
+    Brakes,
+    JobHistory,
+    JobSource,
+    Leaders,
+    Ledger,
+    Listener,
+    Plans,
+    Snoozes,
+    StoryReader,
+    Watches,
+    Witness,
+)
 
 
 async def _none() -> tuple[str, ...]:
@@ -49,6 +61,12 @@ class Watched:
     """Names words of open jobs that the source's mapping gives no meaning, so that no look sees those jobs."""
     witnesses: tuple[Witness, ...] = ()
     """Who is asked whether a worker still has a job."""
+    leaders: Leaders | None = None
+    """Which replica sweeps the source; without it none does by itself."""
+    watches: Watches | None = None
+    """How the watch over it goes; without it nobody can tell whether it is kept."""
+    listeners: tuple[Listener, ...] = ()
+    """Who is told what each stage did."""
 
 
 OpenWatched = Callable[[], AbstractAsyncContextManager[Watched]]

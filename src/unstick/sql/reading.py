@@ -110,7 +110,8 @@ def _time_readers(mapped: MappedTable, place: Mapping[ColumnKey, int]) -> dict[s
     return {key: reader(key) for key in keys}
 
 
-def _text(raw: object) -> str | None:
+def as_text(raw: object) -> str | None:
+    """Read a value that is text to us, whatever it is to the table."""
     return None if raw is None else str(raw)
 
 
@@ -119,10 +120,10 @@ def _number(raw: Any) -> int | None:  # noqa: ANN401 - whatever the driver gives
 
 
 _PLAIN: Mapping[ColumnKey, Callable[[Any], Any]] = {
-    "kind": _text,
-    "queue": _text,
-    "worker": _text,
-    "progress": _text,
+    "kind": as_text,
+    "queue": as_text,
+    "worker": as_text,
+    "progress": as_text,
     "attempt": _number,
     "max_attempts": _number,
 }
@@ -145,4 +146,4 @@ def by_state(mapped: MappedTable, rows: Iterable[Row]) -> dict[JobState, int]:
 
 def job_class(kind: object, queue: object) -> JobClass:
     """Return the class of jobs that a kind and a queue name."""
-    return JobClass(_text(kind), _text(queue))
+    return JobClass(as_text(kind), as_text(queue))

@@ -6,6 +6,7 @@ only in letter case are one.
 """
 
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -17,19 +18,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.domain.aftermath import Finished, Recovered
 from unstick.domain.errors import InvalidRequestError, SourceUnavailableError
+from unstick.domain.events import QueueState
 from unstick.domain.job import Job, JobClass, JobId, JobState
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows, QueueFlow
 from unstick.domain.recovery import CHANGES, Batch, BatchResult, Intent, Ruled, Undo
 from unstick.domain.story import JobRow
-from unstick.domain.suspect import ACCUSED_STATES, Look, Page, Position, StuckCounts, Unreadable
+from unstick.domain.suspect import ACCUSED_STATES, Look, Page, Position, StuckCounts, SuspectGroup, Unreadable
 from unstick.domain.undo import UndoBatch, UndoResult
 from unstick.ports import Capabilities, OpenJobs, Usage
 from unstick.sql import finding, rulings, statements, writes
 from unstick.sql.connections import Connections
 from unstick.sql.finished import FinishedReader, bound_jobs, finished_among
 from unstick.sql.mapping import JobTable, MappedTable
-from unstick.sql.reading import JobReader, Row, SuspectReader, by_state, job_class, plain_id
+from unstick.sql.reading import JobReader, Row, SuspectReader, as_text, by_state, job_class, plain_id
 from unstick.sql.reflection import mapped_table
 from unstick.sql.rescue import NotAllChangedError, Rescue, RuledRescue, said_by_database
 from unstick.sql.undo import Undoing, images_now
@@ -152,6 +154,17 @@ class SqlSource:
             rows = await connection.execute(statements.count_suspects(mapped), statements.look_values(mapped, look))
             found = by_state(mapped, rows)
         return StuckCounts(queued=found.get(JobState.QUEUED, 0), running=found.get(JobState.RUNNING, 0))
+
+    async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
+        """Count by queue in one statement."""
+        found: Counter[SuspectGroup] = Counter()
+        async with self._judging(look) as (connection, mapped):
+            counted = statements.suspects_by_queue(mapped)
+            for queue, word, expired, number in await connection.execute(counted, statements.look_values(mapped, look)):
+                state = mapped.state_of(word)
+                if state is not None:
+                    found[SuspectGroup(as_text(queue), state, bool(expired))] += number
+        return found
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None
@@ -310,9 +323,9 @@ class SqlSource:
         async with self._reading() as (connection, mapped, _):
             rows = (await connection.execute(statements.open_jobs(mapped))).all()
         return OpenJobs(
-            by_state=by_state(mapped, rows),
             queued_since=_oldest(mapped, JobState.QUEUED, rows, place=2),
             running_since=_oldest(mapped, JobState.RUNNING, rows, place=3),
+            by_queue=_by_queue(mapped, rows),
         )
 
     async def usage(self) -> Usage:
@@ -461,6 +474,15 @@ def _oldest(mapped: MappedTable, state: JobState, rows: Sequence[Row], place: in
     form = mapped.since_form
     found = [form.read(row[place]) for row in rows if mapped.state_of(row[0]) is state]
     return min((since for since in found if since is not None), default=None)
+
+
+def _by_queue(mapped: MappedTable, rows: Sequence[Row]) -> Mapping[QueueState, int]:
+    found: Counter[QueueState] = Counter()
+    for row in rows:
+        state = mapped.state_of(row[0])
+        if state is not None:
+            found[QueueState(as_text(row[4]), state)] += row[1]
+    return found
 
 
 def _usage(mapped: MappedTable, rows: Sequence[Row]) -> Usage:

@@ -263,6 +263,18 @@ def count_suspects(mapped: MappedTable) -> sa.Select[Any]:
     return sa.select(state, sa.func.count()).where(is_suspect(mapped, *ACCUSED_STATES)).group_by(state)
 
 
+def suspects_by_queue(mapped: MappedTable) -> sa.Select[Any]:
+    """Count suspects by their queue, the table's own word, and whether a lease that ran out accuses them."""
+    expired = lease_beat(mapped).is_not(None) if mapped.leases else sa.false()
+    columns = [_queue(mapped), mapped.column("state").label("state"), expired.label("expired")]
+    each = sa.select(*columns).where(is_suspect(mapped, *ACCUSED_STATES)).subquery("each_suspect")
+    return sa.select(*each.c, sa.func.count()).group_by(*each.c)
+
+
+def _queue(mapped: MappedTable) -> sa.ColumnElement[Any]:
+    return (mapped.column("queue") if mapped.has("queue") else sa.null()).label("queue")
+
+
 def suspect_ids(mapped: MappedTable, *states: JobState, after: bool) -> sa.Select[Any]:
     """Read the ids of suspects in ascending order, after the last one read."""
     key = mapped.column("id")
@@ -367,13 +379,13 @@ def raw_columns(mapped: MappedTable, columns: Mapping[ColumnKey, sa.Column[Any]]
 
 
 def open_jobs(mapped: MappedTable) -> sa.Select[Any]:
-    """Count the jobs that are not over by the table's own word, with the oldest sign of life of each."""
+    """Count the jobs that are not over by the table's own word and queue, with the oldest sign of life of each."""
     state = mapped.column("state")
     open_words = mapped.words(JobState.QUEUED, JobState.RUNNING, JobState.SCHEDULED)
     queued, running = (_oldest(mapped, each) for each in ACCUSED_STATES)
-    return (
-        sa.select(state, sa.func.count(), queued, running).where(is_open(mapped), state.in_(open_words)).group_by(state)
-    )
+    parts = [state, mapped.column("queue")] if mapped.has("queue") else [state]
+    counted = sa.select(state, sa.func.count(), queued, running, _queue(mapped))
+    return counted.where(is_open(mapped), state.in_(open_words)).group_by(*parts)
 
 
 def _oldest(mapped: MappedTable, state: JobState) -> sa.ColumnElement[Any]:

@@ -246,6 +246,29 @@ passes = sa.Table(
     sa.Column("back_at", UtcDateTime, nullable=True),
 )
 """When each source was last passed over unattended, and since when the watch over it has had no gap."""
+
+leaders = sa.Table(
+    "unstick_leaders",
+    metadata,
+    sa.Column("source", sa.String(63), primary_key=True),
+    sa.Column("holder", WorkerName, nullable=True),
+    sa.Column("term", Key, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+)
+"""Which replica sweeps each source; `holder` is null where the last one gave its lease back."""
+
+watches = sa.Table(
+    "unstick_watches",
+    metadata,
+    sa.Column("source", sa.String(63), primary_key=True),
+    sa.Column("began_at", UtcDateTime, nullable=False),
+    sa.Column("observed_at", UtcDateTime, nullable=True),
+    sa.Column("observed", LongText, nullable=True),
+    sa.Column("swept_at", UtcDateTime, nullable=True),
+    sa.Column("problem", sa.Text, nullable=True),
+)
+"""How the watch over each source goes: its last observation, as JSON, when it was last swept, and what went wrong."""
+
 sightings = sa.Table(
     "unstick_sightings",
     metadata,

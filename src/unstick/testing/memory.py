@@ -21,6 +21,7 @@ from unstick.domain.aftermath import (
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.brake import Brake, Pass
 from unstick.domain.diagnosis import Reason
+from unstick.domain.events import QueueState
 from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows, QueueFlow
@@ -38,7 +39,7 @@ from unstick.domain.recovery import (
 )
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import JobRow
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, is_suspect
+from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, SuspectGroup, is_suspect
 from unstick.domain.undo import CLAIMED, GONE, UNRECORDED, Undoable, UndoBatch, UndoPage, UndoResult
 from unstick.ports import Capabilities, FollowUpSpan, Ledger, OpenJobs, RecoveredPage, RecoveryCounts, Usage
 
@@ -153,6 +154,12 @@ class MemorySource:
         states = [suspect.state for suspect in self._suspects(look)]
         return StuckCounts(queued=states.count(JobState.QUEUED), running=states.count(JobState.RUNNING))
 
+    async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
+        """Count the suspects by queue."""
+        found = self._suspects(look)
+        jobs = self._system.jobs
+        return Counter(SuspectGroup(jobs[s.job_id].job.queue, s.state, s.lease_expired) for s in found)
+
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None
     ) -> tuple[Job, ...]:
@@ -257,9 +264,9 @@ class MemorySource:
         jobs = [stored.job for stored in self._system.jobs.values() if stored.job.completed_at is None]
         still_open = [job for job in jobs if job.state in _OPEN]
         return OpenJobs(
-            by_state=Counter(job.state for job in still_open),
             queued_since=_oldest(sign_of_life(job) for job in still_open if job.state is JobState.QUEUED),
             running_since=_oldest(sign_of_life(job) for job in still_open if job.state is JobState.RUNNING),
+            by_queue=Counter(QueueState(job.queue, job.state) for job in still_open),
         )
 
     async def usage(self) -> Usage:

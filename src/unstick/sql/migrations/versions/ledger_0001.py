@@ -107,6 +107,22 @@ def upgrade() -> None:
         sa.Column("back_at", UtcDateTime, nullable=True),
     )
     op.create_table(
+        "unstick_leaders",
+        sa.Column("source", sa.String(63), primary_key=True),
+        sa.Column("holder", WorkerName, nullable=True),
+        sa.Column("term", Key, nullable=False),
+        sa.Column("expires_at", UtcDateTime, nullable=False),
+    )
+    op.create_table(
+        "unstick_watches",
+        sa.Column("source", sa.String(63), primary_key=True),
+        sa.Column("began_at", UtcDateTime, nullable=False),
+        sa.Column("observed_at", UtcDateTime, nullable=True),
+        sa.Column("observed", LongText, nullable=True),
+        sa.Column("swept_at", UtcDateTime, nullable=True),
+        sa.Column("problem", sa.Text, nullable=True),
+    )
+    op.create_table(
         "unstick_plans",
         sa.Column("id", sa.String(32), primary_key=True),
         sa.Column("source", sa.String(63), nullable=False),
@@ -222,6 +238,8 @@ _EACH_JOB = {
 
 def downgrade() -> None:
     op.execute("DROP VIEW unstick_job_recoveries")
+    op.drop_table("unstick_watches")
+    op.drop_table("unstick_leaders")
     op.drop_table("unstick_passes")
     op.drop_table("unstick_brakes")
     op.drop_table("unstick_sightings")

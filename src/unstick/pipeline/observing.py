@@ -1,0 +1,75 @@
+"""One look at a source that changes nothing: how many jobs are open and stuck, by queue and reason, and since when."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+from unstick.domain.brake import Brake
+from unstick.domain.diagnosis import Reason, suspected_reason
+from unstick.domain.events import Held, Observed, QueueReason
+from unstick.domain.job import JobState
+from unstick.pipeline.judging import asks_witnesses, convicted_running
+from unstick.pipeline.looking import Scope, take_look, take_scopes
+from unstick.pipeline.report import RECOVERIES_WINDOW
+from unstick.pipeline.watched import Watched
+
+
+async def observe(watched: Watched) -> Observed:
+    """Observe a source; its cost follows the number of open jobs.
+
+    Raises:
+        UnstickError: the source or the ledger doesn't answer, or the mapping doesn't fit.
+    """
+    begun = time.monotonic()
+    look = await take_look(watched)
+    stuck, undecided, exact = await _stuck(watched, await take_scopes(watched, look))
+    still_open = await watched.source.open_jobs()
+    late = await watched.ledger.late_counts(watched.source.name, RECOVERIES_WINDOW)
+    brake = None if watched.brakes is None else await watched.brakes.find(watched.source.name)
+    since = (still_open.queued_since, still_open.running_since)
+    queued, running = (None if each is None else max(timedelta(0), look.taken_at - each) for each in since)
+    return Observed(
+        source=watched.source.name,
+        at=look.taken_at,
+        took=timedelta(seconds=time.monotonic() - begun),
+        open_jobs=still_open.by_queue,
+        stuck=stuck,
+        undecided=undecided,
+        exact=exact,
+        oldest_queued=queued,
+        oldest_running=running,
+        held=held_by(brake),
+        late_finishes=late.total,
+    )
+
+
+def held_by(brake: Brake | None) -> Held | None:
+    """Return what holds a source, None where nothing does."""
+    if brake is None or not brake.is_held:
+        return None
+    return Held(since=brake.at, suspects=brake.suspects, cause=brake.cause)
+
+
+async def _stuck(watched: Watched, scopes: Sequence[Scope]) -> tuple[Counter[QueueReason], int, bool]:
+    """Count what is stuck by queue and reason, what nobody knows enough of, and tell whether that is all."""
+    stuck: Counter[QueueReason] = Counter()
+    undecided, exact = 0, True
+    for scope in scopes:
+        asks = asks_witnesses(watched, scope)
+        states = tuple(state for state in scope.look.states if not (asks and state is JobState.RUNNING))
+        if states:
+            groups = await watched.source.suspects_by_queue(replace(scope.look, states=states))
+            for (queue, state, expired), number in groups.items():
+                stuck[QueueReason(queue, _reason(scope, state, expired=expired))] += number
+        if asks:
+            found = await convicted_running(watched, scope)
+            undecided, exact = undecided + found.undecided, exact and found.exact
+            for each in found.convicted:
+                stuck[QueueReason(None if each.job is None else each.job.queue, each.diagnosis.reason)] += 1
+    return stuck, undecided, exact
+
+
+def _reason(scope: Scope, state: JobState, *, expired: bool) -> Reason:
+    return Reason.LEASE_EXPIRED if expired else suspected_reason(state, scope.waiting)

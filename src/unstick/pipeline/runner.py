@@ -1,0 +1,200 @@
+"""The loop: each source is observed and swept again and again, by one replica of several, with nobody watching.
+
+Guarantee: a source that is dead, slow or broken delays no other; what went wrong in one round is told, and the next
+one comes all the same. Rounds of a source never overlap, and those that were missed are made up for by one. Known
+weakness: whoever stops the process in the middle of a batch that the database is slow to write waits for it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
+
+from unstick.domain.errors import UnstickError
+from unstick.domain.events import ObservationFailed, SweepFailed, Trigger
+from unstick.domain.leadership import LEADS_FOR
+from unstick.domain.schedule import Schedule, Timetable
+from unstick.domain.wording import say_duration
+from unstick.pipeline.emitting import emit
+from unstick.pipeline.leadership import Lead
+from unstick.pipeline.observing import observe
+from unstick.pipeline.sweep import SweepOrder, note_problem, sweep
+from unstick.pipeline.watched import OpenWatched, Watched
+
+ACTOR = "runner"
+"""Who sweeps, in the audit log."""
+_SHORTEST_DEADLINE = timedelta(minutes=1)
+_MOST_JITTER = timedelta(seconds=30)
+_JITTER = 0.1
+
+_log = logging.getLogger("unstick.runner")
+
+
+class Runner:
+    """Keeps the watch over several sources until it is stopped.
+
+    Args:
+        sources: how each is opened, by name.
+        timetable: how often each is observed and swept.
+        holder: the name of this process, which no other bears.
+        leads_for: how long a source is this process's after it last said that it lives.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, OpenWatched],
+        timetable: Timetable,
+        *,
+        holder: str,
+        leads_for: timedelta = LEADS_FOR,
+    ) -> None:
+        self._watches = [_Watch(name, opened, timetable, holder, leads_for) for name, opened in sources.items()]
+
+    async def run(self) -> None:
+        """Keep watch until this is cancelled; leases are given back and sweeps under way record their end first."""
+        tasks = [
+            asyncio.create_task(watch.keep(), name=f"unstick watch over {watch.source}") for watch in self._watches
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Watch:
+    """The watch that this process keeps over one source."""
+
+    def __init__(
+        self, source: str, opened: OpenWatched, timetable: Timetable, holder: str, leads_for: timedelta
+    ) -> None:
+        self.source = source
+        self._opened = opened
+        self._timetable = timetable
+        self._lead = Lead(source, holder, leads_for)
+        self._leads = asyncio.Event()
+        self._observe_at = self._clean_at = 0.0
+        self._problem: str | None = None
+
+    async def keep(self) -> None:
+        """Lead the source whenever nobody else does, and then observe and sweep it on time."""
+        renewing = asyncio.create_task(self._renew())
+        try:
+            while True:
+                await self._leads.wait()
+                await self._round()
+                await asyncio.sleep(max(0.0, min(self._observe_at, self._clean_at) - time.monotonic()))
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+            with contextlib.suppress(UnstickError):
+                async with self._opened() as watched:
+                    await self._lead.give_back(watched)
+
+    async def _renew(self) -> None:
+        """Renew the lease three times before it runs out, and try as often to get one that another holds."""
+        while True:
+            led = self._lead.term
+            try:
+                async with asyncio.timeout(self._lead.lasting.total_seconds()), self._opened() as watched:
+                    await self._lead.keep(watched)
+                    if self._lead.term is not None and self._lead.term != led:
+                        await self._begin(watched)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
+                self._complain(error)
+            if self._lead.leads:
+                self._leads.set()
+            else:
+                self._leads.clear()
+            await asyncio.sleep(self._lead.lasting.total_seconds() / 3 * random.uniform(0.8, 1.0))  # noqa: S311
+
+    async def _begin(self, watched: Watched) -> None:
+        """Observe at once, and sweep when the last sweep's successor is due, whoever made that one."""
+        now = await watched.source.clock()
+        last = None if watched.brakes is None else await watched.brakes.last_pass(self.source)
+        self._observe_at = time.monotonic()
+        due = now if last is None else self._timetable.clean.after(last.at)
+        self._clean_at = time.monotonic() + max(0.0, (due - now).total_seconds())
+
+    async def _round(self) -> None:
+        if time.monotonic() >= self._observe_at:
+            begun = time.monotonic()
+            at = await self._within(self._timetable.observe.apart, self._observe)
+            self._observe_at = begun + self._wait(self._timetable.observe, at)
+        if self._lead.leads and time.monotonic() >= self._clean_at:
+            begun = time.monotonic()
+            at = await self._within(self._timetable.clean.apart, self._sweep)
+            self._clean_at = begun + self._wait(self._timetable.clean, at)
+
+    async def _within(
+        self, deadline: timedelta, doing: Callable[[Watched, timedelta], Awaitable[datetime | None]]
+    ) -> datetime | None:
+        """Do something to the source, and return when that was by its clock; None where it failed."""
+        try:
+            async with self._opened() as watched:
+                return await doing(watched, max(deadline, _SHORTEST_DEADLINE))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
+            self._complain(error)
+            return None
+
+    async def _observe(self, watched: Watched, deadline: timedelta) -> datetime | None:
+        try:
+            async with asyncio.timeout(deadline.total_seconds()):
+                observed = await observe(watched)
+                if watched.watches is not None:
+                    await watched.watches.note_observed(observed)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
+            problem = f"no answer within {say_duration(deadline)}" if isinstance(error, TimeoutError) else str(error)
+            _trace(error)
+            await emit(watched, ObservationFailed(source=self.source, problem=problem))
+            await note_problem(watched, problem)
+            return None
+        self._problem = None
+        await emit(watched, observed)
+        return observed.at
+
+    async def _sweep(self, watched: Watched, deadline: timedelta) -> datetime | None:
+        order, begun = SweepOrder(actor=ACTOR, unattended=True), time.monotonic()
+        try:
+            async with asyncio.timeout(deadline.total_seconds()):
+                report = await sweep(watched, order, leads=lambda: self._lead.leads)
+        except TimeoutError:
+            problem = f"it took longer than {say_duration(deadline)}; the next one goes on with what is left"
+            took = timedelta(seconds=time.monotonic() - begun)
+            failed = SweepFailed(
+                source=self.source, took=took, trigger=Trigger.UNATTENDED, actor=ACTOR, problem=problem
+            )
+            await note_problem(watched, problem)
+            await emit(watched, failed)
+            return None
+        except Exception as error:  # noqa: BLE001 - the sweep has told its listeners, and the watch goes on
+            _trace(error)
+            return None
+        return report.look.taken_at
+
+    def _wait(self, schedule: Schedule, at: datetime | None) -> float:
+        """Return how long it is from when something was done until it is due again.
+
+        What failed is tried again as soon as the source is observed again. It is spread a little, so that many
+        sources don't meet.
+        """
+        again = min(schedule.apart, self._timetable.observe.apart)
+        seconds = (again if at is None else schedule.after(at) - at).total_seconds()
+        return seconds + random.uniform(0, min(_JITTER * seconds, _MOST_JITTER.total_seconds()))  # noqa: S311
+
+    def _complain(self, error: Exception) -> None:
+        """Say once, in the log alone, what kept the source from being opened, for nobody else can be told."""
+        problem = str(error) or type(error).__name__
+        if problem != self._problem:
+            _log.warning("Source %r can't be watched: %s", self.source, problem)
+        _trace(error)
+        self._problem = problem
+
+
+def _trace(error: Exception) -> None:
+    if not isinstance(error, UnstickError | TimeoutError):
+        _log.error("That is an error of Unstick's own", exc_info=error)

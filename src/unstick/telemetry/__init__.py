@@ -1,0 +1,1 @@
+"""Listeners to the pipeline's events: the log, metrics, alerts."""
