@@ -32,6 +32,7 @@ from unstick.sql.backends import Backends
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import Connections, EngineConnections, reachable
 from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
+from unstick.sql.event_log import SqlEventLog
 from unstick.sql.guard import Guard, guard, run_statements
 from unstick.sql.history import SqlHistory
 from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
@@ -98,6 +99,7 @@ def watch(
         snoozes=SqlSnoozes(ledger or connections),
         leaders=SqlLeaders(ledger or connections),
         watches=SqlWatches(ledger or connections),
+        event_log=SqlEventLog(ledger or connections),
         story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
@@ -349,7 +351,12 @@ def create_service(settings: Settings) -> FastAPI:
             yield watched
 
     watched: dict[str, OpenWatched] = {name: partial(lend, name) for name in settings.sources}
-    return create_app(watched=watched, principal=jwt_principal(settings.secret_key, settings.auth), lifespan=lifespan)
+    return create_app(
+        watched=watched,
+        principal=jwt_principal(settings.secret_key, settings.auth),
+        timetable=settings.sweep.timetable(),
+        lifespan=lifespan,
+    )
 
 
 async def upgrade_database(settings: Settings, source: str | None = None) -> tuple[str, ...]:
