@@ -141,11 +141,11 @@ _SOME_TIME = datetime(2024, 1, 1, tzinfo=UTC)
 @cache
 def _longest_gap(expression: str) -> timedelta:
     times = enumerate(CronSim(expression, _SOME_TIME))
-    some = [time for _, time in takewhile(lambda each: each[0] < 10 or each[1] - _SOME_TIME < _WEEKS, times)]
+    some = [time for _, time in takewhile(lambda each: each[0] < _TIMES or each[1] - _SOME_TIME < _WEEKS, times)]
     return max(later - earlier for earlier, later in pairwise(some))
 
 
-_WEEKS = timedelta(weeks=3)
+_WEEKS, _TIMES = timedelta(weeks=3), 10
 
 
 def parse_schedule(said: object) -> object:
