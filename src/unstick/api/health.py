@@ -4,9 +4,9 @@ They need no token and name no job, no address and no secret; asking them is no 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from typing_extensions import TypedDict
 
@@ -18,6 +18,14 @@ from unstick.pipeline.watched import OpenWatched
 
 _MEDIA_TYPE = "application/health+json"
 _UNHEALTHY = 503
+_YES = ("true", "1", "yes")
+_STRICT: dict[str, Any] = {
+    "name": "strict",
+    "in": "query",
+    "description": "With `true`, answer 503 where something failed.",
+    "schema": {"type": "string"},
+}
+"""Read by hand: a monitor that asks strangely is answered all the same."""
 
 Word = Literal["pass", "warn", "fail"]
 
@@ -55,19 +63,19 @@ def health_router(watched: Mapping[str, OpenWatched], timetable: Timetable) -> A
         found = await check_ready(watched)
         return _answer(_shape(found), strict=True)
 
-    async def jobs(
-        strict: Annotated[bool, Query(description="Answer 503 where something failed.")] = False,
-    ) -> JSONResponse:
+    async def jobs(request: Request) -> JSONResponse:
         """Tell what is stuck (warn), and whether sources are observed and swept on time (fail where not)."""
+        strict = request.query_params.get("strict", "").lower() in _YES
         return _answer(_shape(await check_jobs(watched, timetable)), strict=strict)
 
-    for path, call in (("/live", live), ("/ready", ready), ("/jobs", jobs)):
+    for path, call, parameters in (("/live", live, []), ("/ready", ready, []), ("/jobs", jobs, [_STRICT])):
         router.add_api_route(
             path,
             call,
             operation_id=f"health_{call.__name__}",
             response_model=HealthShape,
             response_class=JSONResponse,
+            openapi_extra={"parameters": parameters} if parameters else None,
             responses={_UNHEALTHY: {"model": HealthShape, "description": "Something failed; `checks` says what."}},
         )
     return router
