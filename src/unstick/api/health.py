@@ -4,7 +4,7 @@ They need no token and name no job, no address and no secret; asking them is no 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -48,6 +48,35 @@ class HealthShape(TypedDict, total=False):
     version: str
     description: str
     checks: dict[str, list[CheckShape]]
+
+
+_WORDS = {"type": "string", "enum": list(get_args(Word))}
+_CHECK = {
+    "type": "object",
+    "required": ["componentId", "status"],
+    "properties": {
+        "componentId": {"type": "string"},
+        "componentType": {"type": "string"},
+        "status": _WORDS,
+        "observedValue": {"type": "number"},
+        "observedUnit": {"type": "string"},
+        "output": {"type": "string"},
+    },
+}
+_CONTENT: dict[str, Any] = {
+    _MEDIA_TYPE: {
+        "schema": {
+            "type": "object",
+            "required": ["status", "version"],
+            "properties": {
+                "status": _WORDS,
+                "version": {"type": "string"},
+                "description": {"type": "string"},
+                "checks": {"type": "object", "additionalProperties": {"type": "array", "items": _CHECK}},
+            },
+        }
+    }
+}
 
 
 def health_router(watched: Mapping[str, OpenWatched], timetable: Timetable) -> APIRouter:
