@@ -6,7 +6,7 @@ They need no token and name no job, no address and no secret; asking them is no 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from typing_extensions import TypedDict
 
@@ -102,10 +102,13 @@ def health_router(watched: Mapping[str, OpenWatched], timetable: Timetable) -> A
             path,
             call,
             operation_id=f"health_{call.__name__}",
-            response_model=HealthShape,
-            response_class=JSONResponse,
+            response_model=None,
+            response_class=Response,
             openapi_extra={"parameters": parameters} if parameters else None,
-            responses={_UNHEALTHY: {"model": HealthShape, "description": "Something failed; `checks` says what."}},
+            responses={
+                200: {"content": _CONTENT, "description": "What was found."},
+                _UNHEALTHY: {"content": _CONTENT, "description": "Something failed; `checks` says what."},
+            },
         )
     return router
 
