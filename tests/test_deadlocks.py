@@ -19,11 +19,13 @@ from tests.test_races import (
     HOUR,
     ROW_LOCKING,
     WAITING,
+    after_first,
     bench,
     by_decision,
     by_retry,
     by_sweep,
     decided,
+    elsewhere,
     host,
     on_databases,
     statuses,
@@ -35,8 +37,10 @@ from unstick.domain.recovery import Outcome
 from unstick.domain.sighting import Sighted
 from unstick.pipeline.undo import UndoOrder, undo
 from unstick.sql.connections import EngineConnections, SessionConnections
+from unstick.sql.queue import SqlJobQueue
 from unstick.sql.sightings import SqlSightings
 from unstick.sql.source import SqlSource
+from unstick.worker import this_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -276,3 +280,38 @@ async def test_what_was_seen_is_written_down_though_somebody_locked_it_in_anothe
                 await sightings.note("main", seen, now + HOUR)
 
     assert len(writes) == min(times + 1, 3)
+
+
+@on_databases("mariadb")
+async def test_an_end_that_meets_what_is_newer_than_its_snapshot_may_be_written_again(bench: SqlBench) -> None:
+    """From 11.6 on MariaDB refuses to lock such a row (1020): that is no fault of the job's, and may pass."""
+
+    @event.listens_for(bench.engine.sync_engine, "connect")
+    def _as_in_11_6(connection: Any, _record: object) -> None:  # noqa: ANN401
+        cursor = connection.cursor()
+        cursor.execute("SET innodb_snapshot_isolation = ON")
+        cursor.close()
+
+    await bench.engine.dispose()
+    worker = this_process()
+    queue = SqlJobQueue("main", bench.jobs, EngineConnections(bench.engine))
+    await bench.put({"status": "queued", "started_at": None})
+    (job,) = await queue.claim(worker, limit=1)
+    recovery = (
+        "INSERT INTO unstick_recoveries "
+        "(operation_id, source, job_id, state, action, reason, outcome, detail, at) VALUES "
+        "(1, 'main', '1', 'running', 'mark_failed', 'silent', 'applied', '', UTC_TIMESTAMP(6))"
+    )
+    await bench.execute("UPDATE ai_generation_jobs SET status = 'failed'", recovery)
+
+    async def again() -> None:
+        async with host(bench) as app, app.begin() as connection:
+            await connection.execute(sa.text(recovery))
+
+    newer = after_first(bench.engine, "SELECT EXISTS", lambda: elsewhere(again))
+    with newer as seen, pytest.raises(SourceUnavailableError, match="changed since"):
+        await queue.finish(job, {})
+    written = await queue.finish(job, {})
+
+    assert seen
+    assert not written

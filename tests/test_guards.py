@@ -667,14 +667,14 @@ async def test_suspects_come_by_ascending_id_wherever_their_rows_lie(bench: SqlB
     await bench.execute(
         *(f"ALTER DATABASE {name} SET {way} = off" for way in ("enable_nestloop", "enable_mergejoin")),
         "INSERT INTO ai_generation_jobs (id, status, started_at) "
-        "SELECT n, 'running', now() - interval '2 hours' FROM generate_series(300, 1, -1) AS n",
+        "SELECT n, 'running', now() - interval '2 hours' FROM generate_series(1000, 1, -1) AS n",
         "ANALYZE ai_generation_jobs",
     )
     await bench.engine.dispose()
 
     found = await suspects_of(bench, await look_at(bench))
 
-    assert [each.job_id for each in found] == [*range(1, 301)]
+    assert [each.job_id for each in found] == [*range(1, 1001)]
 
 
 async def test_suspects_beyond_the_first_stride_are_looked_at_once_each(

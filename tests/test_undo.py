@@ -17,10 +17,12 @@ from sqlalchemy.dialects import mysql, postgresql
 
 from tests.jobs import COLUMNS, NAIVE, STATES, SqlBench, declared, jobs_table, open_bench
 from tests.test_clocks import TOKYO, in_zone
+from tests.test_guards import partition
 from tests.test_ledger_elsewhere import Apart, ProcessEndedError, apart, killed_before
 from tests.test_races import (
     CLAIM,
     HOUR,
+    POSTGRES,
     ROW_LOCKING,
     STEPWISE,
     after_first,
@@ -382,6 +384,48 @@ async def test_what_somebody_holds_is_left_at_once(bench: SqlBench) -> None:
     assert (numbers(held), told(held)) == ((2, 1, 0), {str(ids[1]): HELD})
     assert (numbers(free), free.already) == ((1, 0, 0), 2)
     assert await bench.rows() == before
+
+
+@on_databases(*POSTGRES)
+async def test_a_row_that_only_a_foreign_key_holds_is_put_back(bench: SqlBench) -> None:
+    """K4: a host that writes a line about a job holds the job's key, which no undo changes."""
+    [job_id] = await stuck(bench, 1)
+    before = await bench.rows()
+    operation_id = await recovered(bench)
+    await bench.execute("CREATE TABLE lines (job_id int REFERENCES ai_generation_jobs)")
+    async with host(bench) as app, app.connect() as worker:
+        await worker.execute(sa.text(f"INSERT INTO lines VALUES ({job_id})"))
+        report = await undo_it(bench, operation_id)
+        await worker.rollback()
+
+    assert numbers(report) == (1, 0, 0)
+    assert await bench.rows() == before
+
+
+@ACTIONS
+async def test_in_partitions_where_rows_share_an_address_only_the_one_asked_for_is_put_back(
+    postgres_database: Database, action: Action
+) -> None:
+    """R1: `ctid` tells rows of one partition apart, and no more."""
+    bench = await open_bench(postgres_database)
+    await partition(bench)
+    await bench.put(*({"id": number} for number in range(1, 9)))
+    operation_id = await recovered(bench, action)
+    async with host(bench, isolation_level="AUTOCOMMIT") as app, app.connect() as connection:
+        await connection.execute(
+            sa.text("VACUUM FULL ai_generation_jobs")
+        )  # each partition's first row lies at its start
+        pairs = (
+            "SELECT a.id FROM ai_generation_jobs AS a JOIN ai_generation_jobs AS b ON a.ctid = b.ctid AND a.id < b.id"
+        )
+        one = (await connection.execute(sa.text(f"{pairs} ORDER BY 1 LIMIT 1"))).scalar_one()
+
+    report = await undo_it(bench, operation_id, job_id=one)
+
+    running = [row["id"] for row in await bench.rows() if row["status"] == "running"]
+    await bench.close()
+    assert numbers(report) == (1, 0, 0)
+    assert running == [one]
 
 
 @on_databases(*STEPWISE)

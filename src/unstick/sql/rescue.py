@@ -89,7 +89,7 @@ class Rescue:
         return locked
 
     def _values(self, decisions: Sequence[Decision]) -> statements.Values:
-        rows = [writes.seen_row(self.mapped, d, self._detail(d), self._due(d)) for d in decisions]
+        rows = [writes.seen_row(d, self._detail(d), self._due(d)) for d in decisions]
         return self._common() | writes.bound_rows(rows)
 
     def _common(self) -> statements.Values:
