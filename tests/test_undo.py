@@ -35,6 +35,7 @@ from tests.test_races import (
     statuses,
     stuck,
 )
+from tests.test_rulings import REFUSING as REFUSING_ANY
 from unstick.domain.errors import (
     InvalidRequestError,
     NothingToUndoError,
@@ -820,6 +821,68 @@ async def test_an_undone_retry_gives_its_share_of_the_budget_back(bench: SqlBenc
     only_one = Policy(max_recoveries=1)
     assert (await bench.sweep(Action.RETRY, policy=only_one)).tally.of(action=Action.RETRY) == 1
     assert (await bench.row(one))["status"] == "queued"
+    assert await bench.ledger.spent("main", [one, other], since) == {one: 1, other: 1}
+
+
+async def test_an_undo_that_came_too_late_gives_nothing_back(bench: SqlBench) -> None:
+    """B2: what is recorded of it is that it lost the race."""
+    [one] = await stuck(bench, 1)
+    operation_id = await recovered(bench, Action.RETRY)
+    since = await bench.source.clock() - HOUR
+    await bench.execute("UPDATE ai_generation_jobs SET attempt = attempt + 1")
+
+    report = await undo_it(bench, operation_id)
+
+    assert numbers(report) == (0, 1, 0)
+    assert await bench.ledger.spent("main", [one], since) == {one: 1}
+
+
+async def test_what_was_done_to_another_sources_jobs_of_the_same_ids_is_in_no_undos_way(bench: SqlBench) -> None:
+    """Ids are a table's own; several sources may share a ledger."""
+    await stuck(bench, 2)
+    before = await bench.rows()
+    operation_id = await recovered(bench)
+    columns = "operation_id, source, job_id, job_count, jobs, state, action, reason, outcome, detail, at"
+    theirs = f"'running', 'mark_failed', 'silent', 'applied', '', {NOW}"
+    await bench.execute(
+        f"INSERT INTO unstick_recoveries ({columns}) VALUES (77, 'other', '1', 1, NULL, {theirs})",
+        f"INSERT INTO unstick_recoveries ({columns}) VALUES (78, 'other', NULL, 1, '[[2, null]]', {theirs})",
+    )
+
+    report = await undo_it(bench, operation_id)
+
+    assert (numbers(report), told(report)) == ((2, 0, 0), {})
+    assert await bench.rows() == before
+
+
+async def test_what_a_sweep_could_not_do_is_no_part_of_its_undo(bench: SqlBench) -> None:
+    """A job that the database refused stands in the operation's record, and nothing of it is to be put back."""
+    await stuck(bench, 3)
+    before = await bench.rows()
+    name = bench.engine.dialect.name.replace("mariadb", "mysql")
+    await bench.execute(*REFUSING_ANY[name])
+    operation_id = await recovered(bench)
+    await bench.execute("DROP TRIGGER kept" + (" ON ai_generation_jobs" if name == "postgresql" else ""))
+    swept = await bench.rows()
+
+    report = await undo_it(bench, operation_id)
+
+    assert [row["status"] for row in swept] == ["failed", "running", "failed"]
+    assert (numbers(report), told(report)) == ((2, 0, 0), {})
+    assert await bench.rows() == before
+
+
+async def test_the_entry_that_ended_an_operation_is_none(bench: SqlBench) -> None:
+    """An operation is named by the entry that began it; another number must undo nothing."""
+    await stuck(bench, 1)
+    operation_id = await recovered(bench)
+    _, ended = await bench.audit()
+
+    with pytest.raises(UnknownRecoveryError, match=f"no operation {ended.id}"):
+        await undo_it(bench, ended.id)
+
+    assert ended.id != operation_id
+    assert await statuses(bench) == ["failed"]
 
 
 KIT = COLUMNS | {"token": "token", "worker": "worker"}
@@ -893,7 +956,9 @@ async def test_a_lease_does_not_vouch_for_a_job_that_its_worker_was_told_is_lost
 
 
 async def test_a_worker_that_never_had_a_lease_is_named_again(kit: SqlBench) -> None:
-    """The application's own workers: the name is theirs, and vouches for nothing."""
+    """The application's own workers: the name is theirs, and vouches for nothing, whoever else has a lease."""
+    queue = SqlJobQueue("main", kit.jobs, EngineConnections(kit.engine))
+    await queue.join(WorkerIdentity(host="here", pid=1, boot_id="b"), HOUR)
     await kit.execute("UPDATE ai_generation_jobs SET status = 'running', worker = 'theirs'")
     operation_id = (await kit.sweep(Action.RETRY, policy=AT_ONCE)).operation_id
     assert (await kit.row(1))["worker"] is None
