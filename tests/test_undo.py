@@ -872,6 +872,24 @@ async def test_what_a_sweep_could_not_do_is_no_part_of_its_undo(bench: SqlBench)
     assert await bench.rows() == before
 
 
+async def test_of_two_operations_at_once_what_came_before_is_in_no_undos_way(opening: Opening) -> None:
+    """Both recovered the second job, ours after the other: that one's record lies between our two."""
+    bench = await opening(ruled_from=100)
+    await stuck(bench, 2)
+    before = await bench.rows()
+    operation_id = await recovered(bench)
+    await bench.execute(
+        "UPDATE unstick_recoveries SET id = 9 WHERE id = 2",
+        "INSERT INTO unstick_recoveries (id, operation_id, source, job_id, state, action, reason, outcome, detail, at) "
+        f"VALUES (5, 77, 'main', '2', 'running', 'mark_failed', 'silent', 'applied', '', {NOW})",
+    )
+
+    report = await undo_it(bench, operation_id)
+
+    assert (numbers(report), told(report)) == ((2, 0, 0), {})
+    assert await bench.rows() == before
+
+
 async def test_the_entry_that_ended_an_operation_is_none(bench: SqlBench) -> None:
     """An operation is named by the entry that began it; another number must undo nothing."""
     await stuck(bench, 1)
