@@ -119,6 +119,10 @@ class Stage:
     file: str
     read: dict[Reason, list[str]] = field(default_factory=dict)
 
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.file}"
+
     # What a person does
 
     def run(self, *arguments: str) -> str:
@@ -198,7 +202,7 @@ class Stage:
         """Enqueue jobs by the kit, in one transaction."""
 
         async def put() -> list[JobId]:
-            engine = open_engine(f"sqlite:///{self.file}")
+            engine = open_engine(self.url)
             async with AsyncSession(engine) as session:
                 queued = [await enqueue(session, kind, jobs=OWN, **options) for _ in range(number)]
                 await session.commit()
@@ -315,8 +319,8 @@ def play_workers_beside_a_witness(stage: Stage) -> None:
 def play_workers_that_die(stage: Stage) -> None:
     """The only worker of a kind, killed in the middle of a job; and a job that kills whoever takes it."""
     (essay,), (poison,) = stage.enqueue("essay"), stage.enqueue("poison")
-    writer = stage.workers.kit(stage.file, "essay", lease=SHORT_LEASE)
-    victim = stage.workers.kit(stage.file, "poison", lease=SHORT_LEASE)
+    writer = stage.workers.kit(stage.url, "essay", lease=SHORT_LEASE)
+    victim = stage.workers.kit(stage.url, "poison", lease=SHORT_LEASE)
     stage.until_running("jobs", essay)
     stage.workers.kill(writer)
     until(lambda: stage.workers.killed(victim))
@@ -331,7 +335,7 @@ def play_workers_that_die(stage: Stage) -> None:
     stage.see_job("main", later, Reason.SCHEDULED, "scheduled")
     stage.see_sweep("main", "jobs", stuck | {poison: Reason.LEASE_EXPIRED}, note=stuck)
 
-    victim = stage.workers.kit(stage.file, "poison", lease=SHORT_LEASE)
+    victim = stage.workers.kit(stage.url, "poison", lease=SHORT_LEASE)
     until(lambda: stage.workers.killed(victim))
     stage.until_no_worker_lives()
     stage.note(Reason.POISON, "$ unstick stuck", stage.stuck("main", {poison: Reason.LEASE_EXPIRED})[poison])
@@ -342,7 +346,7 @@ def play_workers_that_die(stage: Stage) -> None:
 def play_a_worker_that_lives(stage: Stage) -> None:
     """It works through a queue in which one job is of a kind that it doesn't know, and has one that comes to a halt."""
     (wedged,) = stage.enqueue("wedged")
-    stage.workers.kit(stage.file, "wedged", "page", lease=LONG_LEASE)
+    stage.workers.kit(stage.url, "wedged", "page", lease=LONG_LEASE)
     stage.until_running("jobs", wedged)
     (lost,) = stage.enqueue("report")
     *_, last = stage.enqueue("page", PAGES)
