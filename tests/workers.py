@@ -128,7 +128,8 @@ def _end(alive: set[int]) -> None:
 
 def _carry_out(order: str, said: dict[str, Any], alive: set[int]) -> int | None:
     if order == "end":
-        return _end(alive)
+        _end(alive)
+        return None
     if order not in {"kill", "ended"}:
         pid = _fork(order, said)
         alive.add(pid)

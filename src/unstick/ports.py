@@ -248,7 +248,7 @@ class JobQueue(Protocol):
         """Begin to vouch for a worker, for the length of a lease."""
 
     async def leave(self, worker: WorkerIdentity) -> None:
-        """Cease to vouch for a worker."""
+        """Cease to vouch for a worker; that it was there stays known for a while."""
 
     async def claim(
         self, worker: WorkerIdentity, *, limit: int, kinds: Sequence[str] | None = None, job_id: JobId | None = None
