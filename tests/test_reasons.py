@@ -148,7 +148,11 @@ class Stage:
             if {job_id: found.get(job_id, {}).get("reason") for job_id in jobs} != dict(jobs):
                 return None
             read = {job_id: cells(lines, job_id) for job_id in jobs}
-            return read if all(read[job_id].endswith(found[job_id]["sentence"]) for job_id in jobs) else None
+            said = {
+                job_id: "; ".join(filter(None, (found[job_id][key] for key in ("sentence", "outlook"))))
+                for job_id in jobs
+            }
+            return read if all(read[job_id].endswith(said[job_id]) for job_id in jobs) else None
 
         return until(told)
 
@@ -308,9 +312,11 @@ def play_workers_beside_a_witness(stage: Stage) -> None:
 
     of_age = stage.stuck("unasked", {clip: Reason.SILENT, film: Reason.SILENT})
     stage.see_stuck("host", {clip: Reason.WORKER_GONE})
+    stage.see_job("host", clip, Reason.WORKER_GONE, "stuck")
     stage.see_sweep("host", "renders", {clip: Reason.WORKER_GONE})
     stage.note(Reason.HELD, "$ unstick stuck  # without the witness", of_age[film])
     stage.note(Reason.HELD, "$ unstick stuck  # with it", stage.run("stuck", "--source", "host").splitlines()[0])
+    stage.see_job("host", film, Reason.HELD, "held")
     document = stage.stuck_document("host")
     assert (document["stuck_jobs"]["total"], document["undecided_jobs"]) == (0, 0)
     assert stage.rows("SELECT status FROM renders WHERE id = ?", film) == [("running",)]
@@ -358,6 +364,7 @@ def play_a_worker_that_lives(stage: Stage) -> None:
     stage.see_job("main", last, Reason.BACKLOG, "backlog")
     stage.see_stuck("main", {lost: Reason.OVERTAKEN, wedged: Reason.HUNG})
     stage.see_job("main", lost, Reason.OVERTAKEN, "stuck")
+    stage.see_job("main", wedged, Reason.HUNG, "stuck")
     stage.see_sweep("main", "jobs", {lost: Reason.OVERTAKEN, wedged: Reason.HUNG})
 
 

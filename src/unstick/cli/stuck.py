@@ -106,7 +106,8 @@ def _width(table: "Table", console: "Console") -> int:
 
 def _cells(finding: "Finding") -> tuple[str, ...]:
     job = finding.job
-    said = (job.id, job.status, job.kind or "-", say_duration(finding.age), finding.diagnosis.sentence)
+    why = "; ".join(filter(None, (finding.diagnosis.sentence, finding.outlook)))
+    said = (job.id, job.status, job.kind or "-", say_duration(finding.age), why)
     return tuple(plain(word) for word in said)
 
 

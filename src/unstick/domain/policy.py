@@ -1,10 +1,11 @@
 """What may be done about a diagnosed job: thresholds, action, and how often a job may be recovered."""
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from unstick.domain.diagnosis import Diagnosis, Reason, diagnose
 from unstick.domain.errors import InvalidRequestError
@@ -42,6 +43,11 @@ class Rule:
         patterns = ((self.source, source), (self.queue, jobs.queue), (self.kind, jobs.kind))
         return all(pattern == "*" or fnmatchcase(said or "", pattern) for pattern, said in patterns)
 
+    @property
+    def said(self) -> Mapping[str, object]:
+        """What it says in place of the policy, by the policy's names."""
+        return {name: value for name in _RULED if (value := getattr(self, name)) is not None}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -70,8 +76,13 @@ class Policy:
 
     def under(self, rule: Rule | None) -> "Policy":
         """Return what holds for the jobs that a rule governs."""
-        said = {} if rule is None else {name: getattr(rule, name) for name in _RULED if getattr(rule, name) is not None}
+        said: Mapping[str, Any] = {} if rule is None else rule.said
         return replace(self, rules=(), **said)
+
+    def longest_recovery_window(self, source: str) -> timedelta:
+        """Return how far back a recovery of any job of a source may still count."""
+        rules = [rule for rule in self.rules if fnmatchcase(source, rule.source)]
+        return max([self.recovery_window, *(rule.recovery_window for rule in rules if rule.recovery_window)])
 
 
 _RULED = tuple(each.name for each in fields(Rule) if each.name not in {"source", "queue", "kind"})
