@@ -15,7 +15,7 @@ from unstick.domain.plan import KeptPage, Plan, PlanDraft
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
-from unstick.domain.sighting import Sighted, Sighting
+from unstick.domain.sighting import Sighted, Sighting, Stuck
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import Event, JobRow
 from unstick.domain.suspect import Look, Page, Position, StuckCounts
@@ -220,6 +220,16 @@ class Sightings(Protocol):
         """Write down how jobs look now, and return what is known of each with this look in it.
 
         Looks a moment apart are one, so that many who look at once don't make a job seem to stand still.
+        """
+
+
+class Looks(Protocol):
+    """At how many unattended passes in a row jobs were found stuck."""
+
+    async def note(self, source: str, jobs: Sequence[Stuck], this: Pass) -> Mapping[JobId, int]:
+        """Write down who was found stuck at a pass, and return at how many in a row each was, this one included.
+
+        Passes a moment apart are one, so that several processes that sweep at once don't make a row of them.
         """
 
 

@@ -34,6 +34,7 @@ from unstick.sql.guard import Guard, guard, run_statements
 from unstick.sql.history import SqlHistory
 from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
 from unstick.sql.ledger import SqlLedger
+from unstick.sql.looks import SqlLooks
 from unstick.sql.mapping import JobTable
 from unstick.sql.plans import SqlPlans
 from unstick.sql.queue import SqlJobQueue
@@ -89,6 +90,7 @@ def watch(
         ledger=SqlLedger(ledger or connections),
         policy=policy,
         brakes=SqlBrakes(ledger or connections),
+        looks=SqlLooks(ledger or connections),
         history=SqlHistory(declared, connections),
         snoozes=SqlSnoozes(ledger or connections),
         story_readers=story_readers(ledger or connections),

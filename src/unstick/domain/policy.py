@@ -37,6 +37,7 @@ class Rule:
     recovery_window: timedelta | None = None
     retry_backoff: timedelta | None = None
     ask: bool | None = None
+    looks: int | None = None
 
     def governs(self, source: str, jobs: JobClass) -> bool:
         """Tell whether this rule is about these jobs of this source; letter case counts."""
@@ -67,6 +68,8 @@ class Policy:
     """A retry is for jobs that were begun less often than this; None asks nothing of that."""
     ask: bool = False
     """Unattended sweeps leave the job to a person."""
+    looks: int = 1
+    """At how many unattended sweeps in a row a job must be found stuck before one acts on it."""
     rules: tuple[Rule, ...] = ()
     """What holds for some jobs instead: the first rule that governs a job."""
 

@@ -191,6 +191,8 @@ async def _unattended(watched: Watched, verdict: Verdict, scope: Scope) -> str:
         return "; one that nobody watches would leave it to a person"
     if scope.waiting is Reason.UNSERVED and verdict.suspect is not None and verdict.suspect.state is JobState.QUEUED:
         return "; one that nobody watches would leave it, for nobody serves its queue"
+    if scope.policy.looks > 1:
+        return f"; those that nobody watches do so once {scope.policy.looks} of them in a row have found it stuck"
     brake = None if watched.brakes is None else await watched.brakes.find(watched.source.name)
     if brake is not None and brake.is_held:
         return f"; those that nobody watches are held by the brake since {say_instant(brake.at)}"

@@ -8,7 +8,7 @@ from datetime import timedelta
 from unstick.domain.brake import Unattended
 from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy
-from unstick.ports import Brakes, JobHistory, JobSource, Ledger, Plans, Snoozes, StoryReader, Witness
+from unstick.ports import Brakes, JobHistory, JobSource, Ledger, Looks, Plans, Snoozes, StoryReader, Witness
 
 
 async def _none() -> tuple[str, ...]:
@@ -37,6 +37,8 @@ class Watched:
     brakes: Brakes | None = None
     """Where the brake is kept; without it nothing can be swept unattended."""
     unattended: Unattended = field(default_factory=Unattended)
+    looks: Looks | None = None
+    """Where it is kept how often jobs were found stuck; without it no policy can ask for more than one look."""
     history: JobHistory | None = None
     """What the source's finished jobs tell; None where it keeps none."""
     snoozes: Snoozes | None = None

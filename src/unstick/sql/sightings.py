@@ -47,13 +47,13 @@ class SqlSightings:
 
     async def note(self, source: str, jobs: Sequence[Sighted], now: datetime) -> Mapping[JobId, Sighting]:
         """Write down how jobs look now, and return what is known of each with this look in it."""
-        by_key = {_key(source, job.job_id): job for job in jobs}
+        by_key = {key_of(source, job.job_id): job for job in jobs}
         if not by_key:
             return {}
         dialect = self._connections.dialect
         rows = [(key, str(job.job_id), job.attempt, job.progress) for key, job in sorted(by_key.items())]
         bound = {"unstick_seen": json.dumps(rows)}
-        given = dialect.rows({name: _type(type_, dialect.sql) for name, type_ in _GIVEN.items()}).subquery("given")
+        given = dialect.rows({name: type_on(type_, dialect.sql) for name, type_ in _GIVEN.items()}).subquery("given")
         write = _write_down(dialect.name, given, source, now)
         read = sa.select(sightings).join_from(given, sightings, sightings.c.id == given.c.id)
         for tries_left in reversed(range(_TRIES)):
@@ -79,11 +79,12 @@ class SqlSightings:
             )
 
 
-def _key(source: str, job_id: JobId) -> str:
+def key_of(source: str, job_id: JobId) -> str:
+    """Name a job of a source in a key of any length limit."""
     return hashlib.blake2b(f"{source}\n{job_id}".encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
-def _type(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+def type_on(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
     """Return what a type is on this database: MariaDB compares only text of one collation."""
     return type_.dialect_impl(dialect)
 
