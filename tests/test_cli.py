@@ -888,3 +888,11 @@ def test_the_demo_takes_this_process_over(
     monkeypatch.setattr(os, "execv", lambda _path, command: started.append(command))
     run("demo", *arguments)
     assert started == [[sys.executable, "-m", "unstick.demo", *arguments]]
+
+
+def test_policy_explain_tells_what_holds_for_a_kind_and_which_rule_says_so(run: Run) -> None:
+    configure('[policy]\nlooks = 2\n[[policy.rules]]\nkind = "slow*"\nlooks = 3\naction = "retry"\n')
+    slow, other = (run("policy", "explain", "--kind", kind, "--json").document for kind in ("slow.pdf", "mail"))
+    assert (slow["rule"], slow["policy"]["looks"], slow["policy"]["action"]) == (1, 3, "retry")
+    assert (other["rule"], other["policy"]["looks"], other["policy"]["action"]) == (None, 2, "mark_failed")
+    assert "  looks            3\n" in run("policy", "explain", "--kind", "slow.pdf").out

@@ -194,6 +194,19 @@ async def test_more_than_a_sweep_can_keep_in_mind_are_recovered_by_the_next_ones
     assert done == [0, 4, 4, 1]
 
 
+async def test_who_is_left_for_the_grace_and_who_was_not_found_often_enough_are_both_told(bench: SqlBench) -> None:
+    now = await bench.source.clock()
+    this = Pass(at=now, back_at=now - 10 * MINUTE)
+    await SqlBrakes(EngineConnections(bench.engine)).note_pass("main", this)
+    await bench.put({}, {"status": "queued", "started_at": None})
+    for looked in (0, 1):
+        report = await nobody_watches(watched(bench, TWICE))
+        assert report.tally.of(state=JobState.RUNNING, outcome=Outcome.LEFT) == 1
+        assert report.tally.of(state=JobState.QUEUED, outcome=Outcome.LEFT) == 1 - looked
+        assert report.tally.of(state=JobState.QUEUED, outcome=Outcome.APPLIED) == looked
+        await a_while_passes(bench)
+
+
 async def test_a_job_says_how_many_sweeps_must_find_it(bench: SqlBench) -> None:
     await bench.put({})
     (row,) = await bench.rows()
