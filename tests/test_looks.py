@@ -21,7 +21,7 @@ from unstick.domain.evidence import Holding
 from unstick.domain.job import JobState
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import Action, Outcome
-from unstick.domain.sighting import Sighted, Stuck
+from unstick.domain.sighting import LOOKS_APART, Sighted, Stuck
 from unstick.domain.suspect import Suspect
 from unstick.pipeline import charges
 from unstick.pipeline.braking import release_brake
@@ -31,7 +31,7 @@ from unstick.pipeline.verdict import foretell, judge
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import EngineConnections
 from unstick.sql.looks import SqlLooks
-from unstick.sql.sightings import APART, KEPT, SqlSightings
+from unstick.sql.sightings import KEPT, SqlSightings
 from unstick.sql.tables import looks
 from unstick.testing.witnesses import FakeWitness
 from unstick.witnesses.progress import Progress
@@ -251,7 +251,7 @@ async def test_looks_are_counted_job_by_job_and_pass_by_pass(bench: SqlBench) ->
 
 
 async def test_passes_a_moment_apart_are_one_look_and_don_t_break_the_row(bench: SqlBench) -> None:
-    moment = APART / MINUTE / 3
+    moment = LOOKS_APART / MINUTE / 3
     assert await noted(bench, stuck(1), at=0, before=None) == [1]
     assert await noted(bench, stuck(1), at=moment, before=0) == [1]
     assert await noted(bench, stuck(1), at=2 * moment, before=moment) == [1]

@@ -2,12 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Self
 
 from unstick.domain.job import Job, JobId
 from unstick.domain.suspect import Suspect
 
+LOOKS_APART = timedelta(seconds=30)
+"""Looks that are closer than this are one."""
 LONGEST_PROGRESS = 200
 """Longer progress is remembered by its beginning and its fingerprint."""
 

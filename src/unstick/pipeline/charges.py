@@ -6,6 +6,7 @@ in a row, and is held by the brake for those alone on whom it would act. Where i
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
 from unstick.domain.brake import Pass, in_grace
 from unstick.domain.diagnosis import Reason, suspected_reason
@@ -56,10 +57,17 @@ def charge_of(scope: Scope, *, asked: Action | None, this: Pass | None) -> Charg
         return Charge(scope=scope, action=Action.LEAVE, left=scope.look.states)
     left: set[JobState] = set()
     if this is not None:
-        left |= {state for state in scope.look.states if in_grace(this, scope.look.threshold(state))}
+        left |= {state for state in scope.look.states if in_grace(this, _grace(scope, state))}
         left |= {JobState.QUEUED} if scope.waiting is Reason.UNSERVED else set()
     action = asked or scope.policy.action
     return Charge(scope=scope, action=action, left=tuple(state for state in scope.look.states if state in left))
+
+
+def _grace(scope: Scope, state: JobState) -> timedelta:
+    """Return how long jobs are left alone after a gap: their threshold, though witnesses are asked of them sooner."""
+    if state is JobState.RUNNING and scope.hung_after is None:
+        return scope.policy.running_after
+    return scope.look.threshold(state)
 
 
 async def heed_looks(watched: Watched, charge: Charge, this: Pass | None) -> Charge:

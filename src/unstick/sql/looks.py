@@ -17,11 +17,11 @@ from sqlalchemy.exc import DBAPIError
 from unstick.domain.brake import Pass
 from unstick.domain.errors import SourceUnavailableError
 from unstick.domain.job import JobId
-from unstick.domain.sighting import Stuck
+from unstick.domain.sighting import LOOKS_APART, Stuck
 from unstick.sql import tables
 from unstick.sql.connections import Connections
 from unstick.sql.rescue import said_by_database
-from unstick.sql.sightings import APART, KEPT, key_of, type_on
+from unstick.sql.sightings import KEPT, key_of, type_on
 from unstick.sql.tables import looks
 
 _FORGETS_EVERY_SECONDS = 3600
@@ -106,7 +106,7 @@ def _changes(mark: _Column, this: Pass) -> list[tuple[str, _Column]]:
     # Whoever was not found at the pass before, or has shown life since, begins anew.
     missed = sa.true() if this.before is None else old.found_at < sa.literal(this.before, instant)
     anew = sa.or_(missed, old.mark != mark)
-    counts = old.counted_at <= sa.literal(this.at - APART, instant)
+    counts = old.counted_at <= sa.literal(this.at - LOOKS_APART, instant)
     return [
         ("looks", sa.case((anew, one), (counts, old.looks + 1), else_=old.looks)),
         ("counted_at", sa.case((sa.or_(anew, counts), at), else_=old.counted_at)),

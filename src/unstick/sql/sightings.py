@@ -17,14 +17,12 @@ from sqlalchemy.exc import DBAPIError
 
 from unstick.domain.errors import SourceUnavailableError
 from unstick.domain.job import JobId
-from unstick.domain.sighting import Sighted, Sighting
+from unstick.domain.sighting import LOOKS_APART, Sighted, Sighting
 from unstick.sql import tables
 from unstick.sql.connections import Connections
 from unstick.sql.rescue import said_by_database
 from unstick.sql.tables import sightings
 
-APART = timedelta(seconds=30)
-"""Looks that are closer than this are one."""
 KEPT = timedelta(days=7)
 """A job that was no suspect for so long is forgotten."""
 _FORGETS_EVERY_SECONDS = 3600
@@ -137,7 +135,7 @@ def _changes(new: Mapping[str, _Column] | Any, now: datetime) -> list[tuple[str,
     """
     old = sightings.c
     moved = old.progress.is_distinct_from(new["progress"])
-    counts = old.seen_at <= sa.literal(now - APART, tables.UtcDateTime())
+    counts = old.seen_at <= sa.literal(now - LOOKS_APART, tables.UtcDateTime())
     another = old.attempt != new["attempt"]
     return [
         ("moved_from", sa.case((another, sa.null()), (moved, old.progress), else_=old.moved_from)),
