@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, seed, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -71,6 +71,8 @@ SETTINGS = settings(
     stateful_step_count=40,
     deadline=None,
     database=None,
+    # Shrinking takes minutes: whoever wants the shortest life that fails has the time for it.
+    phases=tuple(Phase) if MORE else (Phase.generate,),
     suppress_health_check=list(HealthCheck),
 )
 _Told = TypeVar("_Told")
