@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from tests.replicas import ROOT, SWEPT
+from tests.servers import MortalPostgres
 
-from chaos.__main__ import MortalPostgres
 from unstick.sql import schema, tables
 from unstick.sql.engine import open_engine
 

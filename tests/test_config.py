@@ -36,6 +36,11 @@ FULL = """
     max_recoveries = 2
     recovery_window = "3d"
     retry_backoff = "45s"
+    looks = 2
+
+    [[policy.rules]]
+    kind = "slow*"
+    looks = 3
 
     [auth]
     issuer = "platform"
@@ -109,6 +114,8 @@ def test_everything_can_be_said_in_the_file() -> None:
         max_recoveries=2,
         recovery_window=timedelta(days=3),
         retry_backoff=timedelta(seconds=45),
+        looks=2,
+        rules=(Rule(kind="slow*", looks=3),),
     )
 
 
@@ -451,6 +458,7 @@ def test_a_witness_needs_the_column_it_goes_by(witness: str, key: str) -> None:
         ('[policy]\nqueued_after = "0m"', "`[policy] queued_after` must be more than nothing and at most 365d."),
         ('[policy]\nrunning_after = "366d"', "`[policy] running_after` must be more than nothing and at most 365d."),
         ("[policy]\nmax_recoveries = -1", "`[policy] max_recoveries` must be greater than or equal to 0."),
+        ("[policy]\nlooks = 0", "`[policy] looks` must be greater than or equal to 1."),
         ("policy = 3", "`[policy]` must be a table."),
         ("sources = {}", "`[sources]` must have at least one entry."),
         ("[sources]\nmain = 3", "`[sources.main]` must be a table."),

@@ -85,6 +85,10 @@ class Shop:
         """Whose retries wait for next to nothing."""
         return replace(self.watched, policy=Policy(retry_backoff=timedelta(milliseconds=1)))
 
+    @property
+    def queue(self) -> SqlJobQueue:
+        return SqlJobQueue("main", self.jobs, EngineConnections(self.engine))
+
     def worker(self, *, every: timedelta = SELDOM, lease: timedelta = LEASE) -> Any:  # noqa: ANN401
         return worker_on("main", self.url, self.jobs, every=every, lease=lease)
 
@@ -116,6 +120,13 @@ class Shop:
 
     async def has_lease(self, worker: str) -> bool:
         return bool((await self.execute(sa.select(tables.leases.c.id).where(tables.leases.c.id == worker))).all())
+
+    async def vouched_for(self) -> set[str]:
+        """Return the workers whose leases hold."""
+        now = await self.watched.source.clock()
+        return set(
+            (await self.execute(sa.select(tables.leases.c.id).where(tables.leases.c.expires_at > now))).scalars()
+        )
 
     async def late(self) -> list[Any]:
         return list(await self.execute(sa.select(tables.late_finishes)))
@@ -894,13 +905,37 @@ async def test_a_claim_renews_the_lease_of_its_worker_as_it_was_and_no_others(sh
     assert (left.beat_at, left.expires_at) == (long_ago, long_ago + 10 * LEASE)
 
 
-async def test_a_lease_ends_with_its_worker_and_with_nothing_else(shop: Shop) -> None:
+async def test_a_lease_runs_out_with_its_worker_and_with_nothing_else(shop: Shop) -> None:
     async with shop.worker() as one:
-        async with shop.worker():
-            assert (await shop.execute(sa.select(sa.func.count()).select_from(tables.leases))).scalar_one() == 2
-        names = (await shop.execute(sa.select(tables.leases.c.id))).scalars().all()
-        assert names == [one.identity.name]
-    assert (await shop.execute(sa.select(sa.func.count()).select_from(tables.leases))).scalar_one() == 0
+        async with shop.worker() as other:
+            assert await shop.vouched_for() == {one.identity.name, other.identity.name}
+        assert await shop.vouched_for() == {one.identity.name}
+    assert await shop.vouched_for() == set()
+
+
+async def test_a_queue_whose_workers_have_all_stopped_is_unserved_as_one_whose_workers_were_killed(shop: Shop) -> None:
+    """What it waits for is a worker, and a sweep that nobody watches leaves it."""
+    waiting = await shop.put(values={"created_at": await shop.watched.source.clock() - timedelta(hours=1)})
+    async with shop.worker():
+        before = await report_stuck(shop.watched)
+    after = await report_stuck(shop.watched)
+    assert [(each.job.id, each.diagnosis.reason) for each in before.queued] == [(waiting, Reason.NEVER_CLAIMED)]
+    assert [(each.job.id, each.diagnosis.reason) for each in after.queued] == [(waiting, Reason.UNSERVED)]
+    assert [each.jobs for each in after.unserved] == [1]
+
+
+async def test_a_job_that_a_stopped_worker_left_behind_is_found_at_once_and_one_it_claims_later_is_not(
+    shop: Shop,
+) -> None:
+    """Who has left vouches for nothing more; a claim is a sign of life, whoever makes it."""
+    left, later = await shop.put(), await shop.put()
+    async with shop.worker() as worker:
+        await worker.claim()
+    report = await report_stuck(shop.watched)
+    assert [(each.job.id, each.diagnosis.reason) for each in report.running] == [(left, Reason.LEASE_EXPIRED)]
+
+    assert [job.id for job in await shop.queue.claim(worker.identity, limit=1)] == [later]
+    assert (await report_stuck(shop.watched)).running == ()
 
 
 async def test_a_table_with_only_a_heartbeat_column_beats_there_in_one_statement(database: Database) -> None:
@@ -1325,7 +1360,7 @@ async def test_unstick_worker_runs_jobs_until_sigterm_and_lets_the_last_one_end(
 
     assert await asyncio.to_thread(process.wait, 30) == 0
     assert (await shop.row(hanging))["status"] == "completed"
-    assert (await shop.execute(sa.select(sa.func.count()).select_from(tables.leases))).scalar_one() == 0
+    assert await shop.vouched_for() == set()
     await engine.dispose()
 
 

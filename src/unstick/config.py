@@ -286,6 +286,7 @@ class RuleSettings(_Section):
     recovery_window: Duration | None = None
     retry_backoff: Duration | None = None
     ask: bool | None = None
+    looks: int | None = Field(default=None, ge=1)
 
     def rule(self) -> Rule:
         """Return these settings as the pipeline's value."""
@@ -304,6 +305,7 @@ class PolicySettings(_Section):
     retry_backoff: Duration = Policy().retry_backoff
     max_attempts: int | None = Field(default=None, ge=1)
     ask: bool = Policy().ask
+    looks: int = Field(default=Policy().looks, ge=1)
     rules: tuple[RuleSettings, ...] = ()
 
     def policy(self) -> Policy:

@@ -38,6 +38,7 @@ from unstick.sql.history import SqlHistory
 from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
 from unstick.sql.leaders import SqlLeaders
 from unstick.sql.ledger import SqlLedger
+from unstick.sql.looks import SqlLooks
 from unstick.sql.mapping import JobTable
 from unstick.sql.plans import SqlPlans
 from unstick.sql.queue import SqlJobQueue
@@ -96,6 +97,7 @@ def watch(
         ledger=SqlLedger(ledger or connections),
         policy=policy,
         brakes=SqlBrakes(ledger or connections),
+        looks=SqlLooks(ledger or connections),
         history=SqlHistory(declared, connections),
         snoozes=SqlSnoozes(ledger or connections),
         leaders=SqlLeaders(ledger or connections),

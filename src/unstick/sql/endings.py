@@ -70,7 +70,7 @@ def lease_of(worker: str) -> sa.Select[Any]:
 
 
 def renew(worker: str, now: datetime, expires_at: datetime) -> sa.Update:
-    """Say that a worker lives; a lease that ran out is good again until somebody has struck it."""
+    """Say that a worker lives until then, or has left now; a lease that ran out is good again until it is struck."""
     return sa.update(tables.leases).where(tables.leases.c.id == worker).values(beat_at=now, expires_at=expires_at)
 
 
