@@ -4,14 +4,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from pydantic import SecretStr
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from unstick import __version__
+from unstick.api.metrics import metrics_router
 from unstick.api.problems import log_failure, problem_of
 from unstick.api.router import PREFIX, admin_router
 from unstick.pipeline.watched import OpenWatched
+from unstick.telemetry.metrics import Metrics
 
 _OPENAPI = "/openapi.json"
 _SECURITY_HEADERS = {
@@ -26,8 +29,10 @@ def create_app(
     watched: Mapping[str, OpenWatched],
     principal: Callable[..., Any],
     lifespan: Lifespan[FastAPI] | None = None,
+    metrics: Metrics | None = None,
+    metrics_token: SecretStr | None = None,
 ) -> FastAPI:
-    """Return the service for these sources.
+    """Return the service for these sources, with `/metrics` where there are any.
 
     Raises:
         ConfigurationError: there is no source.
@@ -43,6 +48,8 @@ def create_app(
         lifespan=lifespan,
     )
     app.include_router(admin_router(watched=watched, principal=principal))
+    if metrics is not None:
+        app.include_router(metrics_router(metrics, metrics_token))
     app.add_api_route("/", _root, include_in_schema=False)
     for kind in (HTTPException, Exception):
         app.add_exception_handler(kind, _render)
