@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
@@ -10,20 +11,26 @@ from fastapi import APIRouter
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from unstick.api import router
+from unstick.api import health, router
 from unstick.api.auth import jwt_principal
 from unstick.domain.errors import ConfigurationError, LedgerMissingError
 from unstick.domain.policy import Policy, requested_action, requested_threshold
 from unstick.hosting import host_settings, hosted
 from unstick.pipeline.report import DEFAULT_LIMIT, report_stats, report_stuck
+from unstick.pipeline.runner import Runner
 from unstick.pipeline.shapes import CleanupShape, StatsShape, StuckShape, cleanup_shape, stats_shape, stuck_shape
 from unstick.pipeline.sweep import SweepOrder, sweep
-from unstick.pipeline.watched import Watched
+from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.sql import schema
 from unstick.sql.connections import SessionConnections
 from unstick.sql.engine import PLACEHOLDER, url_without_secrets
 from unstick.sql.mapping import JobTable
-from unstick.wiring import watch
+from unstick.telemetry.log import LogListener
+from unstick.wiring import running, watch
+from unstick.worker import this_process
+
+Sessions = Callable[[], AbstractAsyncContextManager[AsyncSession]]
+"""A session factory, such as `async_sessionmaker(engine)`."""
 
 _migrated: WeakSet[sa.Engine] = WeakSet()
 
@@ -120,13 +127,15 @@ async def need_ledger(connections: SessionConnections, table: str) -> None:
 
 
 def admin_router(
-    sessions: Callable[[], AbstractAsyncContextManager[AsyncSession]],
+    sessions: Sessions,
     *,
     auth: Callable[..., Any] | None = None,
     jobs: JobTable | None = None,
     policy: Policy | None = None,
 ) -> APIRouter:
     """Return the contract's HTTP calls, to include in a FastAPI app: `app.include_router(admin_router(…))`.
+
+    In the app's lifespan the table is observed and swept by itself, as `[sweep]` says, by one of the app's replicas.
 
     Args:
         sessions: the app's own session factory, such as `AsyncSessionLocal`.
@@ -138,6 +147,31 @@ def admin_router(
     Raises:
         ConfigurationError: there is neither `auth` nor a secret key, or no table.
     """
+    watched = _watched(sessions, jobs, policy)
+
+    @asynccontextmanager
+    async def lifespan(_app: object) -> AsyncIterator[None]:
+        runner = Runner(watched, host_settings().sweep.timetable(), holder=this_process().name)
+        async with running(runner):
+            yield
+
+    return router.admin_router(watched=watched, principal=auth or _token_auth(), lifespan=lifespan)
+
+
+def health_router(sessions: Sessions, *, jobs: JobTable | None = None, policy: Policy | None = None) -> APIRouter:
+    """Return `/health/live`, `/health/ready` and `/health/jobs`, to include in a FastAPI app; they need no token.
+
+    Args:
+        sessions: the app's own session factory, such as `AsyncSessionLocal`.
+        jobs: the table, where it is not the one `configure` or the configuration names.
+        policy: likewise.
+    """
+    return health.health_router(_watched(sessions, jobs, policy), host_settings().sweep.timetable())
+
+
+def _watched(sessions: Sessions, jobs: JobTable | None, policy: Policy | None) -> dict[str, OpenWatched]:
+    """Return what is watched, opened on a session of the app's for each use."""
+    log = LogListener()
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Watched]:
@@ -145,9 +179,10 @@ def admin_router(
         async with sessions() as session:
             connections = SessionConnections(session)
             await need_ledger(connections, host.jobs.full_name)
-            yield watch(host.source, host.jobs, connections, host.policy, secret=_secret)
+            watched = watch(host.source, host.jobs, connections, host.policy, secret=_secret)
+            yield replace(watched, unattended=host_settings().sweep.unattended(), listeners=(log,))
 
-    return router.admin_router(watched={hosted(jobs, policy).source: opened}, principal=auth or _token_auth())
+    return {hosted(jobs, policy).source: opened}
 
 
 def _secret() -> SecretStr | None:

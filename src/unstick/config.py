@@ -12,7 +12,8 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice, pairwise
+from functools import cache
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 from urllib.parse import urlsplit
@@ -126,9 +127,8 @@ class Cron:
 
     @property
     def apart(self) -> timedelta:
-        """The longest gap among its next hundred times, counted from a fixed one."""
-        times = list(islice(CronSim(self.expression, _SOME_TIME), 100))
-        return max((later - earlier for earlier, later in pairwise(times)), default=_LONGEST)
+        """The longest gap between two of its times within some weeks, and within ten of them."""
+        return _longest_gap(self.expression)
 
     def after(self, last: datetime) -> datetime:
         """Return the next of its times."""
@@ -136,6 +136,16 @@ class Cron:
 
 
 _SOME_TIME = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@cache
+def _longest_gap(expression: str) -> timedelta:
+    times = enumerate(CronSim(expression, _SOME_TIME))
+    some = [time for _, time in takewhile(lambda each: each[0] < 10 or each[1] - _SOME_TIME < _WEEKS, times)]
+    return max(later - earlier for earlier, later in pairwise(some))
+
+
+_WEEKS = timedelta(weeks=3)
 
 
 def parse_schedule(said: object) -> object:

@@ -9,8 +9,9 @@ from typing import Protocol
 from unstick.domain.aftermath import End, Finished, LateCounts, LateFinish, LateRuns, Recovered
 from unstick.domain.audit import AuditEntry
 from unstick.domain.brake import Brake, Pass
-from unstick.domain.events import Observed, PipelineEvent, QueueState
+from unstick.domain.events import EventRecord, Observed, PipelineEvent, QueueState
 from unstick.domain.evidence import Evidence
+from unstick.domain.health import WatchRecord
 from unstick.domain.history import Durations, Replayed
 from unstick.domain.job import Job, JobClass, JobId, JobState
 from unstick.domain.leadership import Leadership
@@ -461,22 +462,6 @@ class Leaders(Protocol):
         """Give a lease back, so that another needn't wait until it runs out; nothing if it is lost already."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WatchRecord:
-    """What the replicas know together of the watch over a source."""
-
-    at: datetime
-    """The ledger's clock, as this was read."""
-    began_at: datetime
-    """Since when the source has been watched at all."""
-    observed_at: datetime | None = None
-    observed: Observed | None = None
-    swept_at: datetime | None = None
-    """When an unattended sweep last came to its end; one that a brake held did."""
-    problem: str | None = None
-    """Why the last observation or sweep came to none; None where it did."""
-
-
 class Watches(Protocol):
     """How the watch over each source goes, whichever replica keeps it."""
 
@@ -491,6 +476,19 @@ class Watches(Protocol):
 
     async def note_problem(self, source: str, problem: str) -> None:
         """Keep why an observation or a sweep came to none."""
+
+
+class EventLog(Protocol):
+    """The events of all sources of a ledger, kept for a while: every replica, and who comes later, can read them."""
+
+    async def append(self, source: str, kind: str, told: Mapping[str, object]) -> None:
+        """Keep an event."""
+
+    async def last(self, source: str) -> int:
+        """Return the id of the newest event of a source, 0 where there is none."""
+
+    async def after(self, source: str, event_id: int, limit: int) -> Sequence[EventRecord]:
+        """Return the next events of a source, in the order of their ids, none of which another can come before."""
 
 
 class Listener(Protocol):

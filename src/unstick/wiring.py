@@ -32,6 +32,7 @@ from unstick.sql.backends import Backends
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import Connections, EngineConnections, reachable
 from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
+from unstick.sql.event_log import SqlEventLog
 from unstick.sql.guard import Guard, guard, run_statements
 from unstick.sql.history import SqlHistory
 from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
@@ -100,6 +101,7 @@ def watch(
         snoozes=SqlSnoozes(ledger or connections),
         leaders=SqlLeaders(ledger or connections),
         watches=SqlWatches(ledger or connections),
+        event_log=SqlEventLog(ledger or connections),
         story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
@@ -383,6 +385,7 @@ def create_service(settings: Settings) -> FastAPI:
     return create_app(
         watched=watched,
         principal=jwt_principal(settings.secret_key, settings.auth),
+        timetable=settings.sweep.timetable(),
         lifespan=lifespan,
         metrics=metrics,
         metrics_token=settings.metrics.token,

@@ -10,9 +10,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from unstick import __version__
+from unstick.api.health import health_router
 from unstick.api.metrics import metrics_router
 from unstick.api.problems import log_failure, problem_of
 from unstick.api.router import PREFIX, admin_router
+from unstick.domain.schedule import Timetable
 from unstick.pipeline.watched import OpenWatched
 from unstick.telemetry.metrics import Metrics
 
@@ -28,6 +30,7 @@ def create_app(
     *,
     watched: Mapping[str, OpenWatched],
     principal: Callable[..., Any],
+    timetable: Timetable | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
     metrics: Metrics | None = None,
     metrics_token: SecretStr | None = None,
@@ -48,6 +51,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.include_router(admin_router(watched=watched, principal=principal))
+    app.include_router(health_router(watched, timetable or Timetable()))
     if metrics is not None:
         app.include_router(metrics_router(metrics, metrics_token))
     app.add_api_route("/", _root, include_in_schema=False)

@@ -106,8 +106,9 @@ class Swept:
 
     @property
     def did_nothing(self) -> bool:
-        """Tell whether there was nothing to do, and nothing in its way."""
-        return not (self.tally.counts or self.held or self.late_finishes)
+        """Tell whether there was nothing to do, or nothing that it may do, and nothing in its way."""
+        done = any(number for (*_, outcome), number in self.tally.counts.items() if outcome is not Outcome.LEFT)
+        return not (done or self.held or self.late_finishes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,3 +171,15 @@ class LeadershipChanged:
 PipelineEvent = (
     Observed | ObservationFailed | Swept | SweepFailed | JobRecovered | Undone | BrakeReleased | LeadershipChanged
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRecord:
+    """An event as it is kept for whoever asks later."""
+
+    id: int
+    at: datetime
+    """By the ledger's clock."""
+    source: str
+    kind: str
+    told: Mapping[str, object]

@@ -10,6 +10,7 @@ from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy
 from unstick.ports import (
     Brakes,
+    EventLog,
     JobHistory,
     JobSource,
     Leaders,
@@ -65,6 +66,8 @@ class Watched:
     """Which replica sweeps the source; without it none does by itself."""
     watches: Watches | None = None
     """How the watch over it goes; without it nobody can tell whether it is kept."""
+    event_log: EventLog | None = None
+    """Where events are kept for the stream of them; without it nobody who comes later can read them."""
     listeners: tuple[Listener, ...] = ()
     """Who is told what each stage did."""
 

@@ -240,6 +240,7 @@ def _named_queues(seen: Observed) -> frozenset[str]:
     for (queue, _), number in seen.stuck.items():
         stuck[queue or ""] += number
     jobs |= stuck  # counted at another moment: a queue may be there alone
+    del jobs[OTHERS]  # an observation calls those it doesn't tell apart so, too
     return frozenset(sorted(jobs, key=lambda queue: (-jobs[queue], queue))[:MOST_QUEUES])
 
 
