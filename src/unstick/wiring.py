@@ -53,6 +53,7 @@ from unstick.sql.watches import SqlWatches
 from unstick.telemetry.log import LogListener
 from unstick.telemetry.metrics import Metrics
 from unstick.telemetry.scraping import listening
+from unstick.telemetry.spans import SpanListener
 from unstick.witnesses.progress import Progress
 from unstick.worker import Heartbeats, Worker, this_process
 
@@ -316,7 +317,7 @@ async def keep_watch(
 ) -> AsyncIterator[Mapping[str, OpenWatched]]:
     """Observe and sweep the sources again and again, as one replica of several, and lend them meanwhile."""
     async with AsyncExitStack() as stack:
-        lender = _Sources(settings, [LogListener(), *listeners], stack)
+        lender = _Sources(settings, [LogListener(), SpanListener(), *listeners], stack)
         sources: dict[str, OpenWatched] = {name: partial(lender.lend, name) for name in settings.sources}
         async with running(Runner(sources, settings.sweep.timetable(), holder=this_process().name)):
             yield sources
@@ -333,19 +334,8 @@ async def keep_watch_alone(settings: Settings) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         if settings.metrics.listen is not None:
             stack.enter_context(listening(metrics, settings.metrics.listen, settings.metrics.token))
-        await stack.enter_async_context(keep_watch(settings, [metrics, *_span_listeners()]))
+        await stack.enter_async_context(keep_watch(settings, [metrics]))
         yield
-
-
-def _span_listeners() -> Iterator[Listener]:
-    """Yield who makes spans of events, where OpenTelemetry is installed."""
-    try:
-        from unstick.telemetry.spans import SpanListener  # noqa: PLC0415 - of an extra
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "opentelemetry":
-            raise
-    else:
-        yield SpanListener()
 
 
 @asynccontextmanager
@@ -372,7 +362,7 @@ def create_service(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with keep_watch(settings, [metrics, *_span_listeners()]) as kept:
+        async with keep_watch(settings, [metrics]) as kept:
             sources.update(kept)
             yield
 
