@@ -27,6 +27,8 @@ _SHORTEST_OUTAGE = timedelta(minutes=2)
 """A source may be without a leader for as long as a lease lasts, when the one it had was killed."""
 _SOME_TIME = timedelta(hours=1)
 """How long an alert on something that happened stays."""
+_OF_IT = "--source {{ $labels.source }}"
+"""The source that an alert is about, as every command takes it."""
 
 
 def files(timetable: Timetable) -> Mapping[str, str]:
@@ -69,11 +71,11 @@ def _stuck_jobs(lasting: timedelta) -> Mapping[str, object]:
         lasting=lasting,
         summary="{{ $value }} job(s) of source {{ $labels.source }} stay stuck: {{ $labels.reason }}",
         description=(
-            f"Such jobs have been there for {say_duration(lasting)}: sweeps don't recover them, or new ones come all the "
-            "time. Next: `unstick stuck --source {{ $labels.source }}` lists them with the reason of each, and `unstick "
-            "job ID --source {{ $labels.source }}` tells of one what a sweep would do and why it doesn't: the policy may "
-            "leave it to a person, it may be snoozed, or its row may refuse the change. Then `unstick recover ID "
-            '--source {{ $labels.source }} --reason "…"` recovers one. Where the reason is unserved, start workers.'
+            f"Such jobs have been there for {say_duration(lasting)}: sweeps don't recover them, or new ones come all "
+            f"the time. Next: `unstick stuck {_OF_IT}` lists them with the reason of each, and `unstick job ID "
+            f"{_OF_IT}` tells of one what a sweep would do and why it doesn't: the policy may leave it to a person, it "
+            "may be snoozed, or its row may refuse the change. Then `unstick recover ID "
+            f'{_OF_IT} --reason "…"` recovers one. Where the reason is unserved, start workers.'
         ),
     )
 
@@ -84,9 +86,9 @@ def _sweeper_dead(after: timedelta) -> Iterator[Mapping[str, object]]:
     said = say_duration(after)
     consequence = "Stuck jobs are not recovered meanwhile. "
     check = (
-        "Next: is `unstick serve` or `unstick watch` running, and what does its log say? `unstick stuck --source "
-        "{{ $labels.source }}` tells whether the database answers; `unstick sweep --source {{ $labels.source }}` "
-        "recovers what is stuck by hand."
+        "Next: is `unstick serve` or `unstick watch` running, and what does its log say? "
+        f"`unstick stuck {_OF_IT}` tells whether the database answers; `unstick sweep {_OF_IT}` recovers what is stuck "
+        "by hand."
     )
     yield _alert(
         "UnstickSweeperDead",
@@ -133,9 +135,9 @@ def _source_down(lasting: timedelta) -> Mapping[str, object]:
         summary="Source {{ $labels.source }} can't be observed",
         description=(
             f"For {say_duration(lasting)} its database, or the one of the ledger, has not answered any process of "
-            "Unstick's. Its jobs are not looked at meanwhile; other sources are. Next: `unstick stuck --source "
-            "{{ $labels.source }}` says in a sentence what is wrong, and so does the log. When the database is back, "
-            "nothing needs to be done: Unstick goes on by itself, and gives jobs a grace."
+            f"Unstick's. Its jobs are not looked at meanwhile; other sources are. Next: `unstick stuck {_OF_IT}` says "
+            "in a sentence what is wrong, and so does the log. When the database is back, nothing needs to be done: "
+            "Unstick goes on by itself, and gives jobs a grace."
         ),
     )
 
@@ -148,10 +150,10 @@ def _brake_engaged() -> Mapping[str, object]:
         summary="A brake holds all unattended sweeps of source {{ $labels.source }}",
         description=(
             "Too many jobs were stuck at once: that is an outage rather than so many stuck jobs. Nothing is recovered "
-            "until a person has looked. Next: `unstick brake --source {{ $labels.source }}` says how many there are and "
-            "what seems to have happened. Mend that first: workers that come back may finish the jobs. Then `unstick "
-            "sweep --source {{ $labels.source }} --dry-run` tells what would be recovered, and `unstick brake --source "
-            "{{ $labels.source }} --release` lets the next sweep do it."
+            f"until a person has looked. Next: `unstick brake {_OF_IT}` says how many there are and what seems to have "
+            "happened. Mend that first: workers that come back may finish the jobs. Then `unstick sweep "
+            f"{_OF_IT} --dry-run` tells what would be recovered, and `unstick brake {_OF_IT} --release` lets the next "
+            "sweep do it."
         ),
     )
 
@@ -164,8 +166,8 @@ def _late_finishes() -> Mapping[str, object]:
         summary="Jobs of source {{ $labels.source }} finished after they had been recovered",
         description=(
             f"Within {say_duration(_SOME_TIME)}, jobs finished that Unstick had taken for stuck: a threshold is too "
-            "short for them. It can wait until morning. Next: `unstick aftermath --source {{ $labels.source }}` names "
-            "the jobs and their kinds, and `unstick suggest --source {{ $labels.source }}` proposes thresholds."
+            f"short for them. It can wait until morning. Next: `unstick aftermath {_OF_IT}` names the jobs and their "
+            f"kinds, and `unstick suggest {_OF_IT}` proposes thresholds."
         ),
     )
 
