@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from unstick.config import Cron
+from unstick.domain.leadership import LEADS_FOR
 from unstick.domain.schedule import Every, Timetable
 from unstick.telemetry.dashboards import DASHBOARD_FILE, RULES_FILE, dashboard, files, rules
 
@@ -259,6 +260,13 @@ def test_the_sweeper_is_dead_after_three_of_the_configured_intervals(
     promtool("check", "rules", file)
 
 
+def test_a_source_is_not_down_while_another_replica_may_still_take_its_lease() -> None:
+    groups: Any = rules(Timetable(observe=Every(timedelta(seconds=1))))["groups"]
+    [down] = [rule for rule in groups[0]["rules"] if rule["alert"] == "UnstickSourceDown"]
+    assert down["for"] == "2m"
+    assert timedelta(minutes=2) > LEADS_FOR
+
+
 # The dashboard
 
 
@@ -447,6 +455,10 @@ def test_the_dashboards_figures_are_what_is_in_the_table(at_work: Watched) -> No
     until(lambda: told("Leader A") == {(): 1} and told("Source up A") == {(): 1} and told("Brake A") == {(): 0})
     assert at_work.query('unstick_recoveries_total{action="mark_failed",outcome="applied",trigger="requested"}')
     assert 0 <= told("Last sweep A")[()] < 60
+
+
+def test_the_service_lets_nobody_scrape_it_without_the_configured_token(at_work: Watched) -> None:
+    assert httpx.get(f"{at_work.service}/metrics").status_code == 401
 
 
 def test_the_source_variable_offers_the_sources(at_work: Watched) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -25,7 +25,9 @@ from unstick.api.factory import create_app
 from unstick.config import Address, load_settings
 from unstick.domain.access import Role
 from unstick.domain.brake import BrakeLimits, Pass, Unattended
+from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import ConfigurationError
+from unstick.domain.events import Observed, QueueReason
 from unstick.domain.recovery import Action
 from unstick.domain.schedule import Every, Timetable
 from unstick.pipeline.braking import release_brake
@@ -69,6 +71,7 @@ NAMES = {
     "unstick_build_info",
 }
 OFTEN = Timetable(observe=Every(timedelta(milliseconds=50)), clean=Every(timedelta(hours=1)))
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 PLENTY = Unattended(brake=BrakeLimits(jobs=1_000))
 
 
@@ -203,6 +206,17 @@ async def test_as_many_queues_as_are_named_need_no_others(bench: SqlBench) -> No
     await look(bench, metrics)
     assert len(said(metrics, "jobs")) == MOST_QUEUES
     assert (OTHERS, "running") not in said(metrics, "jobs")
+
+
+async def test_a_queue_whose_jobs_came_between_two_counts_is_named_all_the_same() -> None:
+    metrics = Metrics()
+    await metrics.hear(observed(stuck={QueueReason("mail", Reason.SILENT): 1}))
+    assert said(metrics, "stuck_jobs") == {("mail", "silent"): 1}
+
+
+def observed(**told: Any) -> Observed:  # noqa: ANN401
+    common: dict[str, Any] = {"source": "main", "at": NOON, "took": timedelta(0), "open_jobs": {}, "stuck": {}}
+    return Observed(**{**common, **told})
 
 
 # What was done
@@ -387,6 +401,14 @@ async def test_a_new_process_knows_when_the_last_one_swept(bench: SqlBench) -> N
         await until(lambda: one(second, "source_up") == 1)
         assert one(second, "sweep_last_success_timestamp_seconds") == kept.swept_at.timestamp()
     assert said(second, "sweeps_total") == {("done",): 0, ("braked",): 0, ("failed",): 0}
+
+
+async def test_the_last_success_never_goes_back() -> None:
+    """An observation that began before a sweep ended knows of the one before."""
+    metrics = Metrics()
+    for minutes in (10, 0, 5):
+        await metrics.hear(observed(swept_at=NOON + timedelta(minutes=minutes)))
+    assert one(metrics, "sweep_last_success_timestamp_seconds") == (NOON + timedelta(minutes=10)).timestamp()
 
 
 async def test_exactly_the_names_we_settled_on_are_told_and_no_job_by_its_id(bench: SqlBench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from opentelemetry.trace import StatusCode
 from tests.jobs import SqlBench, open_bench
 from unstick.domain.brake import BrakeLimits, Pass, Unattended
 from unstick.domain.errors import ConfigurationError
+from unstick.domain.events import SweepFailed, Trigger
 from unstick.domain.recovery import Action
 from unstick.pipeline.recovering import RecoverOrder, recover_job
 from unstick.pipeline.sweep import SweepOrder, sweep
@@ -27,6 +29,7 @@ from unstick.telemetry.spans import SpanListener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from tests.servers import Database
     from unstick.pipeline.watched import Watched
@@ -101,6 +104,14 @@ async def test_it_lasts_as_long_as_the_sweep_and_lies_within_the_span_of_whoever
     assert (asked.start_time or 0) - slack <= (span.start_time or 0) < (span.end_time or 0) <= (asked.end_time or 0)
 
 
+async def test_a_span_begins_as_long_before_its_end_as_the_sweep_took(traced: Traced) -> None:
+    took = timedelta(seconds=3)
+    problem = SweepFailed(source="main", took=took, trigger=Trigger.UNATTENDED, actor="runner", problem="no answer")
+    await SpanListener(traced.provider).hear(problem)
+    span = traced.one()
+    assert 3_000_000_000 <= (span.end_time or 0) - (span.start_time or 0) < 4_000_000_000
+
+
 async def test_a_sweep_that_a_brake_holds_says_so(traced: Traced) -> None:
     now = await traced.bench.source.clock()
     this = replace(traced.watched, unattended=Unattended(brake=BrakeLimits(share=0, jobs=1)))
@@ -172,3 +183,34 @@ def test_spans_are_made_by_the_applications_provider_from_when_it_is_configured(
     """Of two failures, the one before it made no span and no trouble."""
     ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert (ran.stdout, ran.stderr) == ("1\n", "")
+
+
+WATCH = """
+import asyncio
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from unstick.config import Settings
+from unstick.wiring import keep_watch
+
+async def main():
+    async with asyncio.timeout(60), keep_watch(Settings()):
+        while not made.get_finished_spans():
+            await asyncio.sleep(0.02)
+
+made = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(made))
+trace.set_tracer_provider(provider)
+asyncio.run(main())
+print(made.get_finished_spans()[0].name)
+"""
+
+
+def test_the_watch_that_unstick_keeps_makes_spans(tmp_path: Path) -> None:
+    """Over the embedded table, whose first sweep is due at once."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith("UNSTICK_")}
+    command = [sys.executable, "-c", WATCH]
+    ran = subprocess.run(command, cwd=tmp_path, env=known, capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.stderr) == ("unstick.sweep\n", "")

@@ -60,7 +60,7 @@ class Metrics:
     """
 
     def __init__(self, sources: Iterable[str] = ()) -> None:
-        self.registry = CollectorRegistry(auto_describe=True)
+        self.registry = CollectorRegistry()
         self._known: dict[str, _Known] = {}
         self._counted = _Counted()
         for source in sources:
@@ -83,7 +83,7 @@ class Metrics:
                 for outcome, number in event.outcomes.items():
                     self._counted.recovered(event.source, Undo.UNDO, outcome, Trigger.REQUESTED, number)
             case BrakeReleased():
-                self._learn(event.source, lambda known: known if known.braked is None else replace(known, braked=False))
+                self._learn(event.source, lambda known: replace(known, braked=False))
             case LeadershipChanged():
                 # What was known of it is another's to tell now, or isn't known any more.
                 self._known[event.source] = _Known(leads=event.leads)
@@ -197,8 +197,7 @@ class _Counted:
 
     def recovered(self, source: str, action: str, outcome: str, trigger: Trigger, number: int = 1) -> None:
         """Count decisions."""
-        if number:
-            self.recoveries.labels(source, str(action), str(outcome), trigger.value).inc(number)
+        self.recoveries.labels(source, str(action), str(outcome), trigger.value).inc(number)
 
     def collect(self) -> Iterator[Metric]:
         """Yield them without the times since when each is counted, which would be series of other names."""
