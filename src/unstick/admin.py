@@ -180,7 +180,12 @@ def _watched(sessions: Sessions, jobs: JobTable | None, policy: Policy | None) -
             connections = SessionConnections(session)
             await need_ledger(connections, host.jobs.full_name)
             watched = watch(host.source, host.jobs, connections, host.policy, secret=_secret)
-            yield replace(watched, unattended=host_settings().sweep.unattended(), listeners=(log,))
+            yield replace(
+                watched,
+                unattended=host_settings().sweep.unattended(),
+                retention=host_settings().retention.retention(),
+                listeners=(log,),
+            )
 
     return {hosted(jobs, policy).source: opened}
 

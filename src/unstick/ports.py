@@ -19,6 +19,7 @@ from unstick.domain.plan import KeptPage, Plan, PlanDraft
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
+from unstick.domain.retention import Pruned, Retention
 from unstick.domain.sighting import Sighted, Sighting
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import Event, JobRow
@@ -489,6 +490,13 @@ class EventLog(Protocol):
 
     async def after(self, source: str, event_id: int, limit: int) -> Sequence[EventRecord]:
         """Return the next events of a source, in the order of their ids, none of which another can come before."""
+
+
+class Pruner(Protocol):
+    """Whoever strikes old records."""
+
+    async def prune(self, retention: Retention) -> Pruned:
+        """Strike all that is older than is to be kept, by the ledger's clock, a bounded number at a time."""
 
 
 class Listener(Protocol):

@@ -44,6 +44,7 @@ from unstick.sql.queue import SqlJobQueue
 from unstick.sql.reflection import mapped_table
 from unstick.sql.registry import WorkerRegistry
 from unstick.sql.rescue import said_by_database
+from unstick.sql.retention import SqlPruner
 from unstick.sql.sightings import SqlSightings
 from unstick.sql.snoozes import SqlSnoozes
 from unstick.sql.source import SqlSource
@@ -103,6 +104,7 @@ def watch(
         leaders=SqlLeaders(ledger or connections),
         watches=SqlWatches(ledger or connections),
         event_log=SqlEventLog(ledger or connections),
+        pruner=SqlPruner(ledger or connections),
         story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
@@ -198,7 +200,12 @@ async def open_watched(
             secret=lambda: settings.secret_key,
             plan_lifetime=settings.sweep.plan_lifetime,
         )
-        watched = replace(watched, unattended=settings.sweep.unattended(), listeners=tuple(listeners))
+        watched = replace(
+            watched,
+            unattended=settings.sweep.unattended(),
+            retention=settings.retention.retention(),
+            listeners=tuple(listeners),
+        )
         await watched.source.clock()  # holds the mapping against the table: what doesn't fit is told now
         for witness in watched.witnesses:
             if isinstance(witness, WorkerRegistry):

@@ -76,8 +76,8 @@ def _on_time(record: WatchRecord, name: str, last: datetime | None, within: time
     age = record.at - (record.began_at if last is None else last)
     why = "" if record.problem is None else f": {record.problem}"
     if age > within:
-        since = "never" if last is None else f"not since {say_instant(last)}, {say_duration(age)} ago"
-        said = f"it was {since} {done}{why or '; is the runner running?'}"
+        since = f"never {done}" if last is None else f"not {done} since {say_instant(last)}, {say_duration(age)} ago"
+        said = f"it was {since}{why or '; is the runner running?'}"
         return Check(name=name, health=Health.FAIL, value=age.total_seconds(), unit="s", said=said)
     health = Health.PASS if record.problem is None else Health.WARN
     return Check(

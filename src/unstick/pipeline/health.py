@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from unstick.domain.errors import ConfigurationError, LedgerMissingError, UnstickError
+from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError, UnstickError
 from unstick.domain.health import Check, Health, checks_of, worst
 from unstick.domain.schedule import Timetable
 from unstick.pipeline.watched import OpenWatched, Watched
@@ -63,8 +63,9 @@ async def _checked(
     try:
         async with asyncio.timeout(ANSWERS_WITHIN.total_seconds()), opened() as watched:
             return SourceHealth(source=name, checks=await look(watched))
-    except (UnstickError, TimeoutError) as error:
-        _log.debug("Source %r is not healthy", name, exc_info=True)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the source is not healthy
+        level = logging.DEBUG if isinstance(error, UnstickError | TimeoutError) else logging.ERROR
+        _log.log(level, "Source %r is not healthy", name, exc_info=True)
         return SourceHealth(source=name, checks=(Check(name="answer", health=Health.FAIL, said=_said(error)),))
 
 
@@ -75,5 +76,7 @@ def _said(error: Exception) -> str:
             return "Unstick's own tables are missing or behind: run `unstick db upgrade`"
         case ConfigurationError():
             return "its configuration doesn't fit; `unstick stuck` says what is wrong"
-        case _:
+        case SourceUnavailableError() | TimeoutError():
             return "its database, or the ledger's, doesn't answer"
+        case _:
+            return "it fails, and the log says how; are Unstick's own tables there? `unstick db current` tells"

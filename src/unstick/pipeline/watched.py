@@ -8,6 +8,7 @@ from datetime import timedelta
 from unstick.domain.brake import Unattended
 from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy
+from unstick.domain.retention import Retention
 from unstick.ports import (
     Brakes,
     EventLog,
@@ -17,6 +18,7 @@ from unstick.ports import (
     Ledger,
     Listener,
     Plans,
+    Pruner,
     Snoozes,
     StoryReader,
     Watches,
@@ -66,6 +68,8 @@ class Watched:
     """Which replica sweeps the source; without it none does by itself."""
     watches: Watches | None = None
     """How the watch over it goes; without it nobody can tell whether it is kept."""
+    pruner: Pruner | None = None
+    retention: Retention = field(default_factory=Retention)
     event_log: EventLog | None = None
     """Where events are kept for the stream of them; without it nobody who comes later can read them."""
     listeners: tuple[Listener, ...] = ()
