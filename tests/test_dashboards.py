@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -13,6 +14,7 @@ import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -25,7 +27,6 @@ from unstick.telemetry.dashboards import DASHBOARD_FILE, RULES_FILE, dashboard, 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
 SECRET = "a secret of thirty-two bytes or more"
 
@@ -267,6 +268,27 @@ def test_a_source_is_not_down_while_another_replica_may_still_take_its_lease() -
     assert timedelta(minutes=2) > LEADS_FOR
 
 
+# The guide
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "how-to" / "monitoring.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_tells_of_every_metric_and_every_alert() -> None:
+    told = set(re.findall(r"^\| `(unstick_\w+)", GUIDE, re.MULTILINE))
+    queried = {name for target in targets() for name in re.findall(r"unstick_\w+", target["expr"])}
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in queried} == told
+    advised = re.findall(r"^\| `(Unstick\w+)` \((\w+)\)", GUIDE, re.MULTILINE)
+    groups: Any = rules(Timetable())["groups"]
+    assert set(advised) == {(rule["alert"], rule["labels"]["severity"]) for rule in groups[0]["rules"]}
+
+
+def test_prometheus_takes_the_guides_configuration(rules_file: Path) -> None:
+    [configuration] = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
+    file = rules_file.parent / "prometheus.yml"
+    file.write_text(configuration, encoding="utf-8")
+    assert "1 rule files found" in promtool("check", "config", file)
+
+
 # The dashboard
 
 
@@ -274,6 +296,10 @@ def panels() -> list[Any]:
     found: Any = dashboard()["panels"]
     assert isinstance(found, list)
     return found
+
+
+def targets() -> list[Any]:
+    return [target for panel in panels() for target in panel["targets"]]
 
 
 def test_no_panel_lies_over_another_or_beyond_the_edge() -> None:
