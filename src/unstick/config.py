@@ -26,6 +26,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PlainValidator,
     SecretStr,
     Strict,
@@ -183,7 +184,8 @@ def parse_address(said: object) -> Address:
 
 _LAST_PORT = 65_535
 
-ScheduleText = Annotated[Every | Cron, PlainValidator(parse_schedule)]
+# Without a serializer of its own pydantic warns whenever settings are dumped, for it takes neither class for the other.
+ScheduleText = Annotated[Every | Cron, PlainValidator(parse_schedule), PlainSerializer(lambda schedule: schedule)]
 
 
 class _Section(BaseModel):
