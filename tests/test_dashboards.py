@@ -293,9 +293,17 @@ def test_prometheus_takes_the_guides_configuration(rules_file: Path) -> None:
 
 
 def panels() -> list[Any]:
-    found: Any = dashboard()["panels"]
+    found: Any = dashboard(Timetable())["panels"]
     assert isinstance(found, list)
     return found
+
+
+def test_the_last_sweep_is_red_from_when_its_alert_fires() -> None:
+    for timetable, seconds in ((Timetable(), 1800), (Timetable(clean=Every(timedelta(minutes=1))), 180)):
+        found: Any = dashboard(timetable)["panels"]
+        [last] = [panel for panel in found if panel["title"] == "Last sweep"]
+        steps = last["fieldConfig"]["defaults"]["thresholds"]["steps"]
+        assert steps == [{"color": "green", "value": None}, {"color": "red", "value": seconds}]
 
 
 def targets() -> list[Any]:
@@ -488,7 +496,7 @@ def test_the_service_lets_nobody_scrape_it_without_the_configured_token(at_work:
 
 
 def test_the_source_variable_offers_the_sources(at_work: Watched) -> None:
-    variables: Any = dashboard()["templating"]["list"]  # type: ignore[index]
+    variables: Any = dashboard(Timetable())["templating"]["list"]  # type: ignore[index]
     [chosen] = [each for each in variables if each["name"] == "source"]
     assert chosen["query"]["query"] == "label_values(unstick_leader, source)"
     until(lambda: at_work.ask("label/source/values", **{"match[]": "unstick_leader"}) == ["main"])
@@ -517,7 +525,7 @@ def test_export_writes_both_files_and_leaves_them_when_they_are_the_same(tmp_pat
     assert first.stdout == f"Wrote a/b/{DASHBOARD_FILE}.\nWrote a/b/{RULES_FILE}.\n"
     written = {file.name: file.read_text(encoding="utf-8") for file in (tmp_path / "a" / "b").iterdir()}
     assert written == files(Timetable())
-    assert json.loads(written[DASHBOARD_FILE]) == dashboard()
+    assert json.loads(written[DASHBOARD_FILE]) == dashboard(Timetable())
     assert json.loads(again.stdout) == {
         "written": [],
         "unchanged": [f"a/b/{DASHBOARD_FILE}", f"a/b/{RULES_FILE}"],

@@ -378,6 +378,17 @@ async def test_of_two_replicas_the_leader_alone_tells_of_the_source(bench: SqlBe
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_leader_that_can_not_renew_its_lease_ceases_to_tell_of_the_source(bench: SqlBench) -> None:
+    """As when the database that holds both is away: then nobody leads, which is what an alert can see."""
+    metrics = Metrics(["main"])
+    await bench.put({})
+    async with running(runner(watched(bench, metrics), "a")):
+        await until(lambda: one(metrics, "sweep_last_success_timestamp_seconds") is not None)
+        await bench.execute("ALTER TABLE unstick_leaders RENAME TO unstick_nobody")
+        await until(lambda: one(metrics, "leader") == 0)
+        assert [name for name in LEADERS_ALONE if said(metrics, name)] == []
+
+
 async def test_what_is_heard_late_of_a_source_that_another_leads_is_not_told(bench: SqlBench) -> None:
     """The observation was under way as the lease ran out."""
     metrics = Metrics(["main"])

@@ -34,7 +34,7 @@ _OF_IT = "--source {{ $labels.source }}"
 def files(timetable: Timetable) -> Mapping[str, str]:
     """Return what is exported: each file's name and text."""
     return {
-        DASHBOARD_FILE: json.dumps(dashboard(), indent=2) + "\n",
+        DASHBOARD_FILE: json.dumps(dashboard(timetable), indent=2) + "\n",
         RULES_FILE: "# Made by `unstick dashboards export`, which makes it anew where [sweep] has changed.\n"
         + "\n".join(_yaml(rules(timetable)))
         + "\n",
@@ -246,130 +246,134 @@ class _Panel:
     mappings: Sequence[Mapping[str, object]] = field(default=())
 
 
-_PANELS = (
-    _Panel(
-        title="Stuck jobs",
-        says="How many jobs are stuck now. Nothing where the source can't be observed.",
-        queries={
-            f"sum by (source) (max by (source, queue, reason) (unstick_stuck_jobs{_OF}))"
-            f" or 0 * (max by (source) (unstick_source_up{_OF}) == 1)": "{{source}}"
-        },
-        kind="stat",
-        width=6,
-        height=5,
-        red_from=1,
-    ),
-    _Panel(
-        title="Last sweep",
-        says="How long ago an unattended sweep last came to its end.",
-        queries={
-            f"time() - max by (source) (unstick_sweep_last_success_timestamp_seconds{_OF})": "{{source}}",
-        },
-        kind="stat",
-        unit="s",
-        width=6,
-        height=5,
-        red_from=1800,
-    ),
-    _Panel(
-        title="Source up",
-        says="Whether the last observation came to its end.",
-        queries={f"max by (source) (unstick_source_up{_OF})": "{{source}}"},
-        kind="stat",
-        width=4,
-        height=5,
-        red_below=1,
-        mappings=_YES_NO,
-    ),
-    _Panel(
-        title="Brake",
-        says="Whether a brake holds unattended sweeps until a person releases it.",
-        queries={f"max by (source) (unstick_brake_engaged{_OF})": "{{source}}"},
-        kind="stat",
-        width=4,
-        height=5,
-        red_from=1,
-        mappings=_YES_NO,
-    ),
-    _Panel(
-        title="Version",
-        says="How many processes run which version.",
-        queries={"count by (version) (unstick_build_info)": "{{version}}"},
-        kind="stat",
-        width=4,
-        height=5,
-    ),
-    _Panel(
-        title="Stuck jobs by reason",
-        says="See docs/explanation/reasons.md for what each reason means.",
-        queries={
-            f"sum by (source, reason) (max by (source, queue, reason) (unstick_stuck_jobs{_OF}))": (
-                "{{source}} {{reason}}"
-            )
-        },
-        stacked=True,
-    ),
-    _Panel(
-        title="Open jobs by queue",
-        says="Jobs that aren't over: the queues with the most of them by name, the rest together.",
-        queries={f"max by (source, queue, state) (unstick_jobs{_OF})": "{{source}} {{queue}} {{state}}"},
-        stacked=True,
-    ),
-    _Panel(
-        title="Oldest jobs",
-        says="For how long the longest waiting job could be claimed, and the quietest running one has been silent.",
-        queries={
-            f"max by (source) (unstick_oldest_queued_seconds{_OF})": "{{source}} queued",
-            f"max by (source) (unstick_oldest_running_seconds{_OF})": "{{source}} running",
-        },
-        unit="s",
-    ),
-    _Panel(
-        title="Recoveries",
-        says="Decisions by what came of them. A job that is left, or that a brake holds, counts at each sweep.",
-        queries={
-            f"sum by (source, action, outcome, trigger) (increase(unstick_recoveries_total{_OF}[$__rate_interval]))": (
-                "{{source}} {{action}} {{outcome}} {{trigger}}"
-            )
-        },
-        stacked=True,
-    ),
-    _Panel(
-        title="Sweeps",
-        says="By how they ended, within an hour.",
-        queries={f"sum by (source, outcome) (increase(unstick_sweeps_total{_OF}[1h]))": "{{source}} {{outcome}}"},
-    ),
-    _Panel(
-        title="Duration of sweeps",
-        says="The longest tenth and the average, of an hour.",
-        queries={
-            "histogram_quantile(0.9, sum by (source, le) "
-            f"(rate(unstick_sweep_duration_seconds_bucket{_OF}[1h])))": "{{source}} 90 %",
-            f"sum by (source) (rate(unstick_sweep_duration_seconds_sum{_OF}[1h]))"
-            f" / sum by (source) (rate(unstick_sweep_duration_seconds_count{_OF}[1h]))": "{{source}} average",
-        },
-        unit="s",
-    ),
-    _Panel(
-        title="Leader",
-        says="Which process observes and sweeps a source; exactly one should.",
-        queries={f"max by (source, instance) (unstick_leader{_OF})": "{{source}} {{instance}}"},
-        mappings=_YES_NO,
-    ),
-    _Panel(
-        title="Late finishes",
-        says="Jobs that finished after all, within a day: Unstick's own false alarms. `unstick suggest` helps.",
-        queries={f"sum by (source) (increase(unstick_late_finishes_total{_OF}[1d]))": "{{source}}"},
-    ),
-    _Panel(
-        title="Notifications",
-        says="By channel and what came of them, within an hour.",
-        queries={"sum by (channel, outcome) (increase(unstick_notifications_total[1h]))": "{{channel}} {{outcome}}"},
-    ),
-)
+def _panels(dead_after: timedelta) -> tuple[_Panel, ...]:
+    return (
+        _Panel(
+            title="Stuck jobs",
+            says="How many jobs are stuck now. Nothing where the source can't be observed.",
+            queries={
+                f"sum by (source) (max by (source, queue, reason) (unstick_stuck_jobs{_OF}))"
+                f" or 0 * (max by (source) (unstick_source_up{_OF}) == 1)": "{{source}}"
+            },
+            kind="stat",
+            width=6,
+            height=5,
+            red_from=1,
+        ),
+        _Panel(
+            title="Last sweep",
+            says="How long ago an unattended sweep last came to its end.",
+            queries={
+                f"time() - max by (source) (unstick_sweep_last_success_timestamp_seconds{_OF})": "{{source}}",
+            },
+            kind="stat",
+            unit="s",
+            width=6,
+            height=5,
+            red_from=dead_after.total_seconds(),
+        ),
+        _Panel(
+            title="Source up",
+            says="Whether the last observation came to its end.",
+            queries={f"max by (source) (unstick_source_up{_OF})": "{{source}}"},
+            kind="stat",
+            width=4,
+            height=5,
+            red_below=1,
+            mappings=_YES_NO,
+        ),
+        _Panel(
+            title="Brake",
+            says="Whether a brake holds unattended sweeps until a person releases it.",
+            queries={f"max by (source) (unstick_brake_engaged{_OF})": "{{source}}"},
+            kind="stat",
+            width=4,
+            height=5,
+            red_from=1,
+            mappings=_YES_NO,
+        ),
+        _Panel(
+            title="Version",
+            says="How many processes run which version.",
+            queries={"count by (version) (unstick_build_info)": "{{version}}"},
+            kind="stat",
+            width=4,
+            height=5,
+        ),
+        _Panel(
+            title="Stuck jobs by reason",
+            says="See docs/explanation/reasons.md for what each reason means.",
+            queries={
+                f"sum by (source, reason) (max by (source, queue, reason) (unstick_stuck_jobs{_OF}))": (
+                    "{{source}} {{reason}}"
+                )
+            },
+            stacked=True,
+        ),
+        _Panel(
+            title="Open jobs by queue",
+            says="Jobs that aren't over: the queues with the most of them by name, the rest together.",
+            queries={f"max by (source, queue, state) (unstick_jobs{_OF})": "{{source}} {{queue}} {{state}}"},
+            stacked=True,
+        ),
+        _Panel(
+            title="Oldest jobs",
+            says="For how long the longest waiting job could be claimed, and the quietest running one has been silent.",
+            queries={
+                f"max by (source) (unstick_oldest_queued_seconds{_OF})": "{{source}} queued",
+                f"max by (source) (unstick_oldest_running_seconds{_OF})": "{{source}} running",
+            },
+            unit="s",
+        ),
+        _Panel(
+            title="Recoveries",
+            says="Decisions by what came of them. A job that is left, or that a brake holds, counts at each sweep.",
+            queries={
+                "sum by (source, action, outcome, trigger) "
+                f"(increase(unstick_recoveries_total{_OF}[$__rate_interval]))": (
+                    "{{source}} {{action}} {{outcome}} {{trigger}}"
+                )
+            },
+            stacked=True,
+        ),
+        _Panel(
+            title="Sweeps",
+            says="By how they ended, within an hour.",
+            queries={f"sum by (source, outcome) (increase(unstick_sweeps_total{_OF}[1h]))": "{{source}} {{outcome}}"},
+        ),
+        _Panel(
+            title="Duration of sweeps",
+            says="The longest tenth and the average, of an hour.",
+            queries={
+                "histogram_quantile(0.9, sum by (source, le) "
+                f"(rate(unstick_sweep_duration_seconds_bucket{_OF}[1h])))": "{{source}} 90 %",
+                f"sum by (source) (rate(unstick_sweep_duration_seconds_sum{_OF}[1h]))"
+                f" / sum by (source) (rate(unstick_sweep_duration_seconds_count{_OF}[1h]))": "{{source}} average",
+            },
+            unit="s",
+        ),
+        _Panel(
+            title="Leader",
+            says="Which process observes and sweeps a source; exactly one should.",
+            queries={f"max by (source, instance) (unstick_leader{_OF})": "{{source}} {{instance}}"},
+            mappings=_YES_NO,
+        ),
+        _Panel(
+            title="Late finishes",
+            says="Jobs that finished after all, within a day: Unstick's own false alarms. `unstick suggest` helps.",
+            queries={f"sum by (source) (increase(unstick_late_finishes_total{_OF}[1d]))": "{{source}}"},
+        ),
+        _Panel(
+            title="Notifications",
+            says="By channel and what came of them, within an hour.",
+            queries={
+                "sum by (channel, outcome) (increase(unstick_notifications_total[1h]))": "{{channel}} {{outcome}}"
+            },
+        ),
+    )
 
 
-def dashboard() -> Mapping[str, object]:
+def dashboard(timetable: Timetable) -> Mapping[str, object]:
     """Return the dashboard, as Grafana imports it."""
     return {
         "uid": "unstick",
@@ -386,7 +390,7 @@ def dashboard() -> Mapping[str, object]:
         "annotations": {"list": []},
         "links": [],
         "templating": {"list": [_DATASOURCES, _SOURCES]},
-        "panels": list(_placed()),
+        "panels": list(_placed(_panels(MISSED_AFTER * timetable.clean.apart))),
     }
 
 
@@ -421,10 +425,10 @@ _SOURCES: Mapping[str, object] = {
 }
 
 
-def _placed() -> Iterator[Mapping[str, object]]:
+def _placed(panels: Sequence[_Panel]) -> Iterator[Mapping[str, object]]:
     """Yield the panels from left to right, a new row where one is full."""
     left = top = row = 0
-    for number, panel in enumerate(_PANELS, start=1):
+    for number, panel in enumerate(panels, start=1):
         if left + panel.width > _WIDTH:
             left, top, row = 0, top + row, 0
         place = {"x": left, "y": top, "w": panel.width, "h": panel.height}
