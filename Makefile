@@ -7,7 +7,7 @@ RUNTIME := .venv/requirements.stamp
 DEVELOPMENT := .venv/requirements-dev.stamp
 CHECKS := "ruff check" "ruff format --check" mypy lint-imports "deptry src"
 
-.PHONY: help run check test mutants chaos bench lock
+.PHONY: help run check test mutants chaos soak bench lock
 
 help:  ## Show the targets; ARGS="…" is passed on to what a target runs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,11 @@ chaos: SECONDS ?= 60
 chaos: $(DEVELOPMENT)  ## Kill workers, sweepers and a database for SECONDS, and judge; ARGS="--seed 7" draws the same blows
 	@scripts/install-servers
 	.venv/bin/python -m chaos --seconds $(SECONDS) $(ARGS)
+
+soak: SECONDS ?= 600
+soak: $(DEVELOPMENT)  ## Have three replicas watch a source for SECONDS in spite of blows; nothing may grow or be missed
+	@scripts/install-servers
+	.venv/bin/python -m chaos.soak --seconds $(SECONDS) $(ARGS)
 
 bench: $(DEVELOPMENT)  ## Run the benchmarks
 	.venv/bin/python -m benchmarks $(ARGS)
