@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -26,6 +26,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PlainValidator,
     SecretStr,
     Strict,
@@ -162,7 +163,29 @@ def parse_schedule(said: object) -> object:
     return Every(_duration_in_range(parse_duration(said)))
 
 
-ScheduleText = Annotated[Every | Cron, PlainValidator(parse_schedule)]
+class Address(NamedTuple):
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+
+def parse_address(said: object) -> Address:
+    """Read `127.0.0.1:9464` or `[::1]:9464`."""
+    if isinstance(said, Address):
+        return said
+    match = (
+        re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/\[\]]+)):([0-9]{1,5})", said) if isinstance(said, str) else None
+    )
+    if match is None or not 0 < int(match[3]) <= _LAST_PORT:
+        raise ValueError("must be an address and a port, such as 127.0.0.1:9464")
+    return Address(match[1] or match[2], int(match[3]))
+
+
+_LAST_PORT = 65_535
+
+# Without a serializer of its own pydantic warns whenever settings are dumped, for it takes neither class for the other.
+ScheduleText = Annotated[Every | Cron, PlainValidator(parse_schedule), PlainSerializer(lambda schedule: schedule)]
 
 
 class _Section(BaseModel):
@@ -374,6 +397,21 @@ class AuthSettings(_Section):
     audience: str = "unstick"
 
 
+def _some_secret(secret: SecretStr) -> SecretStr:
+    if not secret.get_secret_value().strip():
+        raise ValueError("must not be empty")
+    return secret
+
+
+class MetricsSettings(_Section):
+    """How metrics are scraped."""
+
+    token: Annotated[SecretStr, AfterValidator(_some_secret)] | None = None
+    """What a scrape must bear as its bearer token; without it anybody who reaches the port may read them."""
+    listen: Annotated[Address, PlainValidator(parse_address)] | None = None
+    """Where `unstick watch`, which has no HTTP of its own, serves them; `unstick serve` has them at `/metrics`."""
+
+
 class Settings(BaseSettings):
     """Everything that can be configured; the environment goes before the arguments, which are the file's."""
 
@@ -392,6 +430,7 @@ class Settings(BaseSettings):
     policy: PolicySettings = PolicySettings()
     sweep: SweepSettings = SweepSettings()
     auth: AuthSettings = AuthSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -502,6 +541,7 @@ _SECTIONS: Mapping[str, type[_Section]] = {
     "policy": PolicySettings,
     "sweep": SweepSettings,
     "auth": AuthSettings,
+    "metrics": MetricsSettings,
 }
 _WITNESSES: Mapping[str, type[_Section]] = {
     "registry": RegistrySettings,

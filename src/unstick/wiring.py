@@ -53,6 +53,9 @@ from unstick.sql.story import story_readers
 from unstick.sql.unmapped import unmapped_words
 from unstick.sql.watches import SqlWatches
 from unstick.telemetry.log import LogListener
+from unstick.telemetry.metrics import Metrics
+from unstick.telemetry.scraping import listening
+from unstick.telemetry.spans import SpanListener
 from unstick.witnesses.progress import Progress
 from unstick.worker import Heartbeats, Worker, this_process
 
@@ -318,13 +321,30 @@ class _Sources:
 
 
 @asynccontextmanager
-async def keep_watch(settings: Settings) -> AsyncIterator[Mapping[str, OpenWatched]]:
+async def keep_watch(
+    settings: Settings, listeners: Sequence[Listener] = ()
+) -> AsyncIterator[Mapping[str, OpenWatched]]:
     """Observe and sweep the sources again and again, as one replica of several, and lend them meanwhile."""
     async with AsyncExitStack() as stack:
-        lender = _Sources(settings, [LogListener()], stack)
+        lender = _Sources(settings, [LogListener(), SpanListener(), *listeners], stack)
         sources: dict[str, OpenWatched] = {name: partial(lender.lend, name) for name in settings.sources}
         async with running(Runner(sources, settings.sweep.timetable(), holder=this_process().name)):
             yield sources
+
+
+@asynccontextmanager
+async def keep_watch_alone(settings: Settings) -> AsyncIterator[None]:
+    """Keep watch without the service, and serve its metrics where the settings say.
+
+    Raises:
+        ConfigurationError: nobody can listen there.
+    """
+    metrics = Metrics(settings.sources)
+    async with AsyncExitStack() as stack:
+        if settings.metrics.listen is not None:
+            stack.enter_context(listening(metrics, settings.metrics.listen, settings.metrics.token))
+        await stack.enter_async_context(keep_watch(settings, [metrics]))
+        yield
 
 
 @asynccontextmanager
@@ -347,10 +367,11 @@ def create_service(settings: Settings) -> FastAPI:
     if settings.secret_key is None:
         raise ConfigurationError("There is no secret key; set UNSTICK_SECRET_KEY to at least 32 random characters.")
     sources: dict[str, OpenWatched] = {}
+    metrics = Metrics(settings.sources)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with keep_watch(settings) as kept:
+        async with keep_watch(settings, [metrics]) as kept:
             sources.update(kept)
             yield
 
@@ -365,6 +386,8 @@ def create_service(settings: Settings) -> FastAPI:
         principal=jwt_principal(settings.secret_key, settings.auth),
         timetable=settings.sweep.timetable(),
         lifespan=lifespan,
+        metrics=metrics,
+        metrics_token=settings.metrics.token,
     )
 
 

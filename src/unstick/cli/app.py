@@ -9,6 +9,7 @@ from unstick import __version__
 from unstick.cli.aftermath import aftermath
 from unstick.cli.apply import apply
 from unstick.cli.brake import brake
+from unstick.cli.dashboards import app as dashboards
 from unstick.cli.db import app as db
 from unstick.cli.demo import demo
 from unstick.cli.guard import guard
@@ -56,6 +57,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(policy, name="policy")
+app.add_typer(dashboards, name="dashboards")
 app.add_typer(db, name="db")
 app.command()(demo)
 
