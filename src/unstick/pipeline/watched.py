@@ -9,6 +9,7 @@ from unstick.domain.brake import Unattended
 from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy
 from unstick.ports import (
+    Alerts,
     Brakes,
     JobHistory,
     JobSource,
@@ -65,6 +66,8 @@ class Watched:
     """Which replica sweeps the source; without it none does by itself."""
     watches: Watches | None = None
     """How the watch over it goes; without it nobody can tell whether it is kept."""
+    alerts: Alerts | None = None
+    """Where alerts are kept, and what channels are still to be told; without it none is raised."""
     listeners: tuple[Listener, ...] = ()
     """Who is told what each stage did."""
 
