@@ -276,3 +276,18 @@ _SHORTEST_WAIT = timedelta(seconds=10)
 _ENOUGH_DOUBLINGS = 20
 _LONGEST_WAIT = timedelta(minutes=30)
 _LONGEST_ASKED = timedelta(hours=2)
+
+
+def sample(now: datetime) -> Delivery:
+    """Return what a channel is told to try it."""
+    alert = Alert(
+        id=uuid.uuid4().hex,
+        subject=Subject("main", "default", Reason.NEVER_CLAIMED),
+        opened_at=now,
+        seen_at=now,
+        jobs=3,
+        sentence="This is a test. 3 jobs of queue 'default' of source 'main' are stuck, it would say.",
+        notified_at=now,
+        notified_jobs=3,
+    )
+    return Delivery(id=uuid.uuid4().hex, changes=(Change(Happened.OPENED, alert),), at=now, is_test=True)

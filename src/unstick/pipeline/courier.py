@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
-from unstick.domain.alert import retry_after
+from unstick.domain.alert import Delivery, retry_after
 from unstick.domain.errors import NotDeliveredError, UnstickError
 from unstick.domain.events import Delivered, Notified
 from unstick.domain.wording import say_duration
@@ -107,24 +107,11 @@ class Courier:
             claim = await watched.alerts.claim(channel.name, tuple(self._sources), self._holder, lasting)
         if claim is None:
             return False
-        failure = await self._send(channel, claim)
+        failure = await send(channel, claim.delivery, self._within)
         async with opened() as watched:
             if watched.alerts is not None:
                 await _record(watched, watched.alerts, claim, failure)
         return failure is None or not failure.others_too
-
-    async def _send(self, channel: Channel, claim: Claim) -> NotDeliveredError | None:
-        try:
-            async with asyncio.timeout(self._within.total_seconds()):
-                await channel.send(claim.delivery)
-        except NotDeliveredError as error:
-            return error
-        except TimeoutError:
-            return NotDeliveredError(f"no answer within {say_duration(self._within)}", may_have_arrived=True)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
-            # Neither its text nor its traceback is said: it is a library's, and may hold the channel's secret.
-            return NotDeliveredError(f"an error of its own, {type(error).__name__}", may_have_arrived=True)
-        return None
 
     async def _keep_tidy(self) -> None:
         done: dict[str, float] = {}
@@ -138,6 +125,21 @@ class Courier:
                             await watched.alerts.tidy(tuple(self._sources))
                     done[name] = time.monotonic() + _TIDY_EVERY.total_seconds()
             await asyncio.sleep(self._looks_every)
+
+
+async def send(channel: Channel, delivery: Delivery, within: timedelta = SEND_WITHIN) -> NotDeliveredError | None:
+    """Tell a channel, and return why it couldn't be told, whatever went wrong."""
+    try:
+        async with asyncio.timeout(within.total_seconds()):
+            await channel.send(delivery)
+    except NotDeliveredError as error:
+        return error
+    except TimeoutError:
+        return NotDeliveredError(f"no answer within {say_duration(within)}", may_have_arrived=True)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
+        # Neither its text nor its traceback is said: it is a library's, and may hold the channel's secret.
+        return NotDeliveredError(f"an error of its own, {type(error).__name__}", may_have_arrived=True)
+    return None
 
 
 async def _record(watched: Watched, alerts: Alerts, claim: Claim, failure: NotDeliveredError | None) -> None:
