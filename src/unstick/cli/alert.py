@@ -41,8 +41,8 @@ def list_alerts(
         raise typer.Exit(1)
 
 
-@app.command()
-def test(
+@app.command("test")
+def try_channels(
     ctx: typer.Context,
     channel: Annotated[
         str | None, typer.Argument(metavar="CHANNEL", help="The one to try; without it all of them.")

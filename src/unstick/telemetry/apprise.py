@@ -44,7 +44,7 @@ class AppriseChannel:
         if not understood:
             raise ConfigurationError(
                 f"[alerts.channels.{name}] `apprise` is no address that Apprise understands ({_scheme(address)}). It "
-                "isn't shown, for it may hold a password; see https://github.com/caronc/apprise/wiki for how it is written."
+                "isn't shown, for it may hold a password; see https://appriseit.com for how it is written."
             )
 
     async def send(self, delivery: Delivery) -> None:
@@ -80,7 +80,7 @@ _hushed_threads: set[int] = set()
 
 
 def _may_be_logged(record: logging.LogRecord) -> bool:
-    """Let pass what Apprise masks: below INFO it writes passwords in full, and of an address that it refuses a part."""
+    """Let pass what Apprise masks: below INFO it writes passwords in full, and a part of one that it refuses."""
     return record.levelno >= logging.INFO and record.thread not in _hushed_threads
 
 

@@ -90,14 +90,21 @@ class Webhook:
 
     async def _post(self, body: bytes, headers: dict[str, str]) -> httpx.Response:
         late = NotDeliveredError(f"no answer within {self._within:g} seconds", may_have_arrived=True)
+        request = httpx.Request(
+            "POST",
+            self._url.get_secret_value(),
+            content=body,
+            headers=headers,
+            extensions={"timeout": httpx.Timeout(self._within).as_dict()},
+        )
         try:
+            # By the transport itself: a client would write the address, which may hold a key, into the log.
             async with (
                 asyncio.timeout(self._within),
-                httpx.AsyncClient(
-                    verify=self._trusted, trust_env=False, follow_redirects=False, timeout=self._within
-                ) as client,
-                client.stream("POST", self._url.get_secret_value(), content=body, headers=headers) as response,
+                httpx.AsyncHTTPTransport(verify=self._trusted, trust_env=False) as transport,
             ):
+                response = await transport.handle_async_request(request)
+                await response.aclose()
                 return response
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise NotDeliveredError(f"no connection: {str(error) or type(error).__name__}") from None
