@@ -7,8 +7,8 @@ taken in its place: that an alert is worded badly is no reason to keep it back.
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jinja2 import StrictUndefined, TemplateError, nodes
 from jinja2.exceptions import SecurityError
@@ -168,10 +168,19 @@ class _Sandbox(ImmutableSandboxedEnvironment):
                 raise SecurityError(f"its loops go round more than {MOST_ROUNDS} times")
             yield item
 
-    def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
-        """Let only the counters of a loop be reached: all else is looked up by name in what is given."""
-        del value
-        return isinstance(obj, LoopContext) and not attr.startswith("_")
+    def getattr(self, obj: object, attribute: str) -> object:
+        """Look a name up in what is given; of Python's objects only the counters of a loop have attributes here."""
+        if isinstance(obj, LoopContext):
+            return super().getattr(obj, attribute)
+        return self.getitem(obj, attribute)
+
+    def getitem(self, obj: object, argument: object) -> object:
+        """Look an item up, and never an attribute in its place."""
+        given: Any = obj if isinstance(obj, Mapping | Sequence) else {}
+        try:
+            return given[argument]
+        except (LookupError, TypeError):
+            return self.undefined(obj=obj, name=str(argument))
 
     def is_safe_callable(self, obj: object) -> bool:
         """Let nothing be called."""
