@@ -521,17 +521,17 @@ def test_a_channels_secret_can_come_from_the_environment_and_be_several(monkeypa
             f'[alerts.channels.ops]\nurl = "ftp://hunter2"\nsecret = "{SECRET}"',
             "`[alerts.channels.ops] url` must be an http:// or https:// address without a user or password in it.",
         ),
-        (
-            '[alerts.channels."Ops"]\napprise = "json://x"',
-            "`[alerts.channels.Ops]` must be a name of at most 63 lower-case letters, digits and _, beginning with a"
-            + " letter.",
-        ),
         ('[alerts]\ntitle = ""', "`[alerts] title` must have at least 1 character."),
     ],
 )
 def test_what_is_wrong_with_alerts_is_told_with_its_place_and_without_a_secret(text: str, said: str) -> None:
     write(text)
     assert complaint() == f"unstick.toml: {said}"
+
+
+def test_a_channel_has_a_plain_name() -> None:
+    write('[alerts.channels."Ops"]\napprise = "json://x"')
+    assert complaint().startswith("unstick.toml: `[alerts.channels.Ops]` must be a name of at most 63 lower-case")
 
 
 # What is said of values that are wrong
