@@ -29,6 +29,7 @@ from unstick.domain.alert import (
 )
 from unstick.domain.diagnosis import STUCK, Reason
 from unstick.domain.events import (
+    OTHERS,
     AlertChanged,
     Held,
     ObservationFailed,
@@ -41,10 +42,12 @@ from unstick.domain.events import (
 )
 from unstick.domain.hearing import heard
 from unstick.domain.recovery import Action, Tally
+from unstick.domain.retention import Retention
 from unstick.sql import schema
 from unstick.sql.alerts import SqlAlerts
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine
+from unstick.sql.retention import SqlPruner
 from unstick.sql.tables import alerts, audit, couriers, notifications
 from unstick.telemetry.alerts import AlertListener
 
@@ -207,6 +210,15 @@ def test_where_not_every_witness_could_be_asked_nothing_is_taken_for_over() -> N
 
     assert [(change.what, change.alert.subject.queue) for change in judged.changes] == [(OPENED, "web")]
     assert judged.alerts[0].sentence.startswith("at least 1 job of queue 'web'")
+
+
+def test_where_not_every_queue_is_told_apart_one_that_is_not_named_is_not_taken_for_over() -> None:
+    said = heard(observed({OTHERS: 5}, web=1))
+    assert said is not None
+    silent = open_alert(subject=Subject("main", "mail", Reason.SILENT))
+    judged = judge([open_alert(), silent], said, NOON, RULES, first=False)
+
+    assert [change.alert.subject for change in judged.changes if change.what is RESOLVED] == [silent.subject]
 
 
 def test_one_observation_that_fails_is_a_hiccup_and_two_in_a_row_are_told() -> None:
@@ -564,13 +576,14 @@ async def test_what_no_courier_takes_for_two_days_is_given_up_and_what_is_long_d
         assert [row.change for row in await desk.outbox()] == ["resolved"]
 
 
-async def test_alerts_that_are_long_over_are_forgotten(database: Database) -> None:
+async def test_alerts_that_are_long_over_are_forgotten_and_open_ones_never(database: Database) -> None:
     async with watched_for_a_while(database) as desk:
         await desk.hear(observed(mail=3), observed())
-        await desk.back_then(alerts, timedelta(days=31), "resolved_at")
-        await desk.hear(observed())
+        await desk.hear(observed(web=1))
+        await desk.back_then(alerts, timedelta(days=8), "opened_at", "seen_at", "notified_at", "resolved_at")
+        await SqlPruner(EngineConnections(desk.engine)).prune(Retention())
         async with desk.engine.connect() as connection:
-            assert list(await connection.execute(sa.select(alerts))) == []
+            assert list(await connection.scalars(sa.select(alerts.c.queue))) == ["web"]
 
 
 async def test_open_alerts_are_listed_the_oldest_first_and_as_they_were_last_seen(database: Database) -> None:

@@ -888,3 +888,46 @@ def test_the_demo_takes_this_process_over(
     monkeypatch.setattr(os, "execv", lambda _path, command: started.append(command))
     run("demo", *arguments)
     assert started == [[sys.executable, "-m", "unstick.demo", *arguments]]
+
+
+def test_watch_observes_and_sweeps_until_it_is_stopped(run: Run, jobs: dict[str, int]) -> None:
+    """The runner without HTTP: it gives its leases back when it is asked to stop, and exits with 0."""
+    with Path("unstick.toml").open("a", encoding="utf-8") as file:
+        file.write('\n[sweep]\nobserve_every = "0.2s"\nclean_every = "0.3s"\n')
+    command = [sys.executable, "-m", "unstick", "watch"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as watching:
+        try:
+            deadline = time.monotonic() + 60
+            while not _is_observed():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            watching.send_signal(signal.SIGTERM)
+            out, err = watching.communicate(timeout=30)
+        finally:
+            watching.kill()
+    assert (watching.returncode, out) == (0, "")
+    said = [json.loads(line)["event"] for line in err.splitlines()]
+    assert said[0] == "This process leads source 'main', term 1"
+    assert said[-1] == "This process leads no more source 'main', term 1: it was given back"
+    assert rows("SELECT holder, term FROM unstick_leaders") == [{"holder": None, "term": 1}]
+    assert run("stuck", "--json").document["stuck_jobs"]["total"] == 2, "the first pass only observes"
+    assert jobs
+
+
+def _is_observed() -> bool:
+    try:
+        return rows("SELECT observed FROM unstick_watches WHERE swept_at IS NOT NULL") != []
+    except sqlite3.OperationalError:
+        return False
+
+
+def test_db_prune_says_what_it_struck(run: Run, jobs: dict[str, int]) -> None:
+    run("sweep")
+    assert run("db", "prune").out == "Nothing is that old.\n"
+    with sqlite() as connection:
+        connection.execute("UPDATE unstick_events SET at = '2020-01-01 00:00:00'")
+        connection.execute("UPDATE unstick_audit SET at = '2020-01-01 00:00:00'")
+    assert run("db", "prune", "--json").document == {"pruned": {"unstick_events": 1}}
+    assert run("db", "prune", "--audit", "30d").out.endswith("2 row(s) of unstick_audit\n")
+    assert "at least 30d" in run("db", "prune", "--audit", "1d").err
+    assert jobs

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
@@ -10,20 +11,27 @@ from fastapi import APIRouter
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from unstick.api import router
+from unstick.api import health, router
 from unstick.api.auth import jwt_principal
 from unstick.domain.errors import ConfigurationError, LedgerMissingError
 from unstick.domain.policy import Policy, requested_action, requested_threshold
 from unstick.hosting import host_settings, hosted
+from unstick.pipeline.courier import Courier
 from unstick.pipeline.report import DEFAULT_LIMIT, report_stats, report_stuck
+from unstick.pipeline.runner import Runner
 from unstick.pipeline.shapes import CleanupShape, StatsShape, StuckShape, cleanup_shape, stats_shape, stuck_shape
 from unstick.pipeline.sweep import SweepOrder, sweep
-from unstick.pipeline.watched import Watched
+from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.sql import schema
 from unstick.sql.connections import SessionConnections
 from unstick.sql.engine import PLACEHOLDER, url_without_secrets
 from unstick.sql.mapping import JobTable
-from unstick.wiring import watch
+from unstick.telemetry.log import LogListener
+from unstick.wiring import open_channels, running, watch, with_alerts
+from unstick.worker import this_process
+
+Sessions = Callable[[], AbstractAsyncContextManager[AsyncSession]]
+"""A session factory, such as `async_sessionmaker(engine)`."""
 
 _migrated: WeakSet[sa.Engine] = WeakSet()
 
@@ -120,13 +128,16 @@ async def need_ledger(connections: SessionConnections, table: str) -> None:
 
 
 def admin_router(
-    sessions: Callable[[], AbstractAsyncContextManager[AsyncSession]],
+    sessions: Sessions,
     *,
     auth: Callable[..., Any] | None = None,
     jobs: JobTable | None = None,
     policy: Policy | None = None,
 ) -> APIRouter:
     """Return the contract's HTTP calls, to include in a FastAPI app: `app.include_router(admin_router(…))`.
+
+    In the app's lifespan the table is observed and swept by itself, as `[sweep]` says, by one of the app's replicas,
+    and alerts are raised and told, as `[alerts]` says.
 
     Args:
         sessions: the app's own session factory, such as `AsyncSessionLocal`.
@@ -136,8 +147,37 @@ def admin_router(
         policy: likewise.
 
     Raises:
-        ConfigurationError: there is neither `auth` nor a secret key, or no table.
+        ConfigurationError: there is neither `auth` nor a secret key, no table, or a channel for alerts can't be opened.
     """
+    watched: dict[str, OpenWatched] = {}
+    courier = Courier(watched, open_channels(host_settings()))
+    watched.update(_watched(sessions, jobs, policy, courier.wake))
+
+    @asynccontextmanager
+    async def lifespan(_app: object) -> AsyncIterator[None]:
+        runner = Runner(watched, host_settings().sweep.timetable(), holder=this_process().name)
+        async with running(courier), running(runner):
+            yield
+
+    return router.admin_router(watched=watched, principal=auth or _token_auth(), lifespan=lifespan)
+
+
+def health_router(sessions: Sessions, *, jobs: JobTable | None = None, policy: Policy | None = None) -> APIRouter:
+    """Return `/health/live`, `/health/ready` and `/health/jobs`, to include in a FastAPI app; they need no token.
+
+    Args:
+        sessions: the app's own session factory, such as `AsyncSessionLocal`.
+        jobs: the table, where it is not the one `configure` or the configuration names.
+        policy: likewise.
+    """
+    return health.health_router(_watched(sessions, jobs, policy), host_settings().sweep.timetable())
+
+
+def _watched(
+    sessions: Sessions, jobs: JobTable | None, policy: Policy | None, wake: Callable[[], None] = lambda: None
+) -> dict[str, OpenWatched]:
+    """Return what is watched, opened on a session of the app's for each use."""
+    log = LogListener()
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Watched]:
@@ -145,9 +185,16 @@ def admin_router(
         async with sessions() as session:
             connections = SessionConnections(session)
             await need_ledger(connections, host.jobs.full_name)
-            yield watch(host.source, host.jobs, connections, host.policy, secret=_secret)
+            watched = watch(host.source, host.jobs, connections, host.policy, secret=_secret)
+            watched = replace(
+                watched,
+                unattended=host_settings().sweep.unattended(),
+                retention=host_settings().retention.retention(),
+                listeners=(log,),
+            )
+            yield with_alerts(watched, host_settings(), wake)
 
-    return router.admin_router(watched={hosted(jobs, policy).source: opened}, principal=auth or _token_auth())
+    return {hosted(jobs, policy).source: opened}
 
 
 def _secret() -> SecretStr | None:

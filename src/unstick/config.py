@@ -12,7 +12,8 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice, pairwise
+from functools import cache
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
@@ -45,6 +46,7 @@ from unstick.domain.naming import NamePattern
 from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import Action
+from unstick.domain.retention import Retention
 from unstick.domain.schedule import CLEAN_EVERY, OBSERVE_EVERY, Every, Timetable
 
 DEFAULT_FILE = "unstick.toml"
@@ -129,16 +131,27 @@ class Cron:
 
     @property
     def apart(self) -> timedelta:
-        """The longest gap among its next hundred times, counted from a fixed one."""
-        times = list(islice(CronSim(self.expression, _SOME_TIME), 100))
-        return max((later - earlier for earlier, later in pairwise(times)), default=_LONGEST)
+        """The longest gap between two of its times within some weeks, and within ten of them."""
+        return _longest_gap(self.expression)
 
     def after(self, last: datetime) -> datetime:
         """Return the next of its times."""
         return next(CronSim(self.expression, last.astimezone(UTC)))
 
 
+_SHORTEST_AUDIT = timedelta(days=30)
+
 _SOME_TIME = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@cache
+def _longest_gap(expression: str) -> timedelta:
+    times = enumerate(CronSim(expression, _SOME_TIME))
+    some = [time for _, time in takewhile(lambda each: each[0] < _TIMES or each[1] - _SOME_TIME < _WEEKS, times)]
+    return max(later - earlier for earlier, later in pairwise(some))
+
+
+_WEEKS, _TIMES = timedelta(weeks=3), 10
 
 
 def parse_schedule(said: object) -> object:
@@ -329,6 +342,26 @@ class SweepSettings(_Section):
         return Unattended(every=self.clean_every.apart, brake=BrakeLimits(**self.brake.model_dump()))
 
 
+class RetentionSettings(_Section):
+    """How long Unstick's own records are kept."""
+
+    events: Duration = Retention().events
+    sightings: Duration = Retention().sightings
+    audit: Duration | None = None
+    """Without it the audit log and the recoveries stay for ever."""
+
+    @field_validator("audit")
+    @classmethod
+    def _outlives_budgets(cls, audit: timedelta | None) -> timedelta | None:
+        if audit is not None and audit < _SHORTEST_AUDIT:
+            raise ValueError(f"must be at least {_SHORTEST_AUDIT.days}d: budgets, undo and late finishes go by it")
+        return audit
+
+    def retention(self) -> Retention:
+        """Return these settings as the pipeline's value."""
+        return Retention(events=self.events, sightings=self.sightings, audit=self.audit)
+
+
 class LedgerSettings(_Section):
     """Where Unstick's own record is, if it can't be in the database of the jobs."""
 
@@ -415,6 +448,7 @@ class Settings(BaseSettings):
         default_factory=lambda: {"main": SourceSettings()}, min_length=1
     )
     ledger: LedgerSettings | None = None
+    retention: RetentionSettings = RetentionSettings()
     """A database of its own for the ledger; without it each source's ledger is in the source's database."""
     policy: PolicySettings = PolicySettings()
     sweep: SweepSettings = SweepSettings()

@@ -10,8 +10,9 @@ from unstick.domain.aftermath import End, Finished, LateCounts, LateFinish, Late
 from unstick.domain.alert import Alert, AlertRules, Change, Delivery, Heard
 from unstick.domain.audit import AuditEntry
 from unstick.domain.brake import Brake, Pass
-from unstick.domain.events import Observed, PipelineEvent, QueueState
+from unstick.domain.events import EventRecord, Observed, PipelineEvent, QueueState
 from unstick.domain.evidence import Evidence
+from unstick.domain.health import WatchRecord
 from unstick.domain.history import Durations, Replayed
 from unstick.domain.job import Job, JobClass, JobId, JobState
 from unstick.domain.leadership import Leadership
@@ -19,6 +20,7 @@ from unstick.domain.plan import KeptPage, Plan, PlanDraft
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
+from unstick.domain.retention import Pruned, Retention
 from unstick.domain.sighting import Sighted, Sighting
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import Event, JobRow
@@ -462,22 +464,6 @@ class Leaders(Protocol):
         """Give a lease back, so that another needn't wait until it runs out; nothing if it is lost already."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WatchRecord:
-    """What the replicas know together of the watch over a source."""
-
-    at: datetime
-    """The ledger's clock, as this was read."""
-    began_at: datetime
-    """Since when the source has been watched at all."""
-    observed_at: datetime | None = None
-    observed: Observed | None = None
-    swept_at: datetime | None = None
-    """When an unattended sweep last came to its end; one that a brake held did."""
-    problem: str | None = None
-    """Why the last observation or sweep came to none; None where it did."""
-
-
 class Watches(Protocol):
     """How the watch over each source goes, whichever replica keeps it."""
 
@@ -554,6 +540,26 @@ class Channel(Protocol):
         Raises:
             NotDeliveredError: it didn't arrive, or nobody knows whether it did.
         """
+
+
+class EventLog(Protocol):
+    """The events of all sources of a ledger, kept for a while: every replica, and who comes later, can read them."""
+
+    async def append(self, source: str, kind: str, told: Mapping[str, object]) -> None:
+        """Keep an event."""
+
+    async def last(self, source: str) -> int:
+        """Return the id of the newest event of a source, 0 where there is none."""
+
+    async def after(self, source: str, event_id: int, limit: int) -> Sequence[EventRecord]:
+        """Return the next events of a source, in the order of their ids, none of which another can come before."""
+
+
+class Pruner(Protocol):
+    """Whoever strikes old records."""
+
+    async def prune(self, retention: Retention) -> Pruned:
+        """Strike all that is older than is to be kept, by the ledger's clock, a bounded number at a time."""
 
 
 class Listener(Protocol):

@@ -24,7 +24,7 @@ from unstick.domain.plan import PLAN_LIFETIME, derive_key
 from unstick.domain.policy import Policy
 from unstick.domain.work import BEAT_EVERY, LEASE
 from unstick.pipeline.courier import Courier
-from unstick.pipeline.emitting import tell_all
+from unstick.pipeline.emitting import emit
 from unstick.pipeline.runner import Runner
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import OpenWatched, Planning, Watched
@@ -35,6 +35,7 @@ from unstick.sql.backends import Backends
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import Connections, EngineConnections, reachable
 from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
+from unstick.sql.event_log import SqlEventLog
 from unstick.sql.guard import Guard, guard, run_statements
 from unstick.sql.history import SqlHistory
 from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
@@ -46,6 +47,7 @@ from unstick.sql.queue import SqlJobQueue
 from unstick.sql.reflection import mapped_table
 from unstick.sql.registry import WorkerRegistry
 from unstick.sql.rescue import said_by_database
+from unstick.sql.retention import SqlPruner
 from unstick.sql.sightings import SqlSightings
 from unstick.sql.snoozes import SqlSnoozes
 from unstick.sql.source import SqlSource
@@ -106,6 +108,8 @@ def watch(
         leaders=SqlLeaders(ledger or connections),
         watches=SqlWatches(ledger or connections),
         alerts=SqlAlerts(ledger or connections),
+        event_log=SqlEventLog(ledger or connections),
+        pruner=SqlPruner(ledger or connections),
         story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
@@ -186,7 +190,7 @@ def with_alerts(watched: Watched, settings: Settings, wake: Callable[[], None] =
         watched.alerts,
         settings.alerts.rules(),
         tuple(settings.alerts.channels),
-        tell=partial(tell_all, watched.listeners),
+        tell=partial(emit, watched),
         wake=wake,
     )
     return replace(watched, listeners=(*watched.listeners, listener))
@@ -240,7 +244,12 @@ async def open_watched(
             secret=lambda: settings.secret_key,
             plan_lifetime=settings.sweep.plan_lifetime,
         )
-        watched = replace(watched, unattended=settings.sweep.unattended(), listeners=tuple(listeners))
+        watched = replace(
+            watched,
+            unattended=settings.sweep.unattended(),
+            retention=settings.retention.retention(),
+            listeners=tuple(listeners),
+        )
         await watched.source.clock()  # holds the mapping against the table: what doesn't fit is told now
         for witness in watched.witnesses:
             if isinstance(witness, WorkerRegistry):
@@ -430,7 +439,12 @@ def create_service(settings: Settings) -> FastAPI:
             yield watched
 
     watched: dict[str, OpenWatched] = {name: partial(lend, name) for name in settings.sources}
-    return create_app(watched=watched, principal=jwt_principal(settings.secret_key, settings.auth), lifespan=lifespan)
+    return create_app(
+        watched=watched,
+        principal=jwt_principal(settings.secret_key, settings.auth),
+        timetable=settings.sweep.timetable(),
+        lifespan=lifespan,
+    )
 
 
 async def upgrade_database(settings: Settings, source: str | None = None) -> tuple[str, ...]:

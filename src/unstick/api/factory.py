@@ -9,8 +9,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from unstick import __version__
+from unstick.api.health import health_router
 from unstick.api.problems import log_failure, problem_of
 from unstick.api.router import PREFIX, admin_router
+from unstick.domain.schedule import Timetable
 from unstick.pipeline.watched import OpenWatched
 
 _OPENAPI = "/openapi.json"
@@ -25,6 +27,7 @@ def create_app(
     *,
     watched: Mapping[str, OpenWatched],
     principal: Callable[..., Any],
+    timetable: Timetable | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
 ) -> FastAPI:
     """Return the service for these sources.
@@ -43,6 +46,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.include_router(admin_router(watched=watched, principal=principal))
+    app.include_router(health_router(watched, timetable or Timetable()))
     app.add_api_route("/", _root, include_in_schema=False)
     for kind in (HTTPException, Exception):
         app.add_exception_handler(kind, _render)

@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, params
+from starlette.types import Lifespan
 
 from unstick.api.brakes import add_brakes
 from unstick.api.call import CurrentCall
+from unstick.api.events import add_events
 from unstick.api.hindsight import add_hindsight
 from unstick.api.job import add_job
 from unstick.api.jobs import add_jobs
@@ -22,7 +24,12 @@ from unstick.pipeline.watched import OpenWatched
 PREFIX = "/api/v1/admin"
 
 
-def admin_router(*, watched: Mapping[str, OpenWatched], principal: Callable[..., Any]) -> APIRouter:
+def admin_router(
+    *,
+    watched: Mapping[str, OpenWatched],
+    principal: Callable[..., Any],
+    lifespan: Lifespan[Any] | None = None,
+) -> APIRouter:
     """Return the router for these sources.
 
     `principal` is a FastAPI dependency that returns the caller as a `Principal`, or refuses them by raising an
@@ -32,7 +39,11 @@ def admin_router(*, watched: Mapping[str, OpenWatched], principal: Callable[...,
         ConfigurationError: there is no source.
     """
     router = APIRouter(
-        prefix=PREFIX, tags=["unstick"], route_class=recorded_route(Sources(watched)), responses=PROBLEMS
+        prefix=PREFIX,
+        tags=["unstick"],
+        route_class=recorded_route(Sources(watched)),
+        responses=PROBLEMS,
+        lifespan=lifespan,
     )
     needs = _gate(principal)
     add_jobs(router, needs)
@@ -42,6 +53,7 @@ def admin_router(*, watched: Mapping[str, OpenWatched], principal: Callable[...,
     add_undo(router, needs)
     add_hindsight(router, needs)
     add_job(router, needs)
+    add_events(router, needs)
     return router
 
 

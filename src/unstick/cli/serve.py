@@ -11,6 +11,7 @@ from unstick.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import socket
+    from types import FrameType
 
 _ERROR = 2
 
@@ -40,7 +41,15 @@ def serve(
     # uvicorn raises the signal again when it has shut down; asyncio's own handler would at times swallow it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
-    server = uvicorn.Server(uvicorn.Config(service, host=host, port=port, log_config=None))
+
+    class Server(uvicorn.Server):
+        """Tells endless answers that it stops, which waits for all answers to end."""
+
+        def handle_exit(self, sig: int, frame: "FrameType | None") -> None:
+            service.state.stopping = True
+            super().handle_exit(sig, frame)
+
+    server = Server(uvicorn.Config(service, host=host, port=port, log_config=None))
     try:
         server.run(sockets=[listener])
     except SystemExit as ending:

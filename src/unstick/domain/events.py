@@ -21,6 +21,10 @@ class Trigger(StrEnum):
     """A person, or the application."""
 
 
+OTHERS = "(others)"
+"""What the queues are called together that an observation doesn't tell apart."""
+
+
 class QueueState(NamedTuple):
     """The jobs of a queue in a state; the queue is None where the source has no queues."""
 
@@ -105,8 +109,9 @@ class Swept:
 
     @property
     def did_nothing(self) -> bool:
-        """Tell whether there was nothing to do, and nothing in its way."""
-        return not (self.tally.counts or self.held or self.late_finishes)
+        """Tell whether there was nothing to do, or nothing that it may do, and nothing in its way."""
+        done = any(number for (*_, outcome), number in self.tally.counts.items() if outcome is not Outcome.LEFT)
+        return not (done or self.held or self.late_finishes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +199,8 @@ class Delivered(StrEnum):
 class Notified:
     """It was tried to tell a channel what happened to alerts."""
 
+    source: str
+    """A source of the ledger in which it was kept; the message may be of others as well."""
     channel: str
     outcome: Delivered
     alerts: int
@@ -213,3 +220,15 @@ PipelineEvent = (
     | AlertChanged
     | Notified
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRecord:
+    """An event as it is kept for whoever asks later."""
+
+    id: int
+    at: datetime
+    """By the ledger's clock."""
+    source: str
+    kind: str
+    told: Mapping[str, object]

@@ -2,7 +2,7 @@
 
 from unstick.domain.alert import Finding, Heard, Subject, Trouble
 from unstick.domain.diagnosis import STUCK, Reason
-from unstick.domain.events import Held, ObservationFailed, Observed, PipelineEvent, SweepFailed, Swept, Trigger
+from unstick.domain.events import OTHERS, Held, ObservationFailed, Observed, PipelineEvent, SweepFailed, Swept, Trigger
 from unstick.domain.wording import say_instant
 
 _WHY = {
@@ -56,14 +56,11 @@ def _observed(event: Observed) -> Heard:
             "day: see `unstick aftermath` and `unstick suggest`."
         )
         found[Subject(source, None, Trouble.LATE_FINISHES)] = Finding(event.late_finishes, sentence)
-    speaks_of = {Trouble.UNOBSERVED, Trouble.BRAKE, Trouble.LATE_FINISHES}
-    # Where not every witness could be asked, a job that wasn't found may still be stuck.
-    return Heard(
-        source=source,
-        found=found,
-        speaks_of=speaks_of | STUCK if event.exact else speaks_of,
-        observation=True,
-    )
+    # Where not every witness could be asked, or not every queue is told apart, one that wasn't found may be stuck.
+    hidden = {reason for queue, reason in event.stuck if queue == OTHERS} if event.exact else STUCK
+    speaks_of: set[Reason | Trouble] = {Trouble.UNOBSERVED, Trouble.BRAKE, Trouble.LATE_FINISHES}
+    speaks_of |= STUCK - hidden
+    return Heard(source=source, found=found, speaks_of=speaks_of, observation=True)
 
 
 def _stuck(source: str, queue: str | None, reason: Reason, number: int, *, exact: bool) -> str:

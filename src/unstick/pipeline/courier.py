@@ -53,7 +53,7 @@ class Courier:
         self._channels = channels
         self._looks_every = looks_every.total_seconds()
         self._within = within
-        self._news = {channel.name: asyncio.Event() for channel in channels}
+        self._news: dict[str, asyncio.Event] = {}
         self._holder = uuid.uuid4().hex
 
     def wake(self) -> None:
@@ -63,6 +63,7 @@ class Courier:
 
     async def run(self) -> None:
         """Deliver until this is cancelled."""
+        self._news = {channel.name: asyncio.Event() for channel in self._channels}
         tasks = [asyncio.create_task(self._serve(each), name=f"unstick channel {each.name}") for each in self._channels]
         tasks.append(asyncio.create_task(self._keep_tidy(), name="unstick outbox"))
         try:
@@ -154,4 +155,6 @@ async def _record(watched: Watched, alerts: Alerts, claim: Claim, failure: NotDe
         )
         outcome = Delivered.GAVE_UP if gave_up else Delivered.FAILED
     problem = "" if failure is None else str(failure)
-    await emit(watched, Notified(channel=claim.channel, outcome=outcome, alerts=number, problem=problem))
+    source = watched.source.name
+    event = Notified(source=source, channel=claim.channel, outcome=outcome, alerts=number, problem=problem)
+    await emit(watched, event)

@@ -2,18 +2,24 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import TypeVar
 
 from unstick.domain.brake import Brake
 from unstick.domain.diagnosis import Reason, suspected_reason
-from unstick.domain.events import Held, Observed, QueueReason
+from unstick.domain.events import OTHERS, Held, Observed, QueueReason, QueueState
 from unstick.domain.job import JobState
 from unstick.pipeline.judging import asks_witnesses, convicted_running
 from unstick.pipeline.looking import Scope, take_look, take_scopes
 from unstick.pipeline.report import RECOVERIES_WINDOW
 from unstick.pipeline.watched import Watched
+
+MOST_QUEUES = 200
+"""How many queues with a state or a reason are told apart."""
+
+_Key = TypeVar("_Key", QueueState, QueueReason)
 
 
 async def observe(watched: Watched) -> Observed:
@@ -34,8 +40,8 @@ async def observe(watched: Watched) -> Observed:
         source=watched.source.name,
         at=look.taken_at,
         took=timedelta(seconds=time.monotonic() - begun),
-        open_jobs=still_open.by_queue,
-        stuck=stuck,
+        open_jobs=busiest(still_open.by_queue, QueueState._make),
+        stuck=busiest(stuck, QueueReason._make),
         undecided=undecided,
         exact=exact,
         oldest_queued=queued,
@@ -43,6 +49,16 @@ async def observe(watched: Watched) -> Observed:
         held=held_by(brake),
         late_finishes=late.total,
     )
+
+
+def busiest(counts: Mapping[_Key, int], made: Callable[[tuple[str, object]], _Key]) -> Mapping[_Key, int]:
+    """Keep the counts of the busiest queues, and add up the others: there may be a queue for every customer."""
+    if len(counts) <= MOST_QUEUES:
+        return counts
+    kept: Counter[_Key] = Counter()
+    for place, (key, number) in enumerate(sorted(counts.items(), key=lambda each: (-each[1], str(each[0])))):
+        kept[key if place < MOST_QUEUES else made((OTHERS, key[1]))] += number
+    return kept
 
 
 def held_by(brake: Brake | None) -> Held | None:

@@ -20,12 +20,15 @@ from unstick.domain.schedule import Schedule, Timetable
 from unstick.domain.wording import say_duration
 from unstick.pipeline.emitting import emit
 from unstick.pipeline.leadership import Lead
+from unstick.pipeline.pruning import prune
 from unstick.pipeline.rounds import observe_and_tell, trace
 from unstick.pipeline.sweep import SweepOrder, note_problem, sweep
 from unstick.pipeline.watched import OpenWatched, Watched
 
 ACTOR = "runner"
 """Who sweeps, in the audit log."""
+_PRUNED_FIRST = timedelta(hours=1)
+_PRUNED_EVERY = timedelta(days=1)
 _SHORTEST_DEADLINE = timedelta(minutes=1)
 _MOST_JITTER = timedelta(seconds=30)
 _JITTER = 0.1
@@ -78,6 +81,7 @@ class _Watch:
         self._lead = Lead(source, holder, leads_for)
         self._leads = asyncio.Event()
         self._observe_at = self._clean_at = 0.0
+        self._prune_at = time.monotonic() + _PRUNED_FIRST.total_seconds()
         self._problem: str | None = None
 
     async def keep(self) -> None:
@@ -129,6 +133,9 @@ class _Watch:
             begun = time.monotonic()
             at = await self._within(self._timetable.clean.apart, self._sweep)
             self._clean_at = begun + self._wait(self._timetable.clean, at)
+        if self._lead.leads and time.monotonic() >= self._prune_at:
+            self._prune_at = time.monotonic() + _PRUNED_EVERY.total_seconds()
+            await self._within(_SHORTEST_DEADLINE, self._prune)
 
     async def _within(
         self, deadline: timedelta, doing: Callable[[Watched, timedelta], Awaitable[datetime | None]]
@@ -166,6 +173,15 @@ class _Watch:
             trace(error)
             return None
         return report.look.taken_at
+
+    async def _prune(self, watched: Watched, deadline: timedelta) -> None:
+        if watched.pruner is None:
+            return
+        try:
+            async with asyncio.timeout(deadline.total_seconds()):
+                await prune(watched, ACTOR)
+        except TimeoutError:
+            self._prune_at = self._clean_at  # it goes on where it was cut off, and has delayed nothing for long
 
     def _wait(self, schedule: Schedule, at: datetime | None) -> float:
         """Return how long it is from when something was done until it is due again.

@@ -8,15 +8,18 @@ from datetime import timedelta
 from unstick.domain.brake import Unattended
 from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy
+from unstick.domain.retention import Retention
 from unstick.ports import (
     Alerts,
     Brakes,
+    EventLog,
     JobHistory,
     JobSource,
     Leaders,
     Ledger,
     Listener,
     Plans,
+    Pruner,
     Snoozes,
     StoryReader,
     Watches,
@@ -68,6 +71,10 @@ class Watched:
     """How the watch over it goes; without it nobody can tell whether it is kept."""
     alerts: Alerts | None = None
     """Where alerts are kept, and what channels are still to be told; without it none is raised."""
+    pruner: Pruner | None = None
+    retention: Retention = field(default_factory=Retention)
+    event_log: EventLog | None = None
+    """Where events are kept for the stream of them; without it nobody who comes later can read them."""
     listeners: tuple[Listener, ...] = ()
     """Who is told what each stage did."""
 

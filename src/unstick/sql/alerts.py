@@ -78,9 +78,6 @@ class SqlAlerts:
             if heard.observation:
                 this = alert_rounds.c.source == source
                 await connection.execute(sa.update(alert_rounds).where(this).values(observed_at=now))
-            past = alerts.c.resolved_at <= now - max(rules.cool_down, _FORGOTTEN_AFTER)
-            if any(alert.resolved_at is not None for alert in known.values()):
-                await connection.execute(sa.delete(alerts).where(alerts.c.source == source, past))
         return judged.changes
 
     async def standing(self, source: str) -> Sequence[Alert]:

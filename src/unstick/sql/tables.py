@@ -269,6 +269,19 @@ watches = sa.Table(
 )
 """How the watch over each source goes: its last observation, as JSON, when it was last swept, and what went wrong."""
 
+events = sa.Table(
+    "unstick_events",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("source", sa.String(63), nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("told", LongText, nullable=False),
+    sa.Index("unstick_events_source", "source", "id"),
+    sa.Index("unstick_events_at", "at"),
+)
+"""What each stage told its listeners, as JSON, for some days."""
+
 sightings = sa.Table(
     "unstick_sightings",
     metadata,

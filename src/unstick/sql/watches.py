@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from unstick.domain.diagnosis import Reason
 from unstick.domain.events import Held, Observed, QueueReason, QueueState
+from unstick.domain.health import WatchRecord
 from unstick.domain.job import JobState
-from unstick.ports import WatchRecord
 from unstick.sql.connections import Connections
 from unstick.sql.tables import watches
 from unstick.sql.upserting import upsert

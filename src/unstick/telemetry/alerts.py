@@ -23,7 +23,7 @@ class AlertListener:
         alerts: where they are kept.
         rules: when one is told again.
         channels: who is told, by name.
-        tell: tells the other listeners what happened to an alert.
+        tell: tells the others what happened to an alert.
         wake: called when there is something to deliver.
     """
 

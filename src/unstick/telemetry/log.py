@@ -96,7 +96,8 @@ _ALARMING = frozenset({Happened.OPENED, Happened.AGAIN})
 
 def _swept(event: Swept) -> None:
     if event.did_nothing:
-        _log.debug("Swept source %r: nothing was stuck", event.source)
+        left = event.tally.of(outcome=Outcome.LEFT)
+        _log.debug("Swept source %r: nothing to do, %d job(s) left for later or to a person", event.source, left)
         return
     if event.held is not None:
         _log.warning(

@@ -123,6 +123,16 @@ def upgrade() -> None:
         sa.Column("problem", sa.Text, nullable=True),
     )
     op.create_table(
+        "unstick_events",
+        sa.Column("id", Key, primary_key=True),
+        sa.Column("at", UtcDateTime, nullable=False),
+        sa.Column("source", sa.String(63), nullable=False),
+        sa.Column("kind", sa.String(32), nullable=False),
+        sa.Column("told", LongText, nullable=False),
+    )
+    op.create_index("unstick_events_source", "unstick_events", ["source", "id"])
+    op.create_index("unstick_events_at", "unstick_events", ["at"])
+    op.create_table(
         "unstick_plans",
         sa.Column("id", sa.String(32), primary_key=True),
         sa.Column("source", sa.String(63), nullable=False),
@@ -289,6 +299,7 @@ def downgrade() -> None:
     op.execute("DROP VIEW unstick_job_recoveries")
     for table in ("couriers", "notifications", "alert_rounds", "alerts"):
         op.drop_table(f"unstick_{table}")
+    op.drop_table("unstick_events")
     op.drop_table("unstick_watches")
     op.drop_table("unstick_leaders")
     op.drop_table("unstick_passes")

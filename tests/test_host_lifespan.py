@@ -1,0 +1,128 @@
+"""The router in a host app: nothing else has to be called, and the app's table is watched on the app's own sessions."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from fastapi import FastAPI
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from tests.test_admin_service import Base, Host
+from tests.test_http_witness import answer, serving
+from tests.test_worker import until
+from unstick import Policy
+from unstick.admin import admin_router, health_router
+from unstick.domain.access import Principal, Role
+from unstick.domain.brake import Pass
+from unstick.hosting import host_settings
+from unstick.sql import schema
+from unstick.sql.brakes import SqlBrakes
+from unstick.sql.connections import EngineConnections
+from unstick.sql.tables import audit, leaders
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.servers import Database
+    from tests.test_http_witness import Request
+
+HOUR = timedelta(hours=1)
+SOON = Policy(queued_after=timedelta(milliseconds=1), running_after=timedelta(milliseconds=1))
+
+
+async def anybody() -> Principal:
+    return Principal(name="ada", role=Role.ADMIN)
+
+
+@pytest.fixture
+async def host(database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Host]:
+    monkeypatch.setenv("UNSTICK_SWEEP__OBSERVE_EVERY", "0.5s")
+    monkeypatch.setenv("UNSTICK_SWEEP__CLEAN_EVERY", "0.5s")
+    host_settings.cache_clear()
+    engine = create_async_engine(database.url)
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    yield Host(engine)
+    await engine.dispose()
+    host_settings.cache_clear()
+
+
+def app_of(host: Host) -> FastAPI:
+    app = FastAPI()
+    app.include_router(admin_router(host.sessions, auth=anybody, jobs=host.jobs, policy=SOON))
+    app.include_router(health_router(host.sessions, jobs=host.jobs, policy=SOON))
+    return app
+
+
+async def status_of(app: FastAPI, path: str) -> tuple[int, str]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://host.test") as caller:
+        answer = await caller.get(path)
+    return answer.status_code, answer.json()["status"]
+
+
+async def test_stuck_jobs_of_a_host_app_are_cleaned_up_while_it_runs(host: Host) -> None:
+    """The contract: cleanup by itself, in the service's lifespan; and in the app's, where the router is in it."""
+    await schema.upgrade(host.engine, schema.branches(own_jobs=False))
+    connections = EngineConnections(host.engine)
+    async with connections.reading() as (_, now):
+        await SqlBrakes(connections).note_pass("main", Pass(at=now, back_at=now - timedelta(days=3)))
+    job_id = await host.add("queued", age=HOUR)
+    app = app_of(host)
+    async with app.router.lifespan_context(app):
+
+        async def cleaned() -> bool:
+            return (await host.job(job_id)).status == "failed"
+
+        await until(cleaned)
+        health = await status_of(app, "/health/jobs")
+        ready = await status_of(app, "/health/ready")
+
+    assert health[0] == 200
+    assert health[1] in {"pass", "warn"}
+    assert ready == (200, "pass")
+    assert await host.count(audit) == 2
+    async with host.engine.connect() as connection:
+        holder = await connection.scalar(sa.select(leaders.c.holder))
+    assert holder is None, "the lease wasn't given back when the app stopped"
+
+
+async def test_an_app_whose_database_lacks_our_tables_runs_and_is_told_once(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = app_of(host)
+    async with app.router.lifespan_context(app):
+        assert await status_of(app, "/health/live") == (200, "pass")
+        assert await status_of(app, "/health/ready") == (503, "fail")
+
+        async def told() -> bool:
+            return "can't be watched" in caplog.text
+
+        await until(told)
+    assert caplog.text.count("can't be watched") == 1
+    assert "unstick db upgrade" in caplog.text
+
+
+async def test_a_host_app_tells_of_stuck_jobs_on_its_own_sessions(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = asyncio.Event()
+
+    async def respond(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer({}))
+        if b'"change": "opened"' in request.body:
+            told.set()
+
+    await schema.upgrade(host.engine, schema.branches(own_jobs=False))
+    await host.add("queued", age=HOUR)
+    async with serving(respond) as receiver:
+        monkeypatch.setenv("UNSTICK_ALERTS__CHANNELS__OPS__URL", receiver.url)
+        monkeypatch.setenv("UNSTICK_ALERTS__CHANNELS__OPS__SECRET", "a channel's secret of thirty-two bytes")
+        host_settings.cache_clear()
+        app = app_of(host)
+        async with app.router.lifespan_context(app):
+            await asyncio.wait_for(told.wait(), 20)
+    [request] = receiver.requests
+    assert b'"what": "never_claimed"' in request.body
