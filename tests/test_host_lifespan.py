@@ -10,7 +10,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from tests.test_admin_service import Base, Host
 from tests.test_http_witness import answer, serving
@@ -22,7 +22,7 @@ from unstick.domain.brake import Pass
 from unstick.hosting import host_settings
 from unstick.sql import schema
 from unstick.sql.brakes import SqlBrakes
-from unstick.sql.connections import EngineConnections
+from unstick.sql.connections import EngineConnections, SessionConnections
 from unstick.sql.tables import audit, leaders
 
 if TYPE_CHECKING:
@@ -126,3 +126,27 @@ async def test_a_host_app_tells_of_stuck_jobs_on_its_own_sessions(host: Host, mo
             await asyncio.wait_for(told.wait(), 20)
     [request] = receiver.requests
     assert b'"what": "never_claimed"' in request.body
+
+
+async def test_who_is_stopped_in_the_middle_of_a_statement_on_a_hosts_session_is_stopped(
+    mariadb_database: Database,
+) -> None:
+    """The connection is spoilt by that, which must not be told in place of it: an app could never end."""
+    engine = create_async_engine(mariadb_database.url)
+    asked = asyncio.Event()
+
+    @sa.event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def _asked(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "SLEEP" in statement:
+            asyncio.get_running_loop().call_soon(asked.set)
+
+    async def work() -> None:
+        async with AsyncSession(engine) as session, SessionConnections(session).writing() as (connection, _):
+            await connection.execute(sa.text("SELECT SLEEP(5)"))
+
+    task = asyncio.create_task(work())
+    await asyncio.wait_for(asked.wait(), 20)
+    task.cancel()
+    [ended] = await asyncio.gather(task, return_exceptions=True)
+    await engine.dispose()
+    assert isinstance(ended, asyncio.CancelledError)
