@@ -118,6 +118,8 @@ async def test_a_host_app_tells_of_stuck_jobs_on_its_own_sessions(host: Host, mo
     await schema.upgrade(host.engine, schema.branches(own_jobs=False))
     await host.add("queued", age=HOUR)
     async with serving(respond) as receiver:
+        # Seldom, so that the runner is idle when the app stops: drivers don't bear to be cut off.
+        monkeypatch.setenv("UNSTICK_SWEEP__CLEAN_EVERY", "1h")
         monkeypatch.setenv("UNSTICK_ALERTS__CHANNELS__OPS__URL", receiver.url)
         monkeypatch.setenv("UNSTICK_ALERTS__CHANNELS__OPS__SECRET", "a channel's secret of thirty-two bytes")
         host_settings.cache_clear()

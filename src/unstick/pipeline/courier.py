@@ -11,22 +11,26 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from unstick.domain.alert import Delivery, retry_after
 from unstick.domain.errors import NotDeliveredError, UnstickError
 from unstick.domain.events import Delivered, Notified
 from unstick.domain.wording import say_duration
 from unstick.pipeline.emitting import emit
-from unstick.pipeline.watched import OpenWatched, Watched
-from unstick.ports import Alerts, Channel, Claim
+from unstick.pipeline.watched import OpenWatched
+from unstick.ports import Channel, Claim
 
 LOOKS_EVERY = timedelta(seconds=15)
 """How often it is looked for what another replica wrote, or what is due again."""
 SEND_WITHIN = timedelta(seconds=15)
 _CLAIM_MARGIN = timedelta(seconds=30)
 _TIDY_EVERY = timedelta(hours=1)
+
+_END_WITHIN = 5.0
+_Result = TypeVar("_Result")
 
 _log = logging.getLogger("unstick.alerts")
 
@@ -101,18 +105,19 @@ class Courier:
 
     async def _deliver_next(self, channel: Channel, opened: OpenWatched) -> bool:
         """Deliver one message, and tell whether another may be due; no connection is held meanwhile."""
-        lasting = self._within + _CLAIM_MARGIN
-        async with opened() as watched:
-            if watched.alerts is None:
-                return False
-            claim = await watched.alerts.claim(channel.name, tuple(self._sources), self._holder, lasting)
+        claim = await _to_the_end(self._claim(channel, opened))
         if claim is None:
             return False
         failure = await send(channel, claim.delivery, self._within)
-        async with opened() as watched:
-            if watched.alerts is not None:
-                await _record(watched, watched.alerts, claim, failure)
+        await _to_the_end(_record(opened, claim, failure))
         return failure is None or not failure.others_too
+
+    async def _claim(self, channel: Channel, opened: OpenWatched) -> Claim | None:
+        async with opened() as watched:
+            if watched.alerts is None:
+                return None
+            lasting = self._within + _CLAIM_MARGIN
+            return await watched.alerts.claim(channel.name, tuple(self._sources), self._holder, lasting)
 
     async def _keep_tidy(self) -> None:
         done: dict[str, float] = {}
@@ -121,11 +126,26 @@ class Courier:
                 if time.monotonic() < done.get(name, 0.0):
                     continue
                 with contextlib.suppress(Exception):
-                    async with opened() as watched:
-                        if watched.alerts is not None:
-                            await watched.alerts.tidy(tuple(self._sources))
+                    await _to_the_end(self._tidy(opened))
                     done[name] = time.monotonic() + _TIDY_EVERY.total_seconds()
             await asyncio.sleep(self._looks_every)
+
+    async def _tidy(self, opened: OpenWatched) -> None:
+        async with opened() as watched:
+            if watched.alerts is not None:
+                await watched.alerts.tidy(tuple(self._sources))
+
+
+async def _to_the_end(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Let what is short come to its end where it is cancelled, for so long: what was told is on record then."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=_END_WITHIN)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 async def send(channel: Channel, delivery: Delivery, within: timedelta = SEND_WITHIN) -> NotDeliveredError | None:
@@ -143,18 +163,29 @@ async def send(channel: Channel, delivery: Delivery, within: timedelta = SEND_WI
     return None
 
 
-async def _record(watched: Watched, alerts: Alerts, claim: Claim, failure: NotDeliveredError | None) -> None:
+async def _record(opened: OpenWatched, claim: Claim, failure: NotDeliveredError | None) -> None:
     """Write down what came of a message, and tell the listeners."""
-    outcome, number = Delivered.DELIVERED, len(claim.delivery.changes)
-    if failure is None:
-        await alerts.delivered(claim)
-    else:
-        wait = retry_after(claim.attempts, failure.retry_after, random.random())  # noqa: S311
-        gave_up = await alerts.failed(
-            claim, wait, str(failure), may_have_arrived=failure.may_have_arrived, others_wait=failure.others_too
+    outcome, problem = Delivered.DELIVERED, ""
+    async with opened() as watched:
+        if watched.alerts is None:
+            return
+        if failure is None:
+            await watched.alerts.delivered(claim)
+        else:
+            wait = retry_after(claim.attempts, failure.retry_after, random.random())  # noqa: S311
+            gave_up = await watched.alerts.failed(
+                claim,
+                wait,
+                str(failure),
+                may_have_arrived=failure.may_have_arrived,
+                others_wait=failure.others_too,
+            )
+            outcome, problem = Delivered.GAVE_UP if gave_up else Delivered.FAILED, str(failure)
+        event = Notified(
+            source=watched.source.name,
+            channel=claim.channel,
+            outcome=outcome,
+            alerts=len(claim.delivery.changes),
+            problem=problem,
         )
-        outcome = Delivered.GAVE_UP if gave_up else Delivered.FAILED
-    problem = "" if failure is None else str(failure)
-    source = watched.source.name
-    event = Notified(source=source, channel=claim.channel, outcome=outcome, alerts=number, problem=problem)
-    await emit(watched, event)
+        await emit(watched, event)
