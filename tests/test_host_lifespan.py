@@ -23,7 +23,7 @@ from unstick.hosting import host_settings
 from unstick.sql import schema
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import EngineConnections, SessionConnections
-from unstick.sql.tables import audit, leaders
+from unstick.sql.tables import audit, events, leaders
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -108,12 +108,13 @@ async def test_an_app_whose_database_lacks_our_tables_runs_and_is_told_once(
 
 
 async def test_a_host_app_tells_of_stuck_jobs_on_its_own_sessions(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = asyncio.Event()
-
-    async def respond(request: Request, writer: asyncio.StreamWriter) -> None:
+    async def respond(_: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(answer({}))
-        if b'"change": "opened"' in request.body:
-            told.set()
+
+    async def told() -> bool:
+        async with host.engine.connect() as connection:
+            kinds = await connection.scalars(sa.select(events.c.kind))
+            return "notified" in set(kinds)
 
     await schema.upgrade(host.engine, schema.branches(own_jobs=False))
     await host.add("queued", age=HOUR)
@@ -125,8 +126,9 @@ async def test_a_host_app_tells_of_stuck_jobs_on_its_own_sessions(host: Host, mo
         host_settings.cache_clear()
         app = app_of(host)
         async with app.router.lifespan_context(app):
-            await asyncio.wait_for(told.wait(), 20)
+            await until(told)
     [request] = receiver.requests
+    assert b'"change": "opened"' in request.body
     assert b'"what": "never_claimed"' in request.body
 
 
