@@ -266,7 +266,10 @@ def test_an_unknown_key_is_told_with_its_place_and_the_nearest_known_one(text: s
         ("UNSTICK_SECRET_KEY__OLD", "UNSTICK_SECRET_KEY__OLD is no setting; did you mean `UNSTICK_SECRET_KEY`?"),
         (
             "UNSTICK_",
-            "UNSTICK_ is no setting; there are: secret_key, sources, ledger, retention, policy, sweep, auth, metrics.",
+            (
+                "UNSTICK_ is no setting; "
+                "there are: secret_key, sources, ledger, retention, policy, sweep, alerts, auth, metrics."
+            ),
         ),
     ],
 )
@@ -445,6 +448,103 @@ def test_a_witness_needs_the_column_it_goes_by(witness: str, key: str) -> None:
     )
     write(witness)  # Unstick's own table has them all
     load_settings()
+
+
+# Alerts
+
+CHANNELS = """
+    [alerts]
+    cool_down = "2h"
+    title = "{{ word }}"
+    digest = { body = "{{ number }}" }
+
+    [alerts.channels.pager]
+    url = "https://pager.example/?key=1"
+    secret = "hunter2-hunter2-hunter2-hunter2-hunter2"
+
+    [alerts.channels.mail]
+    apprise = "mailto://me:hunter2@example.org"
+"""
+
+
+def test_channels_and_words_of_alerts_can_be_said_in_the_file() -> None:
+    write(CHANNELS)
+    alerts = load_settings().alerts
+    pager, mail = alerts.channels["pager"], alerts.channels["mail"]
+    assert (alerts.rules().cool_down, alerts.title, alerts.body) == (timedelta(hours=2), "{{ word }}", None)
+    assert (alerts.digest.title, alerts.digest.body) == (None, "{{ number }}")
+    assert pager.url is not None
+    assert pager.url.get_secret_value() == "https://pager.example/?key=1"
+    assert pager.secret is not None
+    assert [each.get_secret_value() for each in pager.secret] == [SECRET]
+    assert mail.apprise is not None
+    assert mail.apprise.get_secret_value() == "mailto://me:hunter2@example.org"
+    assert "hunter2" not in repr(alerts)
+    assert "key=1" not in repr(alerts)
+    assert Settings().alerts.rules().cool_down == timedelta(hours=4)
+
+
+def test_a_channels_secret_can_come_from_the_environment_and_be_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(CHANNELS)
+    monkeypatch.setenv("UNSTICK_ALERTS__CHANNELS__PAGER__SECRET", "another secret of thirty-two bytes or more")
+    monkeypatch.setenv("UNSTICK_ALERTS__CHANNELS__MAIL__APPRISE", "json://elsewhere")
+    channels = load_settings().alerts.channels
+    assert channels["pager"].secret is not None
+    assert [each.get_secret_value() for each in channels["pager"].secret] == [
+        "another secret of thirty-two bytes or more"
+    ]
+    assert channels["mail"].apprise is not None
+    assert channels["mail"].apprise.get_secret_value() == "json://elsewhere"
+    monkeypatch.setenv("UNSTICK_ALERTS__CHANNELS__PAGER__SECRET", f'["{SECRET}", "{SECRET[::-1]}"]')
+    both = load_settings().alerts.channels["pager"].secret
+    assert both is not None
+    assert [each.get_secret_value() for each in both] == [SECRET, SECRET[::-1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[alerts]\ncooldown = "1h"', "`[alerts] cooldown` is no setting; did you mean `cool_down`?"),
+        ('[alerts]\ndigest = { tilte = "x" }', "`[alerts] digest.tilte` is no setting; did you mean `title`?"),
+        (
+            '[alerts.channels.ops]\nulr = "https://x"',
+            "`[alerts.channels.ops] ulr` is no setting; did you mean `url`?",
+        ),
+        (
+            "[alerts.channels.ops]",
+            "`[alerts.channels.ops]` must have either `url`, for a webhook, or `apprise`.",
+        ),
+        (
+            '[alerts.channels.ops]\nurl = "https://x"\napprise = "json://x"',
+            "`[alerts.channels.ops]` must have either `url`, for a webhook, or `apprise`.",
+        ),
+        (
+            '[alerts.channels.ops]\nurl = "https://x"',
+            "`[alerts.channels.ops]` must have `secret` with `url`, for a webhook is signed, and not without it.",
+        ),
+        (
+            '[alerts.channels.ops]\nurl = "https://x"\nsecret = "hunter2"',
+            "`[alerts.channels.ops] secret` must have at least 32 bytes: take what `openssl rand -hex 32` prints.",
+        ),
+        (
+            '[alerts.channels.ops]\nurl = "https://x"\nsecret = []',
+            "`[alerts.channels.ops] secret` must have at least 32 bytes: take what `openssl rand -hex 32` prints.",
+        ),
+        (
+            f'[alerts.channels.ops]\nurl = "ftp://hunter2"\nsecret = "{SECRET}"',
+            "`[alerts.channels.ops] url` must be an http:// or https:// address without a user or password in it.",
+        ),
+        ('[alerts]\ntitle = ""', "`[alerts] title` must have at least 1 character."),
+    ],
+)
+def test_what_is_wrong_with_alerts_is_told_with_its_place_and_without_a_secret(text: str, said: str) -> None:
+    write(text)
+    assert complaint() == f"unstick.toml: {said}"
+
+
+def test_a_channel_has_a_plain_name() -> None:
+    write('[alerts.channels."Ops"]\napprise = "json://x"')
+    assert complaint().startswith("unstick.toml: `[alerts.channels.Ops]` must be a name of at most 63 lower-case")
 
 
 # What is said of values that are wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,10 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from tests.test_admin_service import Base, Host
+from tests.test_http_witness import answer, serving
 from tests.test_worker import until
 from unstick import Policy
 from unstick.admin import admin_router, health_router
@@ -20,13 +22,14 @@ from unstick.domain.brake import Pass
 from unstick.hosting import host_settings
 from unstick.sql import schema
 from unstick.sql.brakes import SqlBrakes
-from unstick.sql.connections import EngineConnections
-from unstick.sql.tables import audit, leaders
+from unstick.sql.connections import EngineConnections, SessionConnections
+from unstick.sql.tables import audit, events, leaders
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.servers import Database
+    from tests.test_http_witness import Request
 
 HOUR = timedelta(hours=1)
 SOON = Policy(queued_after=timedelta(milliseconds=1), running_after=timedelta(milliseconds=1))
@@ -102,3 +105,52 @@ async def test_an_app_whose_database_lacks_our_tables_runs_and_is_told_once(
         await until(told)
     assert caplog.text.count("can't be watched") == 1
     assert "unstick db upgrade" in caplog.text
+
+
+async def test_a_host_app_tells_of_stuck_jobs_on_its_own_sessions(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def respond(_: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer({}))
+
+    async def told() -> bool:
+        async with host.engine.connect() as connection:
+            kinds = await connection.scalars(sa.select(events.c.kind))
+            return "notified" in set(kinds)
+
+    await schema.upgrade(host.engine, schema.branches(own_jobs=False))
+    await host.add("queued", age=HOUR)
+    async with serving(respond) as receiver:
+        # Seldom, so that the runner is idle when the app stops: drivers don't bear to be cut off.
+        monkeypatch.setenv("UNSTICK_SWEEP__CLEAN_EVERY", "1h")
+        monkeypatch.setenv("UNSTICK_ALERTS__CHANNELS__OPS__URL", receiver.url)
+        monkeypatch.setenv("UNSTICK_ALERTS__CHANNELS__OPS__SECRET", "a channel's secret of thirty-two bytes")
+        host_settings.cache_clear()
+        app = app_of(host)
+        async with app.router.lifespan_context(app):
+            await until(told)
+    [request] = receiver.requests
+    assert b'"change": "opened"' in request.body
+    assert b'"what": "never_claimed"' in request.body
+
+
+async def test_who_is_stopped_in_the_middle_of_a_statement_on_a_hosts_session_is_stopped(
+    mariadb_database: Database,
+) -> None:
+    """The connection is spoilt by that, which must not be told in place of it: an app could never end."""
+    engine = create_async_engine(mariadb_database.url)
+    asked = asyncio.Event()
+
+    @sa.event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def _asked(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "SLEEP" in statement:
+            asyncio.get_running_loop().call_soon(asked.set)
+
+    async def work() -> None:
+        async with AsyncSession(engine) as session, SessionConnections(session).writing() as (connection, _):
+            await connection.execute(sa.text("SELECT SLEEP(5)"))
+
+    task = asyncio.create_task(work())
+    await asyncio.wait_for(asked.wait(), 20)
+    task.cancel()
+    [ended] = await asyncio.gather(task, return_exceptions=True)
+    await engine.dispose()
+    assert isinstance(ended, asyncio.CancelledError)

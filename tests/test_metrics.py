@@ -321,11 +321,15 @@ async def test_a_listener_that_raises_stops_neither_the_sweep_nor_the_other_list
     assert "Broken could not take note of Swept" in caplog.text
 
 
-def test_notifications_are_counted_by_channel_and_what_came_of_them() -> None:
+def notified(outcome: Delivered) -> Notified:
+    return Notified(source="main", channel="ops", outcome=outcome, alerts=1)
+
+
+async def test_notifications_are_counted_by_channel_and_what_came_of_them() -> None:
     metrics = Metrics()
-    for outcome in ("sent", "failed", "sent"):
-        metrics.count_notification("webhook", outcome)
-    assert said(metrics, "notifications_total") == {("webhook", "sent"): 2, ("webhook", "failed"): 1}
+    for outcome in (Delivered.DELIVERED, Delivered.FAILED, Delivered.DELIVERED):
+        await metrics.hear(notified(outcome))
+    assert said(metrics, "notifications_total") == {("ops", "delivered"): 2, ("ops", "failed"): 1}
 
 
 # Who tells
@@ -429,7 +433,7 @@ async def test_exactly_the_names_we_settled_on_are_told_and_no_job_by_its_id(ben
     async with running(runner(watched(bench, metrics), "a")):
         await until(lambda: one(metrics, "sweep_last_success_timestamp_seconds") is not None)
         await until(lambda: bool(said(metrics, "jobs")))
-        metrics.count_notification("webhook", "sent")
+        await metrics.hear(notified(Delivered.DELIVERED))
         text = generate_latest(metrics.registry).decode()
     samples = [line for line in text.splitlines() if not line.startswith("#")]
     assert {line.partition("{")[0] for line in samples} == NAMES

@@ -16,6 +16,7 @@ from unstick.api.auth import jwt_principal
 from unstick.domain.errors import ConfigurationError, LedgerMissingError
 from unstick.domain.policy import Policy, requested_action, requested_threshold
 from unstick.hosting import host_settings, hosted
+from unstick.pipeline.courier import Courier
 from unstick.pipeline.report import DEFAULT_LIMIT, report_stats, report_stuck
 from unstick.pipeline.runner import Runner
 from unstick.pipeline.shapes import CleanupShape, StatsShape, StuckShape, cleanup_shape, stats_shape, stuck_shape
@@ -26,7 +27,7 @@ from unstick.sql.connections import SessionConnections
 from unstick.sql.engine import PLACEHOLDER, url_without_secrets
 from unstick.sql.mapping import JobTable
 from unstick.telemetry.log import LogListener
-from unstick.wiring import running, watch
+from unstick.wiring import open_channels, running, watch, with_alerts
 from unstick.worker import this_process
 
 Sessions = Callable[[], AbstractAsyncContextManager[AsyncSession]]
@@ -135,7 +136,8 @@ def admin_router(
 ) -> APIRouter:
     """Return the contract's HTTP calls, to include in a FastAPI app: `app.include_router(admin_router(…))`.
 
-    In the app's lifespan the table is observed and swept by itself, as `[sweep]` says, by one of the app's replicas.
+    In the app's lifespan the table is observed and swept by itself, as `[sweep]` says, by one of the app's replicas,
+    and alerts are raised and told, as `[alerts]` says.
 
     Args:
         sessions: the app's own session factory, such as `AsyncSessionLocal`.
@@ -145,14 +147,16 @@ def admin_router(
         policy: likewise.
 
     Raises:
-        ConfigurationError: there is neither `auth` nor a secret key, or no table.
+        ConfigurationError: there is neither `auth` nor a secret key, no table, or a channel for alerts can't be opened.
     """
-    watched = _watched(sessions, jobs, policy)
+    watched: dict[str, OpenWatched] = {}
+    courier = Courier(watched, open_channels(host_settings()))
+    watched.update(_watched(sessions, jobs, policy, courier.wake))
 
     @asynccontextmanager
     async def lifespan(_app: object) -> AsyncIterator[None]:
         runner = Runner(watched, host_settings().sweep.timetable(), holder=this_process().name)
-        async with running(runner):
+        async with running(courier), running(runner):
             yield
 
     return router.admin_router(watched=watched, principal=auth or _token_auth(), lifespan=lifespan)
@@ -169,7 +173,9 @@ def health_router(sessions: Sessions, *, jobs: JobTable | None = None, policy: P
     return health.health_router(_watched(sessions, jobs, policy), host_settings().sweep.timetable())
 
 
-def _watched(sessions: Sessions, jobs: JobTable | None, policy: Policy | None) -> dict[str, OpenWatched]:
+def _watched(
+    sessions: Sessions, jobs: JobTable | None, policy: Policy | None, wake: Callable[[], None] = lambda: None
+) -> dict[str, OpenWatched]:
     """Return what is watched, opened on a session of the app's for each use."""
     log = LogListener()
 
@@ -180,12 +186,13 @@ def _watched(sessions: Sessions, jobs: JobTable | None, policy: Policy | None) -
             connections = SessionConnections(session)
             await need_ledger(connections, host.jobs.full_name)
             watched = watch(host.source, host.jobs, connections, host.policy, secret=_secret)
-            yield replace(
+            watched = replace(
                 watched,
                 unattended=host_settings().sweep.unattended(),
                 retention=host_settings().retention.retention(),
                 listeners=(log,),
             )
+            yield with_alerts(watched, host_settings(), wake)
 
     return {hosted(jobs, policy).source: opened}
 

@@ -39,6 +39,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from unstick.domain.alert import COOL_DOWN, AlertRules
 from unstick.domain.brake import BrakeLimits, Unattended
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.job import JobState
@@ -67,6 +68,8 @@ _PREFIX = "UNSTICK_"
 _NESTED = "__"
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _LONGEST = timedelta(days=365)
+_LONGEST_TEMPLATE = 4_000
+SHORTEST_SECRET = 32
 
 
 def parse_duration(said: object) -> timedelta:
@@ -412,6 +415,66 @@ class MetricsSettings(_Section):
     """Where `unstick watch`, which has no HTTP of its own, serves them; `unstick serve` has them at `/metrics`."""
 
 
+class MessageSettings(_Section):
+    """Templates of a message's title and text, as `docs/how-to/alerts.md` tells; the default where nothing is said."""
+
+    title: Name | None = Field(default=None, max_length=_LONGEST_TEMPLATE)
+    body: Name | None = Field(default=None, max_length=_LONGEST_TEMPLATE)
+
+
+def _channel_secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    if not secrets or any(len(secret.get_secret_value().encode()) < SHORTEST_SECRET for secret in secrets):
+        raise ValueError(f"must have at least {SHORTEST_SECRET} bytes: take what `openssl rand -hex 32` prints")
+    return secrets
+
+
+class ChannelSettings(_Section):
+    """Who is told of alerts: a webhook, or whatever Apprise knows an address for."""
+
+    url: SecretStr | None = None
+    """Where the webhook is sent to."""
+    secret: Annotated[tuple[SecretStr, ...], AfterValidator(_channel_secrets)] | None = None
+    """What the webhook is signed with; several while the receiver changes from one to the next."""
+    apprise: SecretStr | None = None
+    """An address as Apprise writes it: `mailto://…`, `slack://…`."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_endpoint(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            _endpoint(url.get_secret_value())
+        return url
+
+    @field_validator("secret", mode="before")
+    @classmethod
+    def _one_or_several(cls, said: object) -> object:
+        return (said,) if isinstance(said, str | SecretStr) else said
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.url is None) == (self.apprise is None):
+            raise ValueError("must have either `url`, for a webhook, or `apprise`")
+        if (self.url is None) != (self.secret is None):
+            raise ValueError("must have `secret` with `url`, for a webhook is signed, and not without it")
+        return self
+
+
+class AlertSettings(_Section):
+    """When somebody is told of what is wrong, and who."""
+
+    cool_down: Duration = COOL_DOWN
+    """How long nobody is told again of what they were told."""
+    title: Name | None = Field(default=None, max_length=_LONGEST_TEMPLATE)
+    body: Name | None = Field(default=None, max_length=_LONGEST_TEMPLATE)
+    digest: MessageSettings = MessageSettings()
+    """The same for a message about many alerts."""
+    channels: dict[Annotated[str, AfterValidator(_source_name)], ChannelSettings] = Field(default_factory=dict)
+
+    def rules(self) -> AlertRules:
+        """Return these settings as the pipeline's value."""
+        return AlertRules(cool_down=self.cool_down)
+
+
 class Settings(BaseSettings):
     """Everything that can be configured; the environment goes before the arguments, which are the file's."""
 
@@ -429,6 +492,7 @@ class Settings(BaseSettings):
     """A database of its own for the ledger; without it each source's ledger is in the source's database."""
     policy: PolicySettings = PolicySettings()
     sweep: SweepSettings = SweepSettings()
+    alerts: AlertSettings = AlertSettings()
     auth: AuthSettings = AuthSettings()
     metrics: MetricsSettings = MetricsSettings()
 
@@ -473,9 +537,6 @@ class _Environment(EnvSettingsSource):
             field = self.settings_cls.model_fields.get(section)
             if field is None or (nested and not (section in _SECTIONS or self.field_is_complex(field))):
                 yield key
-
-
-SHORTEST_SECRET = 32
 
 
 def secret_bytes(secret: SecretStr) -> bytes:
@@ -538,8 +599,10 @@ def _read(path: Path) -> dict[str, Any]:
 _SECTIONS: Mapping[str, type[_Section]] = {
     "sources": SourceSettings,
     "ledger": LedgerSettings,
+    "retention": RetentionSettings,
     "policy": PolicySettings,
     "sweep": SweepSettings,
+    "alerts": AlertSettings,
     "auth": AuthSettings,
     "metrics": MetricsSettings,
 }
@@ -625,6 +688,10 @@ def _section_of(path: Sequence[str]) -> type[_Section]:
             return RuleSettings
         case [_, "brake", _]:
             return BrakeSettings
+        case ["alerts", "channels", _, _]:
+            return ChannelSettings
+        case ["alerts", "digest", _]:
+            return MessageSettings
         case _:
             return _SECTIONS[path[0]]
 
@@ -643,6 +710,8 @@ def _place(path: Sequence[str]) -> str:
             tables = 3
         case ["sources", *_]:
             tables = 2
+        case ["alerts", "channels", _, *_]:
+            tables = 3
         case _:
             tables = 1 if path[0] in _SECTIONS else 0
     heading = f"[{'.'.join(path[:tables])}]" if tables else ""

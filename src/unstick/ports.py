@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from unstick.domain.aftermath import End, Finished, LateCounts, LateFinish, LateRuns, Recovered
+from unstick.domain.alert import Alert, AlertRules, Change, Delivery, Heard
 from unstick.domain.audit import AuditEntry
 from unstick.domain.brake import Brake, Pass
 from unstick.domain.events import EventRecord, Observed, PipelineEvent, QueueState
@@ -487,6 +488,68 @@ class Watches(Protocol):
 
     async def note_problem(self, source: str, problem: str) -> None:
         """Keep why an observation or a sweep came to none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A message to a channel that one courier has taken, for so long as its claim lasts, to deliver it."""
+
+    channel: str
+    holder: str
+    delivery: Delivery
+    attempts: int
+    """How many there were, this one included."""
+    told_before: bool
+    """An earlier attempt may have arrived, though nobody knows."""
+
+
+class Alerts(Protocol):
+    """The alerts of each source, and what channels are still to be told of them, by the ledger's clock."""
+
+    async def take_in(self, heard: Heard, rules: AlertRules, channels: Sequence[str]) -> Sequence[Change]:
+        """Keep what an event makes of a source's alerts, and that each channel is to be told of it: all or nothing.
+
+        Of several that take in the same, one changes something.
+        """
+
+    async def standing(self, source: str) -> Sequence[Alert]:
+        """Return the open alerts of a source, the oldest first."""
+
+    async def claim(self, channel: str, sources: Sequence[str], holder: str, lasting: timedelta) -> Claim | None:
+        """Take the next message to a channel that is due; None where there is none, or another delivers to it now.
+
+        What isn't so any more is struck, and never told. Who doesn't say what came of it until the claim ends may have
+        delivered it or not: it is delivered again, under the same id.
+        """
+
+    async def delivered(self, claim: Claim) -> None:
+        """Strike a message that has arrived."""
+
+    async def failed(
+        self, claim: Claim, wait: timedelta, problem: str, *, may_have_arrived: bool, others_wait: bool
+    ) -> bool:
+        """Have a message tried again after a while, and the channel's others if they would fail, too.
+
+        True where it was given up instead, after `GIVE_UP_AFTER`, which is written to the audit log.
+        """
+
+    async def tidy(self, sources: Sequence[str]) -> None:
+        """Give up what no courier has taken for long, and forget what was told long ago."""
+
+
+class Channel(Protocol):
+    """A way to tell somebody what happened to alerts."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the settings."""
+
+    async def send(self, delivery: Delivery) -> None:
+        """Tell it.
+
+        Raises:
+            NotDeliveredError: it didn't arrive, or nobody knows whether it did.
+        """
 
 
 class EventLog(Protocol):

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import sqlalchemy as sa
 from fastapi import FastAPI
@@ -18,16 +18,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from unstick.api.auth import jwt_principal
 from unstick.api.factory import create_app
-from unstick.config import Settings, SourceSettings, secret_bytes
+from unstick.config import ChannelSettings, Settings, SourceSettings, secret_bytes
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
 from unstick.domain.plan import PLAN_LIFETIME, derive_key
 from unstick.domain.policy import Policy
 from unstick.domain.work import BEAT_EVERY, LEASE
+from unstick.pipeline.courier import Courier
+from unstick.pipeline.emitting import emit
 from unstick.pipeline.runner import Runner
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import OpenWatched, Planning, Watched
-from unstick.ports import Listener, Witness
+from unstick.ports import Channel, Listener, Witness
 from unstick.sql import schema
+from unstick.sql.alerts import SqlAlerts
 from unstick.sql.backends import Backends
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import Connections, EngineConnections, reachable
@@ -52,12 +55,16 @@ from unstick.sql.source import SqlSource
 from unstick.sql.story import story_readers
 from unstick.sql.unmapped import unmapped_words
 from unstick.sql.watches import SqlWatches
+from unstick.telemetry.alerts import AlertListener
 from unstick.telemetry.log import LogListener
 from unstick.telemetry.metrics import Metrics
 from unstick.telemetry.scraping import listening
 from unstick.telemetry.spans import SpanListener
 from unstick.witnesses.progress import Progress
 from unstick.worker import Heartbeats, Worker, this_process
+
+if TYPE_CHECKING:
+    from unstick.telemetry.messages import Templates
 
 _DEFAULT_SOURCE = "main"
 
@@ -105,6 +112,7 @@ def watch(
         snoozes=SqlSnoozes(ledger or connections),
         leaders=SqlLeaders(ledger or connections),
         watches=SqlWatches(ledger or connections),
+        alerts=SqlAlerts(ledger or connections),
         event_log=SqlEventLog(ledger or connections),
         pruner=SqlPruner(ledger or connections),
         story_readers=story_readers(ledger or connections),
@@ -128,12 +136,12 @@ def _witnesses(
     if settings.backends is not None:
         yield Backends(settings.backends, connections)
     if settings.process is not None:
-        with _needing("psutil", "process"):
+        with _needing("psutil", "The witness `process`", "witnesses"):
             from unstick.witnesses.process import HostProcesses  # noqa: PLC0415 - of an extra
 
         yield HostProcesses(settings.process, source.clock)
     if settings.http is not None:
-        with _needing("httpx", "http"):
+        with _needing("httpx", "The witness `http`", "witnesses"):
             from unstick.witnesses.http import HttpWitness  # noqa: PLC0415 - of an extra
 
         yield HttpWitness(settings.http)
@@ -142,16 +150,55 @@ def _witnesses(
 
 
 @contextmanager
-def _needing(library: str, witness: str) -> Iterator[None]:
+def _needing(library: str, what: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
         if error.name != library:
             raise
         raise ConfigurationError(
-            f"The witness `{witness}` needs {library}, which isn't installed. Install it with: "
-            "pip install 'unstick[witnesses]'"
+            f"{what} needs {library}, which isn't installed. Install it with: pip install 'unstick[{extra}]'"
         ) from error
+
+
+def open_channels(settings: Settings) -> tuple[Channel, ...]:
+    """Return those who are told of alerts, as the settings name them.
+
+    Raises:
+        ConfigurationError: a library isn't installed, or an address can't be understood.
+    """
+    if not settings.alerts.channels:
+        return ()
+    with _needing("jinja2", "Telling somebody of alerts", "alerts"):
+        from unstick.telemetry.messages import Templates  # noqa: PLC0415 - of an extra
+    templates = Templates(settings.alerts)
+    return tuple(_channel(name, chosen, templates) for name, chosen in settings.alerts.channels.items())
+
+
+def _channel(name: str, chosen: ChannelSettings, templates: "Templates") -> Channel:
+    if chosen.apprise is not None:
+        with _needing("apprise", f"The channel {name!r}", "alerts"):
+            from unstick.telemetry.apprise import AppriseChannel  # noqa: PLC0415 - of an extra
+        return AppriseChannel(name, chosen.apprise, templates)
+    if chosen.url is None or chosen.secret is None:
+        raise RuntimeError(f"The settings let channel {name!r} pass without an address or a secret.")
+    with _needing("httpx", f"The channel {name!r}", "alerts"):
+        from unstick.telemetry.webhook import Webhook  # noqa: PLC0415 - of an extra
+    return Webhook(name, chosen.url, chosen.secret, templates)
+
+
+def with_alerts(watched: Watched, settings: Settings, wake: Callable[[], None] = lambda: None) -> Watched:
+    """Return a source whose events raise alerts; `wake` is called where somebody is to be told of one."""
+    if watched.alerts is None:
+        return watched
+    listener = AlertListener(
+        watched.alerts,
+        settings.alerts.rules(),
+        tuple(settings.alerts.channels),
+        tell=partial(emit, watched),
+        wake=wake,
+    )
+    return replace(watched, listeners=(*watched.listeners, listener))
 
 
 def plan_key(secret: SecretStr | None) -> bytes:
@@ -223,6 +270,7 @@ async def check_sources(settings: Settings) -> None:
         ConfigurationError: something in the settings doesn't fit.
         SourceUnavailableError: no source answers; where one does, the others are only warned of.
     """
+    open_channels(settings)
     silent: list[SourceUnavailableError] = []
     for name in settings.sources:
         try:
@@ -303,8 +351,11 @@ async def worker_on(
 class _Sources:
     """The configured sources, each opened when it is first used and kept open."""
 
-    def __init__(self, settings: Settings, listeners: Sequence[Listener], stack: AsyncExitStack) -> None:
+    def __init__(
+        self, settings: Settings, listeners: Sequence[Listener], stack: AsyncExitStack, wake: Callable[[], None]
+    ) -> None:
         self._settings = settings
+        self._wake = wake
         self._listeners = listeners
         self._stack = stack
         self._opened: dict[str, Watched] = {}
@@ -316,7 +367,8 @@ class _Sources:
         async with self._opening[name]:
             if name not in self._opened:
                 opening = open_watched(self._settings, name, self._listeners)
-                self._opened[name] = await self._stack.enter_async_context(opening)
+                watched = await self._stack.enter_async_context(opening)
+                self._opened[name] = with_alerts(watched, self._settings, self._wake)
         yield self._opened[name]
 
 
@@ -324,11 +376,18 @@ class _Sources:
 async def keep_watch(
     settings: Settings, listeners: Sequence[Listener] = ()
 ) -> AsyncIterator[Mapping[str, OpenWatched]]:
-    """Observe and sweep the sources again and again, as one replica of several, and lend them meanwhile."""
+    """Observe and sweep the sources again and again, as one replica of several, and lend them meanwhile.
+
+    Raises:
+        ConfigurationError: a channel for alerts can't be opened.
+    """
     async with AsyncExitStack() as stack:
-        lender = _Sources(settings, [LogListener(), SpanListener(), *listeners], stack)
-        sources: dict[str, OpenWatched] = {name: partial(lender.lend, name) for name in settings.sources}
-        async with running(Runner(sources, settings.sweep.timetable(), holder=this_process().name)):
+        sources: dict[str, OpenWatched] = {}
+        courier = Courier(sources, open_channels(settings))
+        lender = _Sources(settings, [LogListener(), SpanListener(), *listeners], stack, courier.wake)
+        sources.update({name: partial(lender.lend, name) for name in settings.sources})
+        runner = Runner(sources, settings.sweep.timetable(), holder=this_process().name)
+        async with running(courier), running(runner):
             yield sources
 
 
@@ -337,7 +396,7 @@ async def keep_watch_alone(settings: Settings) -> AsyncIterator[None]:
     """Keep watch without the service, and serve its metrics where the settings say.
 
     Raises:
-        ConfigurationError: nobody can listen there.
+        ConfigurationError: nobody can listen there, or a channel for alerts can't be opened.
     """
     metrics = Metrics(settings.sources)
     async with AsyncExitStack() as stack:
@@ -348,14 +407,36 @@ async def keep_watch_alone(settings: Settings) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def running(runner: Runner) -> AsyncIterator[None]:
-    """Run a runner meanwhile; its leases are given back at the end."""
-    task = asyncio.create_task(runner.run())
+async def running(loop: Runner | Courier) -> AsyncIterator[None]:
+    """Run a loop meanwhile; a runner's leases are given back at the end."""
+    task = asyncio.create_task(loop.run())
     try:
         yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def open_unattended(
+    settings: Settings, source: str | None, listeners: Sequence[Listener]
+) -> AsyncIterator[tuple[Watched, Courier]]:
+    """Open one source whose events raise alerts, with the courier that tells of them when it is asked to.
+
+    Raises:
+        ConfigurationError: there is no such source, its settings don't fit, or a channel can't be opened.
+        LedgerMissingError: Unstick's own tables are missing or behind.
+        SourceUnavailableError: a database doesn't answer.
+    """
+    channels = open_channels(settings)
+    async with open_watched(settings, source, listeners) as opened:
+        watched = with_alerts(opened, settings)
+
+        @asynccontextmanager
+        async def lend() -> AsyncIterator[Watched]:
+            yield watched
+
+        yield watched, Courier({watched.source.name: lend}, channels)
 
 
 def create_service(settings: Settings) -> FastAPI:

@@ -7,6 +7,7 @@ import typer
 
 from unstick import __version__
 from unstick.cli.aftermath import aftermath
+from unstick.cli.alert import app as alert
 from unstick.cli.apply import apply
 from unstick.cli.brake import brake
 from unstick.cli.dashboards import app as dashboards
@@ -56,6 +57,7 @@ for command in (
     inspect,
 ):
     app.command()(command)
+app.add_typer(alert, name="alert")
 app.add_typer(policy, name="policy")
 app.add_typer(dashboards, name="dashboards")
 app.add_typer(db, name="db")

@@ -3,6 +3,7 @@
 
 import sys
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 """How many jobs that couldn't be changed are named one by one."""
+_OBSERVE_WITHIN = timedelta(minutes=1)
+_DELIVER_WITHIN = timedelta(seconds=20)
+"""How long a command waits for those who are told of alerts; what they weren't told is left to the next one."""
 
 
 def sweep(
@@ -92,9 +96,32 @@ async def _sweep(settings: "Settings", source: str | None, order: "SweepOrder", 
     from unstick.pipeline.sweep import sweep as carry_out
     from unstick.wiring import open_watched
 
+    if order.unattended and not order.dry_run:
+        return await _unattended_sweep(settings, source, order, watch_it=watch_it)
     async with open_watched(settings, source) as watched:
         await warn_of_unmapped(watched)
         return await (_watched_sweep(watched, order) if watch_it else carry_out(watched, order))
+
+
+async def _unattended_sweep(
+    settings: "Settings", source: str | None, order: "SweepOrder", *, watch_it: bool
+) -> "SweepReport":
+    """Sweep as the runner does: look first, so that what is stuck is told before it is recovered; tell at the end."""
+    from unstick.cli.alert import Warner
+    from unstick.pipeline.rounds import observe_and_tell
+    from unstick.pipeline.sweep import sweep as carry_out
+    from unstick.wiring import open_unattended
+
+    async with open_unattended(settings, source, [Warner()]) as (watched, courier):
+        await warn_of_unmapped(watched)
+        await observe_and_tell(watched, _OBSERVE_WITHIN)
+        try:
+            report = await (_watched_sweep(watched, order) if watch_it else carry_out(watched, order))
+        except Exception:
+            await courier.deliver_due(_DELIVER_WITHIN)
+            raise
+        await courier.deliver_due(_DELIVER_WITHIN)
+        return report
 
 
 async def _watched_sweep(watched: "Watched", order: "SweepOrder") -> "SweepReport":

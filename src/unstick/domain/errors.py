@@ -15,9 +15,12 @@ UnstickError
 ├── SourceUnavailableError   the jobs' database doesn't answer
 ├── LeadershipLostError      another replica may sweep the source by now
 ├── LeaseLostError           a job was taken from this worker while it ran
+├── NotDeliveredError        a channel couldn't be told of an alert, or nobody knows whether it was
 ├── LateFinishError          a result came after its job had been taken; it was refused
 └── RecoveryStoppedError     a batch was rolled back; what was committed before it stays
 """
+
+from datetime import timedelta
 
 
 class UnstickError(Exception):
@@ -82,6 +85,30 @@ class LeaseLostError(UnstickError):
 
 class LateFinishError(UnstickError):
     """A result came after its job had been taken from this worker; it was refused and recorded as late."""
+
+
+class NotDeliveredError(UnstickError):
+    """A channel couldn't be told of an alert; the message says why, without a secret of the channel's.
+
+    Args:
+        message: what went wrong.
+        retry_after: how long the receiver wants to be left alone, where it said so.
+        may_have_arrived: nobody knows whether it was told all the same.
+        others_too: another message would fail for the same cause.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: timedelta | None = None,
+        may_have_arrived: bool = False,
+        others_too: bool = True,
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.may_have_arrived = may_have_arrived
+        self.others_too = others_too
 
 
 class RecoveryStoppedError(UnstickError):

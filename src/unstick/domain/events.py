@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
+from unstick.domain.alert import Happened, Subject
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import JobId, JobState
 from unstick.domain.recovery import Action, Outcome, Tally
@@ -18,6 +19,10 @@ class Trigger(StrEnum):
     """Nobody: the runner, or cron."""
     REQUESTED = "requested"
     """A person, or the application."""
+
+
+OTHERS = "(others)"
+"""What the queues are called together that an observation doesn't tell apart."""
 
 
 class QueueState(NamedTuple):
@@ -168,8 +173,54 @@ class LeadershipChanged:
     why: str = field(default="")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertChanged:
+    """An alert was opened, told again, or resolved."""
+
+    subject: Subject
+    what: Happened
+    jobs: int
+
+    @property
+    def source(self) -> str:
+        """The source that it is about."""
+        return self.subject.source
+
+
+class Delivered(StrEnum):
+    """What came of a message to a channel."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    """It is tried again."""
+    GAVE_UP = "gave_up"
+    """It was tried for a day."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notified:
+    """It was tried to tell a channel what happened to alerts."""
+
+    source: str
+    """A source of the ledger in which it was kept; the message may be of others as well."""
+    channel: str
+    outcome: Delivered
+    alerts: int
+    """How many changes the message was of."""
+    problem: str = field(default="")
+
+
 PipelineEvent = (
-    Observed | ObservationFailed | Swept | SweepFailed | JobRecovered | Undone | BrakeReleased | LeadershipChanged
+    Observed
+    | ObservationFailed
+    | Swept
+    | SweepFailed
+    | JobRecovered
+    | Undone
+    | BrakeReleased
+    | LeadershipChanged
+    | AlertChanged
+    | Notified
 )
 
 

@@ -6,10 +6,12 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from unstick.domain.events import (
+    AlertChanged,
     BrakeReleased,
     Held,
     JobRecovered,
     LeadershipChanged,
+    Notified,
     ObservationFailed,
     Observed,
     PipelineEvent,
@@ -31,6 +33,8 @@ _KINDS: Mapping[type[PipelineEvent], str] = {
     Undone: "undone",
     BrakeReleased: "brake_released",
     LeadershipChanged: "leadership_changed",
+    AlertChanged: "alert_changed",
+    Notified: "notified",
 }
 
 
@@ -44,6 +48,9 @@ def _told(event: PipelineEvent) -> Told:
         return _observed(event)
     if isinstance(event, Swept):
         return _swept(event)
+    if isinstance(event, AlertChanged):
+        _, queue, what = event.subject
+        return {"queue": queue, "what": what.value, "change": event.what.value, "jobs": event.jobs}
     return {field.name: _plain(getattr(event, field.name)) for field in fields(event) if field.name != "source"}
 
 

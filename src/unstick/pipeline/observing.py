@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from unstick.domain.brake import Brake
 from unstick.domain.diagnosis import Reason, suspected_reason
-from unstick.domain.events import Held, Observed, QueueReason, QueueState
+from unstick.domain.events import OTHERS, Held, Observed, QueueReason, QueueState
 from unstick.domain.job import JobState
 from unstick.pipeline.judging import asks_witnesses, convicted_running
 from unstick.pipeline.looking import Scope, take_look, take_scopes
@@ -18,8 +18,6 @@ from unstick.pipeline.watched import Watched
 
 MOST_QUEUES = 200
 """How many queues with a state or a reason are told apart."""
-OTHERS = "(others)"
-"""What all other queues are called together."""
 
 _Key = TypeVar("_Key", QueueState, QueueReason)
 

@@ -14,14 +14,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 
 from unstick.domain.errors import UnstickError
-from unstick.domain.events import ObservationFailed, SweepFailed, Trigger
+from unstick.domain.events import SweepFailed, Trigger
 from unstick.domain.leadership import LEADS_FOR
 from unstick.domain.schedule import Schedule, Timetable
 from unstick.domain.wording import say_duration
 from unstick.pipeline.emitting import emit
 from unstick.pipeline.leadership import Lead
-from unstick.pipeline.observing import observe
 from unstick.pipeline.pruning import prune
+from unstick.pipeline.rounds import observe_and_tell, trace
 from unstick.pipeline.sweep import SweepOrder, note_problem, sweep
 from unstick.pipeline.watched import OpenWatched, Watched
 
@@ -149,19 +149,10 @@ class _Watch:
             return None
 
     async def _observe(self, watched: Watched, deadline: timedelta) -> datetime | None:
-        try:
-            async with asyncio.timeout(deadline.total_seconds()):
-                observed = await observe(watched)
-                if watched.watches is not None:
-                    await watched.watches.note_observed(observed)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
-            problem = f"no answer within {say_duration(deadline)}" if isinstance(error, TimeoutError) else str(error)
-            _trace(error)
-            await emit(watched, ObservationFailed(source=self.source, problem=problem))
-            await note_problem(watched, problem)
+        observed = await observe_and_tell(watched, deadline)
+        if observed is None:
             return None
         self._problem = None
-        await emit(watched, observed)
         return observed.at
 
     async def _sweep(self, watched: Watched, deadline: timedelta) -> datetime | None:
@@ -179,7 +170,7 @@ class _Watch:
             await emit(watched, failed)
             return None
         except Exception as error:  # noqa: BLE001 - the sweep has told its listeners, and the watch goes on
-            _trace(error)
+            trace(error)
             return None
         return report.look.taken_at
 
@@ -207,10 +198,5 @@ class _Watch:
         problem = str(error) or type(error).__name__
         if problem != self._problem:
             _log.warning("Source %r can't be watched: %s", self.source, problem)
-        _trace(error)
+        trace(error)
         self._problem = problem
-
-
-def _trace(error: Exception) -> None:
-    if not isinstance(error, UnstickError | TimeoutError):
-        _log.error("That is an error of Unstick's own", exc_info=error)

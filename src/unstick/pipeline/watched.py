@@ -10,6 +10,7 @@ from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy
 from unstick.domain.retention import Retention
 from unstick.ports import (
+    Alerts,
     Brakes,
     EventLog,
     JobHistory,
@@ -71,6 +72,8 @@ class Watched:
     """Which replica sweeps the source; without it none does by itself."""
     watches: Watches | None = None
     """How the watch over it goes; without it nobody can tell whether it is kept."""
+    alerts: Alerts | None = None
+    """Where alerts are kept, and what channels are still to be told; without it none is raised."""
     pruner: Pruner | None = None
     retention: Retention = field(default_factory=Retention)
     event_log: EventLog | None = None

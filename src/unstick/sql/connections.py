@@ -1,7 +1,7 @@
 """Where a source's transactions run: on an engine of our own, or on a session the host app lends."""
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime
 from typing import Protocol
 
@@ -126,7 +126,9 @@ class SessionConnections:
             yield connection
         except BaseException:
             if not self.dialect.settings_end_with_a_failure:
-                await restore()
+                # What is told is what went wrong, not that it spoilt the connection: else a cancellation was lost.
+                with suppress(Exception):
+                    await restore()
             raise
         await restore()
 

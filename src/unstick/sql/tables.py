@@ -316,6 +316,65 @@ looks = sa.Table(
 )
 """At how many unattended passes in a row jobs were found stuck, where more than one is needed to act on them."""
 
+alerts = sa.Table(
+    "unstick_alerts",
+    metadata,
+    # A fingerprint of source, queue and what: a queue's name can be longer than an index takes.
+    sa.Column("subject", sa.String(64), primary_key=True),
+    sa.Column("id", sa.String(32), nullable=False),
+    sa.Column("source", sa.String(63), nullable=False),
+    sa.Column("queue", sa.Text, nullable=True),
+    sa.Column("what", sa.String(32), nullable=False),
+    sa.Column("opened_at", UtcDateTime, nullable=False),
+    sa.Column("seen_at", UtcDateTime, nullable=False),
+    sa.Column("jobs", sa.Integer, nullable=False),
+    sa.Column("sentence", sa.Text, nullable=False),
+    sa.Column("notified_at", UtcDateTime, nullable=True),
+    sa.Column("notified_jobs", sa.Integer, nullable=False),
+    sa.Column("resolved_at", UtcDateTime, nullable=True),
+    sa.Index("unstick_alerts_source", "source"),
+)
+"""The last alert of each subject, open or not; `id` is another one for each time that it began."""
+
+alert_rounds = sa.Table(
+    "unstick_alert_rounds",
+    metadata,
+    sa.Column("source", sa.String(63), primary_key=True),
+    sa.Column("observed_at", UtcDateTime, nullable=True),
+)
+"""When each source was last observed with an eye to alerts. Whoever changes the alerts of a source locks its row."""
+
+notifications = sa.Table(
+    "unstick_notifications",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("channel", sa.String(63), nullable=False),
+    sa.Column("source", sa.String(63), nullable=False),
+    sa.Column("alert_id", sa.String(32), nullable=False),
+    sa.Column("change", sa.String(16), nullable=False),
+    sa.Column("alert", LongText, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("delivery", sa.String(32), nullable=True),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("next_try_at", UtcDateTime, nullable=False),
+    sa.Column("told_at", UtcDateTime, nullable=True),
+    sa.Column("done_at", UtcDateTime, nullable=True),
+    sa.Column("outcome", sa.String(16), nullable=True),
+    sa.Index("unstick_notifications_due", "channel", "done_at", "next_try_at"),
+    sa.Index("unstick_notifications_alert", "alert_id"),
+)
+"""What each channel is or was to be told: a row a change and channel. `delivery` is the message it is part of,
+`told_at` is when it was last sent in a way that may have arrived, and `done_at` when nobody tries any more."""
+
+couriers = sa.Table(
+    "unstick_couriers",
+    metadata,
+    sa.Column("channel", sa.String(63), primary_key=True),
+    sa.Column("holder", WorkerName, nullable=True),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+)
+"""Who delivers to each channel right now: one message at a time, so that all come in order."""
+
 plans = sa.Table(
     "unstick_plans",
     metadata,

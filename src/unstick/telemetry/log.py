@@ -2,10 +2,14 @@
 
 import logging
 
+from unstick.domain.alert import Happened
 from unstick.domain.events import (
+    AlertChanged,
     BrakeReleased,
+    Delivered,
     JobRecovered,
     LeadershipChanged,
+    Notified,
     ObservationFailed,
     Observed,
     PipelineEvent,
@@ -24,6 +28,7 @@ class LogListener:
 
     def __init__(self) -> None:
         self._troubles: dict[str, str] = {}
+        self._silent: dict[str, str] = {}
 
     async def hear(self, event: PipelineEvent) -> None:
         """Write a line."""
@@ -54,11 +59,39 @@ class LogListener:
                 leads = "leads" if event.leads else "leads no more"
                 why = f": {event.why}" if event.why else ""
                 _log.info("This process %s source %r, term %d%s", leads, event.source, event.term, why)
+            case AlertChanged() | Notified():
+                self._alerted(event)
 
     def _observed(self, event: Observed) -> None:
         if self._troubles.pop(event.source, None) is not None:
             _log.info("Source %r can be observed again", event.source)
         _log.debug("Source %r: %d job(s) stuck", event.source, event.stuck_jobs)
+
+    def _alerted(self, event: AlertChanged | Notified) -> None:
+        if isinstance(event, AlertChanged):
+            _alert_changed(event)
+            return
+        channel = event.channel
+        if event.outcome is Delivered.DELIVERED:
+            if self._silent.pop(channel, None) is not None:
+                _log.info("Channel %r can be told again", channel)
+            return
+        level = logging.DEBUG if self._silent.get(channel) == event.problem else logging.WARNING
+        self._silent[channel] = event.problem
+        if event.outcome is Delivered.GAVE_UP:
+            _log.error("Channel %r was never told of %d alert(s): %s", channel, event.alerts, event.problem)
+        else:
+            _log.log(level, "Channel %r could not be told of an alert, and is tried again: %s", channel, event.problem)
+
+
+def _alert_changed(event: AlertChanged) -> None:
+    source, queue, what = event.subject
+    level = logging.WARNING if event.what in _ALARMING else logging.INFO
+    where = f"source {source!r}" if queue is None else f"queue {queue!r} of source {source!r}"
+    _log.log(level, "Alert %s: %s in %s, %d job(s)", event.what.value, what.value, where, event.jobs)
+
+
+_ALARMING = frozenset({Happened.OPENED, Happened.AGAIN})
 
 
 def _swept(event: Swept) -> None:

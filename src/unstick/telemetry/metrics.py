@@ -20,6 +20,7 @@ from unstick.domain.events import (
     BrakeReleased,
     JobRecovered,
     LeadershipChanged,
+    Notified,
     ObservationFailed,
     Observed,
     PipelineEvent,
@@ -73,10 +74,8 @@ class Metrics:
         match event:
             case Observed() | ObservationFailed():
                 self._observed(event)
-            case Swept():
+            case Swept() | SweepFailed():
                 self._swept(event)
-            case SweepFailed():
-                self._counted.sweep(event.source, "failed", event.took)
             case JobRecovered():
                 self._counted.recovered(event.source, event.action, event.outcome, Trigger.REQUESTED)
             case Undone():
@@ -87,10 +86,10 @@ class Metrics:
             case LeadershipChanged():
                 # What was known of it is another's to tell now, or isn't known any more.
                 self._known[event.source] = _Known(leads=event.leads)
-
-    def count_notification(self, channel: str, outcome: str) -> None:
-        """Count one that was sent, or could not be."""
-        self._counted.notifications.labels(channel, outcome).inc()
+            case Notified():
+                self._counted.notifications.labels(event.channel, event.outcome.value).inc()
+            case _:
+                pass  # a change of an alert, of which channels are told, and that is counted
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric as it stands; the registry calls this at each scrape."""
@@ -115,7 +114,10 @@ class Metrics:
             ),
         )
 
-    def _swept(self, event: Swept) -> None:
+    def _swept(self, event: Swept | SweepFailed) -> None:
+        if isinstance(event, SweepFailed):
+            self._counted.sweep(event.source, "failed", event.took)
+            return
         self._counted.sweep(event.source, "done" if event.held is None else "braked", event.took)
         self._counted.late_finishes.labels(event.source).inc(event.late_finishes)
         counts: Counter[tuple[str, str]] = Counter()

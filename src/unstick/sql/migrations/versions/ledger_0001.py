@@ -197,6 +197,7 @@ def upgrade() -> None:
     )
     op.create_index("unstick_looks_found", "unstick_looks", ["source", "found_at"])
     _create_follow_ups()
+    _create_alerts()
     dialect = op.get_context().dialect.name
     if dialect == "postgresql":
         # Compressing thousands of ids costs more than it saves: nearly a tenth of a large recovery.
@@ -221,6 +222,54 @@ def _create_follow_ups() -> None:
         sa.Column("source", sa.String(63), primary_key=True),
         sa.Column("recovery_id", Key, nullable=True),
         sa.Column("at", UtcDateTime, nullable=False),
+    )
+
+
+def _create_alerts() -> None:
+    op.create_table(
+        "unstick_alerts",
+        sa.Column("subject", sa.String(64), primary_key=True),
+        sa.Column("id", sa.String(32), nullable=False),
+        sa.Column("source", sa.String(63), nullable=False),
+        sa.Column("queue", sa.Text, nullable=True),
+        sa.Column("what", sa.String(32), nullable=False),
+        sa.Column("opened_at", UtcDateTime, nullable=False),
+        sa.Column("seen_at", UtcDateTime, nullable=False),
+        sa.Column("jobs", sa.Integer, nullable=False),
+        sa.Column("sentence", sa.Text, nullable=False),
+        sa.Column("notified_at", UtcDateTime, nullable=True),
+        sa.Column("notified_jobs", sa.Integer, nullable=False),
+        sa.Column("resolved_at", UtcDateTime, nullable=True),
+    )
+    op.create_index("unstick_alerts_source", "unstick_alerts", ["source"])
+    op.create_table(
+        "unstick_alert_rounds",
+        sa.Column("source", sa.String(63), primary_key=True),
+        sa.Column("observed_at", UtcDateTime, nullable=True),
+    )
+    op.create_table(
+        "unstick_notifications",
+        sa.Column("id", Key, primary_key=True),
+        sa.Column("channel", sa.String(63), nullable=False),
+        sa.Column("source", sa.String(63), nullable=False),
+        sa.Column("alert_id", sa.String(32), nullable=False),
+        sa.Column("change", sa.String(16), nullable=False),
+        sa.Column("alert", LongText, nullable=False),
+        sa.Column("at", UtcDateTime, nullable=False),
+        sa.Column("delivery", sa.String(32), nullable=True),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("next_try_at", UtcDateTime, nullable=False),
+        sa.Column("told_at", UtcDateTime, nullable=True),
+        sa.Column("done_at", UtcDateTime, nullable=True),
+        sa.Column("outcome", sa.String(16), nullable=True),
+    )
+    op.create_index("unstick_notifications_due", "unstick_notifications", ["channel", "done_at", "next_try_at"])
+    op.create_index("unstick_notifications_alert", "unstick_notifications", ["alert_id"])
+    op.create_table(
+        "unstick_couriers",
+        sa.Column("channel", sa.String(63), primary_key=True),
+        sa.Column("holder", WorkerName, nullable=True),
+        sa.Column("expires_at", UtcDateTime, nullable=False),
     )
 
 
@@ -259,6 +308,8 @@ _EACH_JOB = {
 
 def downgrade() -> None:
     op.execute("DROP VIEW unstick_job_recoveries")
+    for table in ("couriers", "notifications", "alert_rounds", "alerts"):
+        op.drop_table(f"unstick_{table}")
     op.drop_table("unstick_events")
     op.drop_table("unstick_watches")
     op.drop_table("unstick_leaders")
