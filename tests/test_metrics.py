@@ -27,7 +27,7 @@ from unstick.domain.access import Role
 from unstick.domain.brake import BrakeLimits, Pass, Unattended
 from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import ConfigurationError
-from unstick.domain.events import Observed, QueueReason
+from unstick.domain.events import Delivered, Notified, Observed, QueueReason
 from unstick.domain.recovery import Action
 from unstick.domain.schedule import Every, Timetable
 from unstick.pipeline.braking import release_brake
