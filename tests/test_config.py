@@ -257,7 +257,10 @@ def test_an_unknown_key_is_told_with_its_place_and_the_nearest_known_one(text: s
             "UNSTICK_SOURCES_MAIN_URL is no setting; did you mean `UNSTICK_SOURCES__MAIN__URL`?",
         ),
         ("UNSTICK_SECRET_KEY__OLD", "UNSTICK_SECRET_KEY__OLD is no setting; did you mean `UNSTICK_SECRET_KEY`?"),
-        ("UNSTICK_", "UNSTICK_ is no setting; there are: secret_key, sources, ledger, policy, sweep, alerts, auth."),
+        (
+            "UNSTICK_",
+            "UNSTICK_ is no setting; there are: secret_key, sources, ledger, retention, policy, sweep, alerts, auth.",
+        ),
     ],
 )
 def test_a_misspelt_variable_is_never_overlooked(monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
