@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tests.jobs import SqlBench
     from tests.servers import Database
     from tests.test_http_witness import Request, Respond
+    from unstick.domain.alert import Delivery
     from unstick.domain.events import PipelineEvent
     from unstick.pipeline.watched import Watched
     from unstick.ports import Channel
@@ -416,6 +417,61 @@ async def test_no_secret_is_in_a_log_an_event_or_the_ledger(
     said = kept + str(post.ear.events) + "".join(record.getMessage() for record in caplog.records)
     assert hidden not in said
     assert SECRET not in said
+
+
+class Deaf:
+    """A channel that doesn't keep time."""
+
+    name = "ops"
+
+    async def send(self, delivery: Delivery) -> None:
+        del delivery
+        await asyncio.Event().wait()
+
+
+class Broken:
+    """A channel with an error of its own, which tells more than it should."""
+
+    name = "ops"
+
+    async def send(self, delivery: Delivery) -> None:
+        raise RuntimeError(f"{SECRET} {delivery.id}")
+
+
+@pytest.mark.parametrize(("channel", "problem"), [(Deaf(), "no answer within"), (Broken(), "RuntimeError")])
+async def test_whatever_a_channel_does_it_is_a_failure_that_ends_in_time_and_tells_no_secret(
+    sqlite_database: Database, channel: Channel, problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_post(sqlite_database) as post:
+        await post.hear(observed(mail=3))
+        async with asyncio.timeout(DEADLINE.total_seconds()):
+            await post.courier(channel, within=SOON).deliver_due(2 * DEADLINE)
+    [failed] = [event for event in post.ear.events if isinstance(event, Notified)]
+    assert failed.outcome is Delivered.FAILED
+    assert problem in failed.problem
+    assert SECRET not in failed.problem + caplog.text
+
+
+async def test_a_courier_that_is_stopped_first_records_what_it_has_told(sqlite_database: Database) -> None:
+    records, go_on = asyncio.Event(), asyncio.Event()
+    async with open_post(sqlite_database) as post, serving(in_turn(OK)) as receiver:
+
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[Watched]:
+            if receiver.requests:
+                records.set()
+                await go_on.wait()
+            yield post.watched
+
+        await post.hear(observed(mail=3))
+        courier = Courier({"main": opened}, [webhook(receiver.url)])
+        task = asyncio.create_task(courier.run())
+        await asyncio.wait_for(records.wait(), DEADLINE.total_seconds())
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.05, task.cancel)  # who asks twice waits no less
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
+        await asyncio.gather(task, return_exceptions=True)
+        assert [row.outcome for row in await post.desk.outbox()] == ["delivered"]
 
 
 # Everything together
