@@ -505,6 +505,9 @@ async def test_whoever_lost_a_message_to_another_records_no_failure_of_it(databa
         other = await desk.claimed(holder="other")
         await desk.alerts.failed(slow, HOUR, "late", may_have_arrived=False, others_wait=True)
         assert await desk.claim(holder="third") is None  # the other's claim still holds
+        [row] = await desk.outbox()
+        assert row.told_at is not None
+        assert row.next_try_at < row.at + MINUTE
         await desk.alerts.delivered(other)
         assert [row.outcome for row in await desk.outbox()] == ["delivered"]
 
@@ -524,15 +527,27 @@ async def test_the_end_of_an_alert_is_told_where_its_beginning_may_have_arrived(
 
 async def test_a_failure_has_the_channels_other_messages_wait_where_they_would_fail_too(database: Database) -> None:
     async with watched_for_a_while(database) as desk:
-        await desk.hear(observed(mail=3, web=3))
+        await desk.hear(observed(mail=3, web=3, pdf=3))
         await desk.alerts.failed(await desk.claimed(), HOUR, "400", may_have_arrived=False, others_wait=False)
-        second = await desk.claimed()
-        assert second.attempts == 1
-        await desk.alerts.failed(second, HOUR, "503", may_have_arrived=False, others_wait=True)
-        await desk.hear(observed(mail=3, web=3, more=1))
-        assert len(await desk.deliver_all()) == 1
-        await desk.hear(observed(mail=3, web=3, more=1))
+        await desk.alerts.failed(await desk.claimed(), HOUR, "503", may_have_arrived=False, others_wait=True)
         assert await desk.claim() is None
+        await desk.back_then(notifications, HOUR, "next_try_at")
+        assert len(await desk.deliver_all()) == 3
+
+
+async def test_the_end_of_what_may_have_arrived_is_told_even_when_its_turn_comes_later(database: Database) -> None:
+    async with watched_for_a_while(database) as desk:
+        await desk.hear(observed(mail=3))
+        claim = await desk.claimed()
+        await desk.alerts.failed(claim, timedelta(0), "no answer", may_have_arrived=True, others_wait=False)
+        await desk.hear(observed())
+        later = (await desk.outbox())[-1].next_try_at + HOUR
+        async with desk.engine.begin() as connection:
+            ended = notifications.c.change == "resolved"
+            await connection.execute(sa.update(notifications).where(ended).values(next_try_at=later))
+        assert await desk.deliver_all() == []
+        await desk.back_then(notifications, HOUR, "next_try_at")
+        assert await desk.deliver_all() == [[("resolved", "mail")]]
 
 
 async def test_what_could_not_be_told_for_a_day_is_given_up_and_that_is_in_the_audit_log(database: Database) -> None:

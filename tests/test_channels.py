@@ -11,6 +11,7 @@ import re
 import socket
 import threading
 import time
+import tracemalloc
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -279,6 +280,17 @@ async def test_no_password_of_an_address_is_in_the_log(caplog: pytest.LogCapture
     assert "hunter2" not in caplog.text
 
 
+async def test_no_token_of_an_address_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Apprise writes some addresses in full where somebody logs that much."""
+    caplog.set_level(1)
+    caplog.set_level(1, "apprise")
+    channel = AppriseChannel("chat", SecretStr("mmost://127.0.0.1:1/hunter2hunter2hunter2hunt"), DEFAULTS)
+    with pytest.raises(NotDeliveredError):
+        await channel.send(delivery())
+    assert [record for record in caplog.records if record.name.startswith("apprise")]
+    assert "hunter2" not in caplog.text
+
+
 # Templates
 
 
@@ -331,7 +343,7 @@ def test_templates_can_be_overridden_one_by_one(caplog: pytest.LogCaptureFixture
         "{{ '%1000000000d' % 1 }}",
         "{{ range(10) }}",
         "{{ sentence|attr('__class__') }}",
-        "{{ sentence|center(10 ** 9) }}",
+        "{{ sentence|center(100000) }}",
         "{% include 'x' %}",
         "{% for a in sentence recursive %}{{ loop(sentence) }}{% endfor %}",
         "{% for a in sentence %}" * 8 + "{% endfor %}" * 8,
@@ -367,6 +379,18 @@ def test_a_title_is_one_short_line_and_a_body_is_bounded() -> None:
     assert words.title.startswith("a bxxx")
     assert len(words.title) == 200
     assert len(words.body) == LONGEST_BODY
+
+
+def test_what_is_cut_off_of_a_body_is_never_made() -> None:
+    long = change(sentence="x" * MOST_ROUNDS)
+    twice = templates(body="{% for a in sentence %}{{ sentence }}{% endfor %}")
+    tracemalloc.start()
+    try:
+        assert len(twice.message(delivery(long)).body) == LONGEST_BODY
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000  # in whole it would be 25 million
 
 
 def test_a_queues_name_is_text_and_no_template() -> None:

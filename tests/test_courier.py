@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tests.jobs import open_bench
 from tests.test_alerts import Desk, observed
 from tests.test_http_witness import Endpoint, answer, serving
+from tests.test_worker import until
 from unstick.config import AlertSettings, Settings
 from unstick.domain.events import Delivered, Notified, ObservationFailed
 from unstick.pipeline.courier import Courier
@@ -26,7 +27,7 @@ from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.sql.alerts import SqlAlerts
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import EngineConnections, SessionConnections
-from unstick.sql.tables import couriers, notifications
+from unstick.sql.tables import couriers, events, notifications
 from unstick.telemetry.messages import Templates
 from unstick.telemetry.webhook import Webhook
 from unstick.wiring import keep_watch, with_alerts
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from tests.jobs import SqlBench
     from tests.servers import Database
     from tests.test_http_witness import Request, Respond
+    from unstick.domain.alert import Delivery
     from unstick.domain.events import PipelineEvent
     from unstick.pipeline.watched import Watched
     from unstick.ports import Channel
@@ -417,6 +419,61 @@ async def test_no_secret_is_in_a_log_an_event_or_the_ledger(
     assert SECRET not in said
 
 
+class Deaf:
+    """A channel that doesn't keep time."""
+
+    name = "ops"
+
+    async def send(self, delivery: Delivery) -> None:
+        del delivery
+        await asyncio.Event().wait()
+
+
+class Broken:
+    """A channel with an error of its own, which tells more than it should."""
+
+    name = "ops"
+
+    async def send(self, delivery: Delivery) -> None:
+        raise RuntimeError(f"{SECRET} {delivery.id}")
+
+
+@pytest.mark.parametrize(("channel", "problem"), [(Deaf(), "no answer within"), (Broken(), "RuntimeError")])
+async def test_whatever_a_channel_does_it_is_a_failure_that_ends_in_time_and_tells_no_secret(
+    sqlite_database: Database, channel: Channel, problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_post(sqlite_database) as post:
+        await post.hear(observed(mail=3))
+        async with asyncio.timeout(DEADLINE.total_seconds()):
+            await post.courier(channel, within=SOON).deliver_due(2 * DEADLINE)
+    [failed] = [event for event in post.ear.events if isinstance(event, Notified)]
+    assert failed.outcome is Delivered.FAILED
+    assert problem in failed.problem
+    assert SECRET not in failed.problem + caplog.text
+
+
+async def test_a_courier_that_is_stopped_first_records_what_it_has_told(sqlite_database: Database) -> None:
+    records, go_on = asyncio.Event(), asyncio.Event()
+    async with open_post(sqlite_database) as post, serving(in_turn(OK)) as receiver:
+
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[Watched]:
+            if receiver.requests:
+                records.set()
+                await go_on.wait()
+            yield post.watched
+
+        await post.hear(observed(mail=3))
+        courier = Courier({"main": opened}, [webhook(receiver.url)])
+        task = asyncio.create_task(courier.run())
+        await asyncio.wait_for(records.wait(), DEADLINE.total_seconds())
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.05, task.cancel)  # who asks twice waits no less
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
+        await asyncio.gather(task, return_exceptions=True)
+        assert [row.outcome for row in await post.desk.outbox()] == ["delivered"]
+
+
 # Everything together
 
 
@@ -429,7 +486,7 @@ def settings_for(database: Database, receiver: Endpoint, sources: Sequence[str] 
     return Settings.model_validate(
         {
             "sources": dict.fromkeys(sources, section),
-            "sweep": {"observe_every": "0.1s", "clean_every": "1h"},
+            "sweep": {"observe_every": "0.7s", "clean_every": "1h"},
             "alerts": {"channels": {"ops": {"url": receiver.url, "secret": SECRET}}},
         }
     )
@@ -438,27 +495,24 @@ def settings_for(database: Database, receiver: Endpoint, sources: Sequence[str] 
 async def test_two_replicas_that_keep_the_watch_tell_of_a_stuck_job_once_and_once_that_it_is_over(
     database: Database,
 ) -> None:
-    told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-
-    async def respond(request: Request, writer: asyncio.StreamWriter) -> None:
-        writer.write(OK)
-        told.put_nowait(json.loads(request.body))
+    async def told(times: int) -> bool:
+        async with bench.engine.connect() as connection:
+            kinds = list(await connection.scalars(sa.select(events.c.kind)))
+        return kinds.count("notified") == times
 
     bench = await open_bench(database)
     await bench.put({})
-    async with serving(respond) as receiver:
+    async with serving(in_turn(OK)) as receiver:
         settings = settings_for(database, receiver)
         async with keep_watch(settings), keep_watch(settings):
-            opened = await asyncio.wait_for(told.get(), DEADLINE.total_seconds())
+            await until(lambda: told(1))
             async with bench.engine.begin() as connection:
                 await connection.execute(sa.update(bench.table).values(status="completed"))
-            resolved = await asyncio.wait_for(told.get(), DEADLINE.total_seconds())
+            await until(lambda: told(2))
     await bench.close()
 
-    assert [each["alerts"][0]["change"] for each in (opened, resolved)] == ["opened", "resolved"]
-    assert opened["alerts"][0]["what"] == "silent"
-    assert told.empty()
-    assert len(receiver.requests) == 2
+    assert changes(receiver) == [["opened"], ["resolved"]]
+    assert documents(receiver)[0]["alerts"][0]["what"] == "silent"
 
 
 async def test_an_observation_that_fails_twice_is_told_and_its_end_too(sqlite_database: Database) -> None:

@@ -71,7 +71,9 @@ class Courier:
         tasks = [asyncio.create_task(self._serve(each), name=f"unstick channel {each.name}") for each in self._channels]
         tasks.append(asyncio.create_task(self._keep_tidy(), name="unstick outbox"))
         try:
-            await asyncio.gather(*tasks)
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in ended:
+                task.result()
         finally:
             for task in tasks:
                 task.cancel()
@@ -142,7 +144,11 @@ async def _to_the_end(work: Coroutine[Any, Any, _Result]) -> _Result:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task], timeout=_END_WITHIN)
+        until = time.monotonic() + _END_WITHIN
+        while not task.done() and time.monotonic() < until:
+            # Whoever asks twice waits no less.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task], timeout=until - time.monotonic())
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         raise

@@ -98,10 +98,11 @@ class Webhook:
             extensions={"timeout": httpx.Timeout(self._within).as_dict()},
         )
         try:
-            # By the transport itself: a client would write the address, which may hold a key, into the log.
+            # By the transport itself: a client asks the environment for proxies, and writes the address into the log,
+            # which may hold a key.
             async with (
                 asyncio.timeout(self._within),
-                httpx.AsyncHTTPTransport(verify=self._trusted, trust_env=False) as transport,
+                httpx.AsyncHTTPTransport(verify=self._trusted) as transport,
             ):
                 response = await transport.handle_async_request(request)
                 await response.aclose()
