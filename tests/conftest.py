@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,18 @@ def servers(request: pytest.FixtureRequest) -> Servers:
     return request.config.stash[SERVERS]
 
 
-@pytest.fixture(params=["sqlite", *SERVED])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on every database, unless it names some, or its module does by `DATABASES`."""
+    if "database" not in metafunc.fixturenames:
+        return
+    named = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if any("database" in (re.split(r"[,\s]+", names) if isinstance(names, str) else names) for names in named):
+        return
+    names = getattr(metafunc.module, "DATABASES", ("sqlite", *SERVED))
+    metafunc.parametrize("database", names, indirect=True)
+
+
+@pytest.fixture
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """An empty database of each kind that Unstick supports."""
     yield from _database(request, request.param, tmp_path)

@@ -27,6 +27,8 @@ Backend = Literal["sqlite", "postgresql", "mysql"]
 
 SHARED_SERVERS = "SHARED_TEST_SERVERS"
 """The variable that tells a test run whose servers to use, where somebody starts many runs."""
+EACH_KIND = ("sqlite", "postgres18", "mariadb")
+"""One of each, for modules whose statements have nothing of a version's or a driver's own in them."""
 SERVED = ("postgres18", "postgres18-asyncpg", "postgres15", "mariadb")
 
 # Whatever ends the run, even SIGKILL, releases its lock; then this shell stops the server and removes its directory.

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, open_bench
+from tests.servers import EACH_KIND
 from tests.test_ledger_elsewhere import Apart
 from tests.test_plans import AGO, ONE_TO, overheard
 from unstick.admin import AdminService
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.servers import Database
+
+DATABASES = EACH_KIND
 
 NOW = datetime(2026, 11, 23, 21, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 import time_machine
 
+from tests.servers import EACH_KIND
 from unstick.domain.alert import (
     DIGEST_FROM,
     Alert,
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from unstick.ports import Claim
+
+DATABASES = EACH_KIND
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.jobs import SqlBench, open_bench
+from tests.servers import EACH_KIND
 from unstick.domain.brake import Brake, BrakeLimits, Pass, Unattended, in_grace, likely_cause, next_pass
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import Job, JobState
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tests.servers import Database
     from unstick.domain.suspect import Look, Page
     from unstick.pipeline.watched import Watched
+
+DATABASES = EACH_KIND
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 EVERY = timedelta(minutes=10)

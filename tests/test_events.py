@@ -17,6 +17,7 @@ import uvicorn
 
 from tests.api_support import AUTH, SECRET, assert_problem, bearer, token
 from tests.jobs import SqlBench, open_bench
+from tests.servers import EACH_KIND
 from tests.test_worker import until
 from unstick.api.auth import jwt_principal
 from unstick.api.factory import create_app
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from unstick.pipeline.watched import Watched
+
+DATABASES = EACH_KIND
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 STUCK = Ages(enqueued=100 * MINUTE, started=60 * MINUTE)

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, open_bench
+from tests.servers import EACH_KIND
 from unstick.config import ProgressSettings
 from unstick.domain.brake import BrakeLimits, Pass, Unattended
 from unstick.domain.diagnosis import STUCK, Reason, diagnose, diagnose_hung
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from tests.servers import Database
     from unstick.pipeline.watched import Watched
     from unstick.ports import Witness
+
+DATABASES = EACH_KIND
 
 
 def minutes(number: float) -> timedelta:

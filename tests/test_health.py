@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from tests.api_support import client, opened_by_failing
 from tests.jobs import SqlBench, open_bench
+from tests.servers import EACH_KIND
 from unstick.api.health import health_router
 from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from unstick.pipeline.watched import OpenWatched, Watched
+
+DATABASES = EACH_KIND
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from tests.jobs import AWARE, COLUMNS, NAIVE, SqlBench, declared, jobs_table, open_bench
+from tests.servers import EACH_KIND
 from unstick.domain.aftermath import LateRuns
 from unstick.domain.errors import ConfigurationError, InvalidRequestError
 from unstick.domain.history import Durations, Figures
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from unstick.pipeline.history import SuggestionReport
+
+DATABASES = EACH_KIND
 
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
+from tests.servers import EACH_KIND
 from tests.test_admin_service import Base, Host
 from tests.test_http_witness import answer, serving
 from tests.test_worker import until
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from tests.test_http_witness import Request
+
+DATABASES = EACH_KIND
 
 HOUR = timedelta(hours=1)
 SOON = Policy(queued_after=timedelta(milliseconds=1), running_after=timedelta(milliseconds=1))

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from tests.jobs import COLUMNS, STATES, SqlBench, jobs_table, open_bench
+from tests.servers import EACH_KIND
 from tests.test_races import FINISH, after_first, commits, elsewhere, host
 from unstick.config import LedgerSettings, Settings, SourceSettings
 from unstick.domain.audit import AuditOutcome
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from unstick.domain.job import JobId
+
+DATABASES = EACH_KIND
 
 STUCK = Ages(enqueued=100 * MINUTE, started=60 * MINUTE)
 

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, open_bench
+from tests.servers import EACH_KIND
 from tests.witnessing import statements_of
 from unstick.config import ProgressSettings
 from unstick.domain.brake import BrakeLimits, Pass, Unattended
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from tests.servers import Database
     from unstick.pipeline.watched import Watched
     from unstick.ports import Witness
+
+DATABASES = EACH_KIND
 
 MINUTE = timedelta(minutes=1)
 LONG = timedelta(days=3)

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.api_support import AUTH, SECRET, assert_problem, client
 from tests.jobs import AWARE, COLUMNS, NAIVE, SqlBench, declared, jobs_table, open_bench
+from tests.servers import EACH_KIND
 from tests.test_plans import AGO, ONE_TO
 from tests.test_races import FINISH, MOVES, commits, elsewhere, host
 from tests.test_rulings import REFUSING
@@ -90,6 +91,8 @@ if TYPE_CHECKING:
     from tests.servers import Database
     from unstick.domain.audit import AuditEntry
     from unstick.pipeline.snoozing import SnoozeReport
+
+DATABASES = EACH_KIND
 
 KEY = derive_key(b"the secret of one installation")
 STUCK = Ages(enqueued=100 * MINUTE, started=60 * MINUTE)

@@ -14,6 +14,7 @@ from sqlalchemy import event
 
 from tests.jobs import SqlBench, open_bench
 from tests.one_job import KEYS, keyed_bench, whole
+from tests.servers import EACH_KIND
 from tests.test_races import BEAT, FINISH, ROW_LOCKING, after_first, commits, elsewhere, host, on_databases, say
 from tests.test_rulings import REFUSING
 from unstick.domain.errors import InvalidRequestError, NotStuckError, RecoveryStoppedError, UnknownJobError
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from unstick.domain.job import JobId
+
+DATABASES = EACH_KIND
 
 HOUR = timedelta(hours=1)
 STUCK = Ages(enqueued=3 * HOUR, started=2 * HOUR)

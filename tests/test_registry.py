@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.jobs import AWARE, NAIVE
+from tests.servers import EACH_KIND
 from tests.witnessing import statements_of, word, words
 from unstick.config import RegistrySettings
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from unstick.domain.job import Job
+
+DATABASES = EACH_KIND
 
 SECOND = timedelta(seconds=1)
 SECTION = {

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.jobs import SqlBench, open_bench
+from tests.servers import EACH_KIND
 from unstick.config import RetentionSettings
 from unstick.domain.job import JobState
 from unstick.domain.retention import Retention
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from unstick.pipeline.watched import Watched
+
+DATABASES = EACH_KIND
 
 DAY = timedelta(days=1)
 STUCK = Ages(enqueued=100 * MINUTE, started=60 * MINUTE)

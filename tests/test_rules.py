@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, open_bench
+from tests.servers import EACH_KIND
 from unstick.cli.output import result_console
 from unstick.cli.stuck import render
 from unstick.domain.diagnosis import Reason
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from tests.servers import Database
     from unstick.domain.job import JobId
     from unstick.pipeline.watched import Watched
+
+DATABASES = EACH_KIND
 
 
 def minutes(number: float) -> timedelta:

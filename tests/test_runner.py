@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.jobs import SqlBench, open_bench
+from tests.servers import EACH_KIND
 from tests.test_worker import until
 from unstick.config import Cron, SweepSettings
 from unstick.domain.brake import BrakeLimits, Pass, Unattended
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from unstick.pipeline.watched import OpenWatched, Watched
+
+DATABASES = EACH_KIND
 
 OFTEN = Timetable(observe=Every(timedelta(milliseconds=20)), clean=Every(timedelta(milliseconds=40)))
 HOUR = timedelta(hours=1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
+from tests.servers import EACH_KIND
 from tests.witnessing import statements_of
 from unstick.config import ProgressSettings
 from unstick.domain.evidence import Holding
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from unstick.domain.job import Job, JobId
+
+DATABASES = EACH_KIND
 
 MINUTE = timedelta(minutes=1)
 

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.jobs import SqlBench, open_bench
 from tests.one_job import KEYS, keyed_bench, whole
+from tests.servers import EACH_KIND
 from tests.test_races import elsewhere
 from unstick.admin import AdminService
 from unstick.domain.errors import InvalidRequestError, TooManySnoozesError, UnknownJobError
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from unstick.domain.job import JobId
+
+DATABASES = EACH_KIND
 
 HOUR = timedelta(hours=1)
 STUCK = Ages(enqueued=3 * HOUR, started=2 * HOUR)

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from tests.jobs import SqlBench, open_bench
 from tests.one_job import KEYS, keyed_bench, whole
+from tests.servers import EACH_KIND
 from tests.test_rulings import REFUSING
 from tests.test_worker import OWN, Shop, shop
 from unstick.domain.errors import LateFinishError, NotStuckError, UnknownJobError
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from unstick.domain.job import JobId
     from unstick.pipeline.watched import Watched
     from unstick.worker import Worker
+
+DATABASES = EACH_KIND
 
 __all__ = ["shop"]  # the fixture of the worker kit's own tests
 
