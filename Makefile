@@ -7,7 +7,7 @@ RUNTIME := .venv/requirements.stamp
 DEVELOPMENT := .venv/requirements-dev.stamp
 CHECKS := "ruff check" "ruff format --check" mypy lint-imports "deptry src"
 
-.PHONY: help run check test mutants chaos bench lock
+.PHONY: help run check test mutants chaos soak bench lock
 
 help:  ## Show the targets; ARGS="…" is passed on to what a target runs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -32,13 +32,18 @@ chaos: $(DEVELOPMENT)  ## Kill workers, sweepers and a database for SECONDS, and
 	@scripts/install-servers
 	.venv/bin/python -m chaos --seconds $(SECONDS) $(ARGS)
 
+soak: SECONDS ?= 600
+soak: $(DEVELOPMENT)  ## Have three replicas watch a source for SECONDS in spite of blows; nothing may grow or be missed
+	@scripts/install-servers
+	.venv/bin/python -m chaos.soak --seconds $(SECONDS) $(ARGS)
+
 bench: $(DEVELOPMENT)  ## Run the benchmarks
 	.venv/bin/python -m benchmarks $(ARGS)
 
 lock: .venv/bin/python  ## Write the lock files anew; ARGS=--upgrade takes newer releases
 	$(PIP) install --quiet uv
 	@# The build backend is locked too, for the project itself is built without fetching anything.
-	printf 'hatchling\neditables\n' | $(LOCK) $(ARGS) --extra postgres --extra mysql --extra witnesses --extra alerts --output-file requirements.lock pyproject.toml -
+	printf 'hatchling\neditables\n' | $(LOCK) $(ARGS) --extra postgres --extra mysql --extra witnesses --extra alerts --extra otel --output-file requirements.lock pyproject.toml -
 	$(LOCK) $(ARGS) --all-extras --group dev --output-file requirements-dev.lock pyproject.toml requirements.lock
 
 $(RUNTIME) $(DEVELOPMENT): .venv/%.stamp: %.lock pyproject.toml | .venv/bin/python

@@ -23,7 +23,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
-from tests.servers import Postgres, _unprivileged
+from tests.servers import MortalPostgres
 
 from chaos.children import OWN
 from chaos.history import WATCH, Facts, judge
@@ -40,38 +40,6 @@ WORKERS = ("worker", "worker", "deaf")
 SWEEPERS = 3
 SETTLING = 90
 """Seconds after the last blow, or the last job that came to its end since, within which another one must."""
-
-
-class MortalPostgres(Postgres):
-    """A private server that keeps what it acknowledged, and can be killed and started again."""
-
-    process: subprocess.Popen[bytes] | None = None
-
-    def make(self) -> None:
-        self.directory.mkdir()
-        if _unprivileged():
-            shutil.chown(self.directory, "nobody")
-        self.line = [*_unprivileged(), *self.command(), "--synchronous_commit=on", "--restart_after_crash=off"]
-
-    def begin(self) -> None:
-        with (self.run / "postgres.log").open("ab") as log:
-            self.process = subprocess.Popen(self.line, cwd="/", stdout=log, stderr=log)
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                self.execute("SELECT 1")
-            except psycopg.Error:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-            else:
-                return
-
-    def die(self) -> None:
-        """End at once and without a checkpoint, as `pg_ctl stop -m immediate` does."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGQUIT)
-            self.process.wait()
 
 
 @dataclass

@@ -524,9 +524,14 @@ def _late_ends_are_on_record(before: Scene, step: Step, after: Scene) -> None:
 def _leases_are_as_their_workers_said(before: Scene, step: Step, after: Scene, during: Span) -> None:
     beat = {each.worker for each in step.heard} | {job.worker for job in step.claimed}
     beaten = {each.worker for each in step.heard}  # a beat makes a lease anew that was struck
-    assert after.leases.keys() == (before.leases.keys() | set(step.joined) | beaten) - set(step.left)
+    old = {name for name, each in before.leases.items() if each["expires_at"] < before.now - timedelta(days=7)}
+    forgotten = old - set(step.joined) - beaten if step.joined else set()  # whoever joins strikes them
+    assert after.leases.keys() == (before.leases.keys() | set(step.joined) | beaten) - forgotten
     for name, lease in after.leases.items():
-        if name in beat or name in step.joined:
+        if name in step.left:
+            assert during.holds(lease["expires_at"])
+            assert lease["beat_at"] == lease["expires_at"]
+        elif name in beat or name in step.joined:
             assert during.holds(lease["beat_at"])
             assert lease["expires_at"] - lease["beat_at"] == LEASE
         else:

@@ -8,6 +8,7 @@ import itertools
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -194,6 +195,38 @@ class PackagedPostgres(Postgres):
             shutil.copytree(package / "pginstall18", copy / package.name / "pginstall18")
             package = copy / package.name
         return package / "pginstall18" / "bin"
+
+
+class MortalPostgres(Postgres):
+    """A private server that keeps what it acknowledged, and can be killed and started again."""
+
+    process: subprocess.Popen[bytes] | None = None
+
+    def make(self) -> None:
+        self.directory.mkdir()
+        if _unprivileged():
+            shutil.chown(self.directory, "nobody")
+        self.line = [*_unprivileged(), *self.command(), "--synchronous_commit=on", "--restart_after_crash=off"]
+
+    def begin(self) -> None:
+        with (self.run / "postgres.log").open("ab") as log:
+            self.process = subprocess.Popen(self.line, cwd="/", stdout=log, stderr=log)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.execute("SELECT 1")
+            except psycopg.Error:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+    def die(self) -> None:
+        """End at once and without a checkpoint, as `pg_ctl stop -m immediate` does."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait()
 
 
 class PgBouncer(Server):

@@ -22,7 +22,7 @@ from unstick.domain.audit import AuditOutcome
 from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import Job, JobId, JobState
-from unstick.domain.policy import Policy
+from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import CHANGES, Action, Outcome
 from unstick.domain.work import LEASE, WorkerIdentity
 from unstick.pipeline import aftermath
@@ -270,6 +270,20 @@ async def test_only_recoveries_that_were_applied_within_the_window_are_looked_at
         await connection.execute(younger.values(at=await bench.source.clock() - 73 * HOUR))
     assert (await found(bench)).looked_at == 3
     assert len(await late(bench)) == 3
+
+
+async def test_recoveries_are_followed_up_for_as_long_as_the_longest_window_of_any_rule_is(bench: SqlBench) -> None:
+    """Or the budget of a kind with a longer one would never be given back for a success that came later."""
+    job_id = await bench.add(JobState.RUNNING, STUCK)
+    await bench.sweep(Action.RETRY)
+    await claim(bench, job_id)
+    await finish(bench, job_id)
+    async with bench.engine.begin() as connection:
+        await connection.execute(sa.update(tables.recoveries).values(at=await bench.source.clock() - 80 * HOUR))
+
+    elsewhere, here = (Rule(source=name, recovery_window=100 * HOUR) for name in ("other", "ma*"))
+    assert await follow_up(bench.watched(Policy(rules=(elsewhere,)))) == FollowUp()
+    assert await follow_up(bench.watched(Policy(rules=(elsewhere, here)))) == FollowUp(looked_at=1, succeeded=1)
 
 
 async def test_a_row_that_cannot_be_read_hides_no_other(sqlite_database: Database) -> None:

@@ -931,3 +931,11 @@ def test_db_prune_says_what_it_struck(run: Run, jobs: dict[str, int]) -> None:
     assert run("db", "prune", "--audit", "30d").out.endswith("2 row(s) of unstick_audit\n")
     assert "at least 30d" in run("db", "prune", "--audit", "1d").err
     assert jobs
+
+
+def test_policy_explain_tells_what_holds_for_a_kind_and_which_rule_says_so(run: Run) -> None:
+    configure('[policy]\nlooks = 2\n[[policy.rules]]\nkind = "slow*"\nlooks = 3\naction = "retry"\n')
+    slow, other = (run("policy", "explain", "--kind", kind, "--json").document for kind in ("slow.pdf", "mail"))
+    assert (slow["rule"], slow["policy"]["looks"], slow["policy"]["action"]) == (1, 3, "retry")
+    assert (other["rule"], other["policy"]["looks"], other["policy"]["action"]) == (None, 2, "mark_failed")
+    assert "  looks            3\n" in run("policy", "explain", "--kind", "slow.pdf").out

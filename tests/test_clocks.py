@@ -17,9 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from tests.jobs import NAIVE, declared, jobs_table, open_bench
 from tests.servers import Database
+from unstick.domain.diagnosis import diagnose
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.job import JobState
-from unstick.domain.policy import Policy
+from unstick.domain.policy import Policy, decide
 from unstick.domain.recovery import CHANGES, Action, Outcome
 from unstick.domain.suspect import Look, Position
 from unstick.pipeline.sweep import SweepOrder, sweep
@@ -27,8 +28,9 @@ from unstick.pipeline.watched import Watched
 from unstick.sql.connections import SessionConnections
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.source import SqlSource
+from unstick.sql.tables import recoveries
 from unstick.sql.times import NaiveTime
-from unstick.testing.conformance import batch_of, since_of
+from unstick.testing.conformance import batch_of, since_of, suspects_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -228,8 +230,19 @@ async def test_a_table_that_mixes_naive_and_aware_columns_is_judged_listed_and_s
         open_jobs = await bench.source.open_jobs()
         queued = await listed(bench, look, JobState.QUEUED)
         running = await listed(bench, look, JobState.RUNNING)
+        in_python = {
+            each.job_id: decide(each, diagnose(each.state, each.since), Policy(), Action.MARK_FAILED, 0).error_message(
+                look
+            )
+            for each in await suspects_of(bench, look)
+        }
         await bench.sweep()
 
+        async with bench.engine.connect() as connection:
+            shared = (await connection.execute(sa.select(recoveries.c.job_count))).scalars().all()
+        assert shared == [3, 2]  # one record a state: the database itself says each message
+        said = {row["id"]: row["error_message"] for row in await bench.rows() if row["status"] == "failed"}
+        assert said == in_python
         assert [row["status"] for row in await bench.rows()] == [
             "failed" if age > (5 if status == "queued" else 30) else status for status, _, age in rows
         ]

@@ -36,6 +36,11 @@ FULL = """
     max_recoveries = 2
     recovery_window = "3d"
     retry_backoff = "45s"
+    looks = 2
+
+    [[policy.rules]]
+    kind = "slow*"
+    looks = 3
 
     [auth]
     issuer = "platform"
@@ -109,6 +114,8 @@ def test_everything_can_be_said_in_the_file() -> None:
         max_recoveries=2,
         recovery_window=timedelta(days=3),
         retry_backoff=timedelta(seconds=45),
+        looks=2,
+        rules=(Rule(kind="slow*", looks=3),),
     )
 
 
@@ -259,7 +266,10 @@ def test_an_unknown_key_is_told_with_its_place_and_the_nearest_known_one(text: s
         ("UNSTICK_SECRET_KEY__OLD", "UNSTICK_SECRET_KEY__OLD is no setting; did you mean `UNSTICK_SECRET_KEY`?"),
         (
             "UNSTICK_",
-            "UNSTICK_ is no setting; there are: secret_key, sources, ledger, retention, policy, sweep, alerts, auth.",
+            (
+                "UNSTICK_ is no setting; "
+                "there are: secret_key, sources, ledger, retention, policy, sweep, alerts, auth, metrics."
+            ),
         ),
     ],
 )
@@ -551,6 +561,7 @@ def test_a_channel_has_a_plain_name() -> None:
         ('[policy]\nqueued_after = "0m"', "`[policy] queued_after` must be more than nothing and at most 365d."),
         ('[policy]\nrunning_after = "366d"', "`[policy] running_after` must be more than nothing and at most 365d."),
         ("[policy]\nmax_recoveries = -1", "`[policy] max_recoveries` must be greater than or equal to 0."),
+        ("[policy]\nlooks = 0", "`[policy] looks` must be greater than or equal to 1."),
         ("policy = 3", "`[policy]` must be a table."),
         ("sources = {}", "`[sources]` must have at least one entry."),
         ("[sources]\nmain = 3", "`[sources.main]` must be a table."),

@@ -19,13 +19,17 @@ from unstick.domain.job import JobState
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import Action, Outcome
 from unstick.domain.sighting import Sighted
+from unstick.domain.standing import Standing
 from unstick.pipeline import judging
 from unstick.pipeline.looking import take_look
 from unstick.pipeline.report import report_stats, report_stuck
+from unstick.pipeline.story import tell_story
 from unstick.pipeline.sweep import SweepOrder, sweep
+from unstick.pipeline.verdict import judge
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import EngineConnections
 from unstick.sql.sightings import SqlSightings
+from unstick.sql.tables import leases
 from unstick.testing.witnesses import FakeWitness
 from unstick.witnesses.progress import Progress
 
@@ -231,6 +235,103 @@ async def test_a_job_that_beats_without_progress_is_hung_after_its_time_and_one_
         "it shows signs of life, but no progress: progress says progress 40, unmoved since"
         in ((await bench.row(hung))["error_message"])
     )
+
+
+async def seen_standing_still(bench: SqlBench, ids: list[int], *, ago: float) -> None:
+    """Have jobs looked at so many minutes ago, and once since, with the progress they have now."""
+    sightings, now = SqlSightings(EngineConnections(bench.engine)), await bench.source.clock()
+    jobs = await bench.source.describe(await take_look(bench.watched()), ids)
+    for age in (ago, ago / 2):
+        await sightings.note("main", [Sighted.of(job) for job in jobs.values()], now - minutes(age))
+
+
+def asking_of_progress(bench: SqlBench, *witnesses: Witness, hung_after: float = 20) -> Watched:
+    progress = Progress(ProgressSettings(), "main", SqlSightings(EngineConnections(bench.engine)))
+    return asking(bench, progress, *witnesses, policy=Policy(hung_after=minutes(hung_after)))
+
+
+async def test_a_hung_job_is_told_since_when_its_progress_stands_still_and_not_when_it_last_beat(
+    bench: SqlBench,
+) -> None:
+    (job,) = await put(bench, 120, progress=40)
+    await seen_standing_still(bench, [job], ago=50)
+    await beat(bench)
+    watched = asking_of_progress(bench)
+
+    (finding,) = (await report_stuck(watched)).running
+    assert finding.diagnosis.reason is Reason.HUNG
+    assert minutes(50) <= finding.age < minutes(51)
+    assert finding.since == finding.evidence[-1].at
+    verdict = await judge(watched, job)
+    assert verdict is not None
+    assert verdict.sentence.startswith(f"Job {job} is stuck in running for 50 minutes, where 20 minutes may pass: ")
+
+
+@pytest.mark.parametrize(
+    ("holding", "reason"),
+    [(Holding.RELEASED, Reason.WORKER_GONE), (Holding.UNKNOWN, Reason.HUNG), (Holding.HELD, Reason.HUNG)],
+)
+async def test_a_job_that_hangs_and_is_accused_by_age_too_is_one_stuck_job(
+    bench: SqlBench, holding: Holding, reason: Reason
+) -> None:
+    """In counts, lists, dry runs, plans and at the brake; and nobody says besides that nothing is known of it."""
+    jobs = await put(bench, *([120] * 4), progress=40)
+    await seen_standing_still(bench, jobs, ago=50)
+    watched = asking_of_progress(bench, FakeWitness(otherwise=holding))
+
+    assert await stuck(watched) == dict.fromkeys(jobs, reason)
+    assert (await report_stuck(watched)).undecided == 0
+    foreseen = await sweep(watched, SweepOrder(actor="test", dry_run=True))
+    assert (foreseen.tally.of(reason=reason), foreseen.tally.of()) == (4, 4)
+
+    brakes = SqlBrakes(EngineConnections(bench.engine))
+    now = await bench.source.clock()
+    await brakes.note_pass("main", Pass(at=now, back_at=now - timedelta(days=3)))
+    braked = replace(watched, brakes=brakes, unattended=Unattended(brake=BrakeLimits(share=0, jobs=4)))
+    report = await sweep(braked, SweepOrder(actor="cron", unattended=True))
+    assert (report.brake, report.tally.of(reason=reason), report.tally.of()) == (None, 4, 4)
+
+
+async def test_a_job_whose_lease_ran_out_while_it_hung_is_one_stuck_job(bench: SqlBench) -> None:
+    """One whose lease holds, and that a witness says nobody has, is hung: age has no say in it."""
+    expired, held = await put(bench, 120, 120, progress=40)
+    now = await bench.source.clock()
+    async with bench.engine.begin() as connection:
+        for job_id, end in ((expired, now - minutes(1)), (held, now + minutes(5))):
+            name = f"h:{job_id}:a"
+            lease = {"id": name, "host": "h", "pid": job_id, "began_at": now, "beat_at": now - minutes(2)}
+            await connection.execute(sa.insert(leases).values(lease | {"expires_at": end}))
+            await connection.execute(sa.update(bench.table).where(bench.table.c.id == job_id).values(worker=name))
+    await seen_standing_still(bench, [expired, held], ago=50)
+    watched = asking_of_progress(bench, FakeWitness(words={held: Holding.RELEASED}))
+    assert await stuck(watched) == {expired: Reason.LEASE_EXPIRED, held: Reason.HUNG}
+
+
+# One job
+
+
+@pytest.mark.parametrize(
+    ("age", "holding", "standing"),
+    [
+        (300, Holding.RELEASED, Standing.STUCK),
+        (300, Holding.HELD, Standing.HELD),
+        (300, Holding.UNKNOWN, Standing.UNDECIDED),
+        (0.1, Holding.HELD, Standing.BEATING),
+    ],
+)
+async def test_whoever_asks_for_one_job_hears_the_witnesses_words_on_it(
+    bench: SqlBench, age: float, holding: Holding, standing: Standing
+) -> None:
+    job, other = await put(bench, age, 300)
+    witness = FakeWitness(words={job: holding, other: Holding.RELEASED}, value="so it is")
+    story = await tell_story(asking(bench, witness), job)
+
+    assert story.standing is standing
+    assert story.verdict is not None
+    assert [(each.holding, each.value) for each in story.verdict.evidence if each.witness == "fake"] == [
+        (holding, "so it is")
+    ]
+    assert set(witness.asked) == {(job,)}
 
 
 async def test_without_a_time_for_it_nobody_is_hung(bench: SqlBench) -> None:

@@ -279,6 +279,20 @@ async def test_a_retry_takes_the_token_counts_what_had_begun_and_stays_within_th
     }
 
 
+async def test_a_retry_counts_from_nothing_where_no_attempt_was_ever_counted(database: Database) -> None:
+    """B4: an attempt that nobody wrote down was none, and one that never began isn't written down."""
+    table = jobs_table(sa.Column("max_attempts", sa.Integer))
+    table.c.attempt.nullable, table.c.attempt.server_default = True, None
+    bench = await open_bench(database, table, declared(table, columns=COLUMNS | {"max_attempts": "max_attempts"}))
+    await bench.put({}, {"max_attempts": 1}, {"max_attempts": 0}, {"status": "queued", "started_at": None})
+
+    report = await bench.sweep(Action.RETRY)
+
+    assert report.tally.of(outcome=Outcome.APPLIED) == 4
+    assert [row["attempt"] for row in await bench.rows()] == [1, 1, 0, None]
+    await bench.close()
+
+
 async def test_a_token_that_is_no_number_is_taken_away(database: Database) -> None:
     """R4: what the late worker holds must not match any more."""
     table = jobs_table(sa.Column("token", sa.String(40)))
@@ -644,6 +658,23 @@ def test_what_became_of_an_intent_is_told_by_its_row(action: Action, image: str)
 
 
 # A pass comes to its end.
+
+
+@on_databases(*POSTGRES)
+async def test_suspects_come_by_ascending_id_wherever_their_rows_lie(bench: SqlBench) -> None:
+    """The order in which a person reads what would be done; the server's own plan has another."""
+    name = bench.engine.url.database
+    await bench.execute(
+        *(f"ALTER DATABASE {name} SET {way} = off" for way in ("enable_nestloop", "enable_mergejoin")),
+        "INSERT INTO ai_generation_jobs (id, status, started_at) "
+        "SELECT n, 'running', now() - interval '2 hours' FROM generate_series(1000, 1, -1) AS n",
+        "ANALYZE ai_generation_jobs",
+    )
+    await bench.engine.dispose()
+
+    found = await suspects_of(bench, await look_at(bench))
+
+    assert [each.job_id for each in found] == [*range(1, 1001)]
 
 
 async def test_suspects_beyond_the_first_stride_are_looked_at_once_each(

@@ -18,7 +18,8 @@ from tests.jobs import AWARE, COLUMNS, NAIVE, SqlBench, declared, jobs_table, op
 from unstick.domain.aftermath import LateRuns
 from unstick.domain.errors import ConfigurationError, InvalidRequestError
 from unstick.domain.history import Durations, Figures
-from unstick.domain.policy import Policy
+from unstick.domain.policy import Policy, Rule
+from unstick.domain.recovery import Action
 from unstick.domain.suggestion import FEWEST_JOBS, as_setting, propose, suggest
 from unstick.pipeline.aftermath import follow_up
 from unstick.pipeline.hindsight_shapes import replay_shape, suggestions_shape
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from unstick.pipeline.history import SuggestionReport
 
 SECOND = timedelta(seconds=1)
+HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 QUEUED_COLUMNS = {**COLUMNS, "queue": "lane"}
 
@@ -237,7 +239,7 @@ def test_it_says_with_numbers_why_and_prints_what_the_settings_would_take() -> N
         runs_by_queue=(),
         waits=figures(MINUTE, MINUTE, 50, None),
     )
-    found = suggest(durations, [LateRuns("essay", 12, 52 * MINUTE)], Policy())
+    found = suggest(durations, [LateRuns("essay", 12, 52 * MINUTE)], Policy(), "main")
 
     assert found.items[0].why == (
         "p99 of 3,912 jobs is 41 minutes, the longest ran 45 minutes; 12 recovered job(s) finished after all, after up "
@@ -251,14 +253,17 @@ def test_it_says_with_numbers_why_and_prints_what_the_settings_would_take() -> N
 def test_too_few_jobs_give_no_proposal_and_that_is_said() -> None:
     enough, few = (figures(MINUTE, MINUTE, jobs) for jobs in (FEWEST_JOBS, FEWEST_JOBS - 1))
     assert propose(enough, None) is not None
-    found = suggest(Durations(basis="all", runs=(few,), runs_by_queue=(), waits=None), [], Policy())
+    found = suggest(Durations(basis="all", runs=(few,), runs_by_queue=(), waits=None), [], Policy(), "main")
     assert (found.items[0].proposed, found.items[0].changes, found.toml) == (None, False, "")
     assert found.items[0].why == "only 19 succeeded in the sample, too few to propose anything from: 20 tell"
 
 
 def test_what_fits_already_is_not_proposed_again() -> None:
     found = suggest(
-        Durations(basis="all", runs=(figures(20 * MINUTE, 20 * MINUTE),), runs_by_queue=(), waits=None), [], Policy()
+        Durations(basis="all", runs=(figures(20 * MINUTE, 20 * MINUTE),), runs_by_queue=(), waits=None),
+        [],
+        Policy(),
+        "main",
     )
     assert (found.items[0].proposed, found.toml) == (30 * MINUTE, "")
     assert found.items[0].why.endswith("running_after is 30m now, which fits")
@@ -273,7 +278,7 @@ def test_queues_get_thresholds_of_their_own_where_that_matters(slow: int) -> Non
     durations = Durations(
         basis="all", runs=(figures(slow * MINUTE, slow * MINUTE),), runs_by_queue=by_queue, waits=None
     )
-    rules = tomllib.loads(suggest(durations, [], Policy()).toml).get("policy", {}).get("rules", [])
+    rules = tomllib.loads(suggest(durations, [], Policy(), "main").toml).get("policy", {}).get("rules", [])
     assert [rule.get("queue") for rule in rules] == ["a", "b", None]
 
 
@@ -282,8 +287,40 @@ def test_queues_that_differ_little_share_a_threshold() -> None:
         Figures("essay", queue, 100, p99, p99, p99, p99) for queue, p99 in (("a", 6 * MINUTE), ("b", 7 * MINUTE))
     )
     durations = Durations(basis="all", runs=(figures(7 * MINUTE, 7 * MINUTE),), runs_by_queue=by_queue, waits=None)
-    rules = tomllib.loads(suggest(durations, [], Policy()).toml)["policy"]["rules"]
+    rules = tomllib.loads(suggest(durations, [], Policy(), "main").toml)["policy"]["rules"]
     assert rules == [{"kind": "essay", "running_after": "15m"}]
+
+
+def test_a_kind_that_a_rule_governs_is_compared_with_its_rule_and_proposed_one_that_keeps_the_rest_of_it() -> None:
+    """Where the base policy fits it already, its own rule may not; and the first rule that matches wins."""
+    policy = Policy(
+        rules=(
+            Rule(source="elsewhere", kind="essay", running_after=3 * MINUTE),
+            Rule(kind="ess*", running_after=4 * MINUTE, action=Action.RETRY, max_recoveries=2, recovery_window=DAY),
+        )
+    )
+    runs = (figures(20 * MINUTE, 20 * MINUTE), figures(20 * MINUTE, 20 * MINUTE, kind="mail"))
+    found = suggest(Durations(basis="all", runs=runs, runs_by_queue=(), waits=None), [], policy, "main")
+
+    assert [(each.kind, each.current, each.proposed) for each in found.items] == [
+        ("essay", 4 * MINUTE, 30 * MINUTE), ("mail", 30 * MINUTE, 30 * MINUTE)
+    ]  # fmt: skip
+    assert "running_after is 4m now" in found.items[0].why
+    assert found.toml.startswith("# Before rule 2,")
+    written = {"action": "retry", "max_recoveries": 2, "recovery_window": "24h"}
+    assert tomllib.loads(found.toml)["policy"]["rules"] == [{"kind": "essay", "running_after": "30m", **written}]
+
+
+def test_a_kind_all_of_whose_queues_are_under_one_rule_is_compared_with_that() -> None:
+    policy = Policy(rules=(Rule(queue="slow*", running_after=2 * HOUR, ask=True),))
+    minute = 20 * MINUTE
+    by_queue = tuple(Figures("essay", queue, 100, minute, minute, minute, minute) for queue in ("slow", "slowest"))
+    durations = Durations(basis="all", runs=(figures(minute, minute),), runs_by_queue=by_queue, waits=None)
+    found = suggest(durations, [], policy, "main")
+    assert [(each.queue, each.current) for each in found.items] == [(None, 2 * HOUR)]
+    assert tomllib.loads(found.toml)["policy"]["rules"] == [
+        {"kind": "essay", "running_after": "30m", "queue": "slow*", "ask": True}
+    ]
 
 
 @pytest.mark.parametrize("kind", ['say "x"', "back\\slash", "a\nb", "\x7f", "naïve 😀", "what?", "[a]*"])
@@ -291,9 +328,9 @@ def test_any_kind_is_written_as_toml_that_names_it_alone(kind: str) -> None:
     from fnmatch import fnmatchcase  # noqa: PLC0415
 
     runs = (figures(MINUTE, MINUTE, kind=kind),)
-    [rule] = tomllib.loads(suggest(Durations(basis="all", runs=runs, runs_by_queue=(), waits=None), [], Policy()).toml)[
-        "policy"
-    ]["rules"]
+    [rule] = tomllib.loads(
+        suggest(Durations(basis="all", runs=runs, runs_by_queue=(), waits=None), [], Policy(), "main").toml
+    )["policy"]["rules"]
     assert fnmatchcase(kind, rule["kind"])
     assert not fnmatchcase("whatx", rule["kind"])
     assert not fnmatchcase("ab", rule["kind"])

@@ -119,6 +119,10 @@ class Stage:
     file: str
     read: dict[Reason, list[str]] = field(default_factory=dict)
 
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.file}"
+
     # What a person does
 
     def run(self, *arguments: str) -> str:
@@ -144,7 +148,11 @@ class Stage:
             if {job_id: found.get(job_id, {}).get("reason") for job_id in jobs} != dict(jobs):
                 return None
             read = {job_id: cells(lines, job_id) for job_id in jobs}
-            return read if all(read[job_id].endswith(found[job_id]["sentence"]) for job_id in jobs) else None
+            said = {
+                job_id: "; ".join(filter(None, (found[job_id][key] for key in ("sentence", "outlook"))))
+                for job_id in jobs
+            }
+            return read if all(read[job_id].endswith(said[job_id]) for job_id in jobs) else None
 
         return until(told)
 
@@ -198,7 +206,7 @@ class Stage:
         """Enqueue jobs by the kit, in one transaction."""
 
         async def put() -> list[JobId]:
-            engine = open_engine(f"sqlite:///{self.file}")
+            engine = open_engine(self.url)
             async with AsyncSession(engine) as session:
                 queued = [await enqueue(session, kind, jobs=OWN, **options) for _ in range(number)]
                 await session.commit()
@@ -304,9 +312,11 @@ def play_workers_beside_a_witness(stage: Stage) -> None:
 
     of_age = stage.stuck("unasked", {clip: Reason.SILENT, film: Reason.SILENT})
     stage.see_stuck("host", {clip: Reason.WORKER_GONE})
+    stage.see_job("host", clip, Reason.WORKER_GONE, "stuck")
     stage.see_sweep("host", "renders", {clip: Reason.WORKER_GONE})
     stage.note(Reason.HELD, "$ unstick stuck  # without the witness", of_age[film])
     stage.note(Reason.HELD, "$ unstick stuck  # with it", stage.run("stuck", "--source", "host").splitlines()[0])
+    stage.see_job("host", film, Reason.HELD, "held")
     document = stage.stuck_document("host")
     assert (document["stuck_jobs"]["total"], document["undecided_jobs"]) == (0, 0)
     assert stage.rows("SELECT status FROM renders WHERE id = ?", film) == [("running",)]
@@ -315,8 +325,8 @@ def play_workers_beside_a_witness(stage: Stage) -> None:
 def play_workers_that_die(stage: Stage) -> None:
     """The only worker of a kind, killed in the middle of a job; and a job that kills whoever takes it."""
     (essay,), (poison,) = stage.enqueue("essay"), stage.enqueue("poison")
-    writer = stage.workers.kit(stage.file, "essay", lease=SHORT_LEASE)
-    victim = stage.workers.kit(stage.file, "poison", lease=SHORT_LEASE)
+    writer = stage.workers.kit(stage.url, "essay", lease=SHORT_LEASE)
+    victim = stage.workers.kit(stage.url, "poison", lease=SHORT_LEASE)
     stage.until_running("jobs", essay)
     stage.workers.kill(writer)
     until(lambda: stage.workers.killed(victim))
@@ -331,7 +341,7 @@ def play_workers_that_die(stage: Stage) -> None:
     stage.see_job("main", later, Reason.SCHEDULED, "scheduled")
     stage.see_sweep("main", "jobs", stuck | {poison: Reason.LEASE_EXPIRED}, note=stuck)
 
-    victim = stage.workers.kit(stage.file, "poison", lease=SHORT_LEASE)
+    victim = stage.workers.kit(stage.url, "poison", lease=SHORT_LEASE)
     until(lambda: stage.workers.killed(victim))
     stage.until_no_worker_lives()
     stage.note(Reason.POISON, "$ unstick stuck", stage.stuck("main", {poison: Reason.LEASE_EXPIRED})[poison])
@@ -342,7 +352,7 @@ def play_workers_that_die(stage: Stage) -> None:
 def play_a_worker_that_lives(stage: Stage) -> None:
     """It works through a queue in which one job is of a kind that it doesn't know, and has one that comes to a halt."""
     (wedged,) = stage.enqueue("wedged")
-    stage.workers.kit(stage.file, "wedged", "page", lease=LONG_LEASE)
+    stage.workers.kit(stage.url, "wedged", "page", lease=LONG_LEASE)
     stage.until_running("jobs", wedged)
     (lost,) = stage.enqueue("report")
     *_, last = stage.enqueue("page", PAGES)
@@ -354,6 +364,7 @@ def play_a_worker_that_lives(stage: Stage) -> None:
     stage.see_job("main", last, Reason.BACKLOG, "backlog")
     stage.see_stuck("main", {lost: Reason.OVERTAKEN, wedged: Reason.HUNG})
     stage.see_job("main", lost, Reason.OVERTAKEN, "stuck")
+    stage.see_job("main", wedged, Reason.HUNG, "stuck")
     stage.see_sweep("main", "jobs", {lost: Reason.OVERTAKEN, wedged: Reason.HUNG})
 
 

@@ -11,19 +11,26 @@ import pytest
 import sqlalchemy as sa
 
 from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, open_bench
+from unstick.cli.output import result_console
+from unstick.cli.stuck import render
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import JobClass, JobState
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import Action, Outcome
 from unstick.pipeline.looking import take_look, take_scopes
 from unstick.pipeline.report import report_stats, report_stuck
+from unstick.pipeline.shapes import stuck_shape
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.sql import tables
+from unstick.sql.connections import EngineConnections
+from unstick.sql.ledger import SqlLedger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from datetime import datetime
 
     from tests.servers import Database
+    from unstick.domain.job import JobId
     from unstick.pipeline.watched import Watched
 
 
@@ -282,6 +289,51 @@ async def test_a_table_without_enqueue_times_goes_by_age_alone(database: Databas
         assert await stuck(bench.watched()) == {waiting: Reason.NEVER_CLAIMED}
     finally:
         await bench.close()
+
+
+async def test_a_stuck_job_whose_budget_is_spent_says_what_a_sweep_would_make_of_it(bench: SqlBench) -> None:
+    """Its reason stays; one statement reads the budgets of a page, and none where the policy retries nothing."""
+    asked: list[int] = []
+
+    class Counting(SqlLedger):
+        async def spent(
+            self, source: str, job_ids: Sequence[JobId], since: datetime, *, before_success: bool = False
+        ) -> Mapping[JobId, int]:
+            asked.append(len(job_ids))
+            return await super().spent(source, job_ids, since, before_success=before_success)
+
+    policy = Policy(
+        action=Action.RETRY,
+        max_recoveries=1,
+        retry_backoff=timedelta(microseconds=1),
+        rules=(Rule(kind="mail", action=Action.MARK_FAILED), Rule(kind="once", max_attempts=1)),
+    )
+    spent = [await put(bench, "running", created=60, started=60) for _ in range(2)]
+    assert await swept(bench, policy) == dict.fromkeys(spent, "queued")
+    async with bench.engine.begin() as connection:
+        old = await bench.source.clock() - minutes(60)
+        await connection.execute(sa.update(bench.table).values(status="running", started_at=old))
+    fresh = await put(bench, "running", created=60, started=60)
+    mail = await put(bench, "running", created=60, started=60, job_type="mail")
+    once = await put(bench, "running", created=60, started=60, job_type="once")
+
+    watched = replace(bench.watched(policy), ledger=Counting(EngineConnections(bench.engine)))
+    report = await report_stuck(watched)
+    assert {each.diagnosis.reason for each in report.running} == {Reason.SILENT}
+    poison = "its recovery budget is spent: a sweep would mark it failed as poison"
+    assert {int(each.job.id): each.outlook for each in report.running} == dict.fromkeys(spent, poison) | {
+        fresh: None,
+        mail: None,
+        once: "it was begun as often as its policy allows: a sweep would mark it failed",
+    }
+    assert asked == [4]
+    assert [job["outlook"] for job in stuck_shape(report)["running_jobs"]].count(poison) == 2
+    assert [line for line in render(report, result_console()).splitlines() if "poison" in line] != []
+
+    asked.clear()
+    await report_stuck(replace(watched, policy=Policy()))
+    assert asked == []
+    assert Counter((await swept(bench, policy)).values()) == {"failed": 4, "queued": 1}
 
 
 async def test_a_queue_that_no_worker_serves_is_told_as_one_finding(bench: SqlBench) -> None:

@@ -19,6 +19,7 @@ from unstick.domain.recovery import Action, Outcome, Ruled
 from unstick.pipeline.looking import take_look
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.sql import source as source_module
+from unstick.sql.rulings import LONGEST_HELD
 from unstick.sql.tables import recoveries
 from unstick.testing.conformance import MINUTE, Ages, suspects_of
 
@@ -138,6 +139,62 @@ async def test_more_jobs_than_a_stride_are_all_ruled_on(database: Database, monk
     assert (report.tally.of(outcome=Outcome.APPLIED), report.tally.of(outcome=Outcome.FAILED)) == (10, 1)
     assert [failure.job_id for failure in report.failures] == [2]
     assert "legal hold" in report.failures[0].detail
+
+
+async def ruled(bench: SqlBench, state: JobState = JobState.RUNNING) -> list[Ruled]:
+    """Rule on all suspects of a state, and return what was told of each batch."""
+    look = await take_look(bench.watched())
+    ruling = rule(state, look, Policy(), Action.MARK_FAILED)
+    assert ruling is not None
+    return [each async for each in bench.source.recover_by_rule(ruling, look, 1)]
+
+
+async def shared(bench: SqlBench) -> list[int]:
+    """Return how many jobs each record is of."""
+    async with bench.engine.connect() as connection:
+        return sorted((await connection.execute(sa.select(recoveries.c.job_count))).scalars())
+
+
+async def test_each_stride_begins_after_the_last_job_of_the_one_before(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P1, P3: what a stride left isn't ruled on again, nor anybody passed over, whatever way the suspects are found."""
+    monkeypatch.setattr(source_module, "STRIDE", 3)
+    bench = await open_bench(database)
+    if database.backend == "postgresql":
+        settings = ("enable_seqscan", "enable_bitmapscan")
+        await bench.execute(*(f"ALTER DATABASE {bench.engine.url.database} SET {name} = off" for name in settings))
+        await bench.engine.dispose()
+    now = await bench.source.clock()
+    # The last of the first stride is unlike the others; and who began first comes last.
+    began = [{"started_at": bench.store(now - timedelta(hours=2, minutes=number))} for number in range(10)]
+    await bench.put(*(row | ({"error_message": "x" * 256} if place == 2 else {}) for place, row in enumerate(began)))
+    bench.batches_of(2)
+
+    told = await ruled(bench)
+
+    assert told == [
+        *(Ruled(recovered=2, left=False), Ruled(recovered=0, left=True)),
+        *(Ruled(recovered=2, left=False), Ruled(recovered=1, left=False)),
+        *(Ruled(recovered=2, left=False), Ruled(recovered=1, left=False)),
+        Ruled(recovered=1, left=False),
+    ]
+    assert await shared(bench) == [1, 1, 1, 2, 2, 2]
+    assert [row["id"] for row in await bench.rows() if row["status"] == "running"] == [3]
+    await bench.close()
+
+
+@pytest.mark.parametrize(("length", "records"), [(LONGEST_HELD, [2]), (LONGEST_HELD + 1, [1, 1])])
+async def test_jobs_with_a_long_error_are_looked_at_one_by_one(
+    bench: SqlBench, length: int, records: list[int]
+) -> None:
+    """P4: or a stride of them would hold all those texts in memory, however many are alike."""
+    await bench.put({"error_message": "x" * length}, {"error_message": "x" * length})
+
+    report = await bench.sweep()
+
+    assert report.tally.of(outcome=Outcome.APPLIED) == 2
+    assert await shared(bench) == records
 
 
 REFUSING = {

@@ -461,7 +461,8 @@ class Machine(RuleBasedStateMachine):
         if crashes:
             self.workers[who] = self.boot(who)
         worker = self.workers[who]
-        if worker.identity.name not in self.before.leases:
+        lease = self.before.leases.get(worker.identity.name)
+        if lease is None or lease["expires_at"] <= self.before.now:
             self.join(worker)
             return
         self.run(self.world.queue.leave(worker.identity))

@@ -17,10 +17,12 @@ from sqlalchemy.dialects import mysql, postgresql
 
 from tests.jobs import COLUMNS, NAIVE, STATES, SqlBench, declared, jobs_table, open_bench
 from tests.test_clocks import TOKYO, in_zone
+from tests.test_guards import partition
 from tests.test_ledger_elsewhere import Apart, ProcessEndedError, apart, killed_before
 from tests.test_races import (
     CLAIM,
     HOUR,
+    POSTGRES,
     ROW_LOCKING,
     STEPWISE,
     after_first,
@@ -33,6 +35,7 @@ from tests.test_races import (
     statuses,
     stuck,
 )
+from tests.test_rulings import REFUSING as REFUSING_ANY
 from unstick.domain.errors import (
     InvalidRequestError,
     NothingToUndoError,
@@ -382,6 +385,48 @@ async def test_what_somebody_holds_is_left_at_once(bench: SqlBench) -> None:
     assert (numbers(held), told(held)) == ((2, 1, 0), {str(ids[1]): HELD})
     assert (numbers(free), free.already) == ((1, 0, 0), 2)
     assert await bench.rows() == before
+
+
+@on_databases(*POSTGRES)
+async def test_a_row_that_only_a_foreign_key_holds_is_put_back(bench: SqlBench) -> None:
+    """K4: a host that writes a line about a job holds the job's key, which no undo changes."""
+    [job_id] = await stuck(bench, 1)
+    before = await bench.rows()
+    operation_id = await recovered(bench)
+    await bench.execute("CREATE TABLE lines (job_id int REFERENCES ai_generation_jobs)")
+    async with host(bench) as app, app.connect() as worker:
+        await worker.execute(sa.text(f"INSERT INTO lines VALUES ({job_id})"))
+        report = await undo_it(bench, operation_id)
+        await worker.rollback()
+
+    assert numbers(report) == (1, 0, 0)
+    assert await bench.rows() == before
+
+
+@ACTIONS
+async def test_in_partitions_where_rows_share_an_address_only_the_one_asked_for_is_put_back(
+    postgres_database: Database, action: Action
+) -> None:
+    """R1: `ctid` tells rows of one partition apart, and no more."""
+    bench = await open_bench(postgres_database)
+    await partition(bench)
+    await bench.put(*({"id": number} for number in range(1, 9)))
+    operation_id = await recovered(bench, action)
+    async with host(bench, isolation_level="AUTOCOMMIT") as app, app.connect() as connection:
+        await connection.execute(
+            sa.text("VACUUM FULL ai_generation_jobs")
+        )  # each partition's first row lies at its start
+        pairs = (
+            "SELECT a.id FROM ai_generation_jobs AS a JOIN ai_generation_jobs AS b ON a.ctid = b.ctid AND a.id < b.id"
+        )
+        one = (await connection.execute(sa.text(f"{pairs} ORDER BY 1 LIMIT 1"))).scalar_one()
+
+    report = await undo_it(bench, operation_id, job_id=one)
+
+    running = [row["id"] for row in await bench.rows() if row["status"] == "running"]
+    await bench.close()
+    assert numbers(report) == (1, 0, 0)
+    assert running == [one]
 
 
 @on_databases(*STEPWISE)
@@ -776,6 +821,86 @@ async def test_an_undone_retry_gives_its_share_of_the_budget_back(bench: SqlBenc
     only_one = Policy(max_recoveries=1)
     assert (await bench.sweep(Action.RETRY, policy=only_one)).tally.of(action=Action.RETRY) == 1
     assert (await bench.row(one))["status"] == "queued"
+    assert await bench.ledger.spent("main", [one, other], since) == {one: 1, other: 1}
+
+
+async def test_an_undo_that_came_too_late_gives_nothing_back(bench: SqlBench) -> None:
+    """B2: what is recorded of it is that it lost the race."""
+    [one] = await stuck(bench, 1)
+    operation_id = await recovered(bench, Action.RETRY)
+    since = await bench.source.clock() - HOUR
+    await bench.execute("UPDATE ai_generation_jobs SET attempt = attempt + 1")
+
+    report = await undo_it(bench, operation_id)
+
+    assert numbers(report) == (0, 1, 0)
+    assert await bench.ledger.spent("main", [one], since) == {one: 1}
+
+
+async def test_what_was_done_to_another_sources_jobs_of_the_same_ids_is_in_no_undos_way(bench: SqlBench) -> None:
+    """Ids are a table's own; several sources may share a ledger."""
+    await stuck(bench, 2)
+    before = await bench.rows()
+    operation_id = await recovered(bench)
+    columns = "operation_id, source, job_id, job_count, jobs, state, action, reason, outcome, detail, at"
+    theirs = f"'running', 'mark_failed', 'silent', 'applied', '', {NOW}"
+    await bench.execute(
+        f"INSERT INTO unstick_recoveries ({columns}) VALUES (77, 'other', '1', 1, NULL, {theirs})",
+        f"INSERT INTO unstick_recoveries ({columns}) VALUES (78, 'other', NULL, 1, '[[2, null]]', {theirs})",
+    )
+
+    report = await undo_it(bench, operation_id)
+
+    assert (numbers(report), told(report)) == ((2, 0, 0), {})
+    assert await bench.rows() == before
+
+
+async def test_what_a_sweep_could_not_do_is_no_part_of_its_undo(bench: SqlBench) -> None:
+    """A job that the database refused stands in the operation's record, and nothing of it is to be put back."""
+    await stuck(bench, 3)
+    before = await bench.rows()
+    name = bench.engine.dialect.name.replace("mariadb", "mysql")
+    await bench.execute(*REFUSING_ANY[name])
+    operation_id = await recovered(bench)
+    await bench.execute("DROP TRIGGER kept" + (" ON ai_generation_jobs" if name == "postgresql" else ""))
+    swept = await bench.rows()
+
+    report = await undo_it(bench, operation_id)
+
+    assert [row["status"] for row in swept] == ["failed", "running", "failed"]
+    assert (numbers(report), told(report)) == ((2, 0, 0), {})
+    assert await bench.rows() == before
+
+
+async def test_of_two_operations_at_once_what_came_before_is_in_no_undos_way(opening: Opening) -> None:
+    """Both recovered the second job, ours after the other: that one's record lies between our two."""
+    bench = await opening(ruled_from=100)
+    await stuck(bench, 2)
+    before = await bench.rows()
+    operation_id = await recovered(bench)
+    await bench.execute(
+        "UPDATE unstick_recoveries SET id = 9 WHERE id = 2",
+        "INSERT INTO unstick_recoveries (id, operation_id, source, job_id, state, action, reason, outcome, detail, at) "
+        f"VALUES (5, 77, 'main', '2', 'running', 'mark_failed', 'silent', 'applied', '', {NOW})",
+    )
+
+    report = await undo_it(bench, operation_id)
+
+    assert (numbers(report), told(report)) == ((2, 0, 0), {})
+    assert await bench.rows() == before
+
+
+async def test_the_entry_that_ended_an_operation_is_none(bench: SqlBench) -> None:
+    """An operation is named by the entry that began it; another number must undo nothing."""
+    await stuck(bench, 1)
+    operation_id = await recovered(bench)
+    _, ended = await bench.audit()
+
+    with pytest.raises(UnknownRecoveryError, match=f"no operation {ended.id}"):
+        await undo_it(bench, ended.id)
+
+    assert ended.id != operation_id
+    assert await statuses(bench) == ["failed"]
 
 
 KIT = COLUMNS | {"token": "token", "worker": "worker"}
@@ -849,7 +974,9 @@ async def test_a_lease_does_not_vouch_for_a_job_that_its_worker_was_told_is_lost
 
 
 async def test_a_worker_that_never_had_a_lease_is_named_again(kit: SqlBench) -> None:
-    """The application's own workers: the name is theirs, and vouches for nothing."""
+    """The application's own workers: the name is theirs, and vouches for nothing, whoever else has a lease."""
+    queue = SqlJobQueue("main", kit.jobs, EngineConnections(kit.engine))
+    await queue.join(WorkerIdentity(host="here", pid=1, boot_id="b"), HOUR)
     await kit.execute("UPDATE ai_generation_jobs SET status = 'running', worker = 'theirs'")
     operation_id = (await kit.sweep(Action.RETRY, policy=AT_ONCE)).operation_id
     assert (await kit.row(1))["worker"] is None

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.jobs import COLUMNS, declared, jobs_table, open_bench
-from tests.test_races import elsewhere, host
+from tests.test_races import POSTGRES, ROW_LOCKING, elsewhere, host, on_databases
 from unstick.config import SourceSettings
 from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import (
@@ -28,8 +28,9 @@ from unstick.domain.errors import (
     LedgerMissingError,
     SourceUnavailableError,
 )
-from unstick.domain.policy import Policy
-from unstick.domain.recovery import Action, Outcome
+from unstick.domain.job import JobState
+from unstick.domain.policy import Policy, rule
+from unstick.domain.recovery import Action, Outcome, Ruled
 from unstick.hosting import host_settings
 from unstick.kit import enqueue, open_worker
 from unstick.pipeline.looking import take_look
@@ -37,6 +38,7 @@ from unstick.pipeline.report import report_stuck
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.watched import Watched
 from unstick.sql import schema, tables
+from unstick.sql import source as source_module
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine, use_write_ahead_log
 from unstick.sql.ledger import SqlLedger
@@ -83,6 +85,10 @@ class Shop:
         """Whose retries wait for next to nothing."""
         return replace(self.watched, policy=Policy(retry_backoff=timedelta(milliseconds=1)))
 
+    @property
+    def queue(self) -> SqlJobQueue:
+        return SqlJobQueue("main", self.jobs, EngineConnections(self.engine))
+
     def worker(self, *, every: timedelta = SELDOM, lease: timedelta = LEASE) -> Any:  # noqa: ANN401
         return worker_on("main", self.url, self.jobs, every=every, lease=lease)
 
@@ -114,6 +120,13 @@ class Shop:
 
     async def has_lease(self, worker: str) -> bool:
         return bool((await self.execute(sa.select(tables.leases.c.id).where(tables.leases.c.id == worker))).all())
+
+    async def vouched_for(self) -> set[str]:
+        """Return the workers whose leases hold."""
+        now = await self.watched.source.clock()
+        return set(
+            (await self.execute(sa.select(tables.leases.c.id).where(tables.leases.c.expires_at > now))).scalars()
+        )
 
     async def late(self) -> list[Any]:
         return list(await self.execute(sa.select(tables.late_finishes)))
@@ -232,6 +245,50 @@ async def test_a_job_that_is_asked_for_by_its_id_is_claimed_and_no_other(shop: S
         assert await worker.claim_one(wanted) is None
 
     assert [(await shop.row(job_id))["status"] for job_id in (one, wanted, other)] == ["queued", "running", "queued"]
+
+
+async def test_the_oldest_id_is_claimed_first_wherever_its_row_lies(database: Database) -> None:
+    """Neither the order in which rows were written nor that of an index is the order of claims."""
+    bench = await open_bench(database)
+    now = await bench.source.clock()
+    for place, job_id in enumerate((3, 1, 2)):
+        began = bench.store(now - timedelta(hours=9 - place))
+        await bench.put({"id": job_id, "status": "queued", "started_at": began})
+    async with worker_on("main", database.url, bench.jobs, every=SELDOM, lease=LEASE) as worker:
+        claimed = await worker.claim(limit=2)
+
+    await bench.close()
+    assert [job.id for job in claimed] == [1, 2]
+
+
+@on_databases(*ROW_LOCKING)
+async def test_a_claim_passes_over_a_job_that_somebody_holds(shop: Shop) -> None:
+    """K3: and doesn't wait for it."""
+    held, free = [await shop.put() for _ in range(2)]
+    async with shop.worker() as worker, host(shop) as app, app.connect() as holder:
+        await holder.execute(sa.select(tables.jobs.c.id).where(tables.jobs.c.id == held).with_for_update())
+        while_held = await worker.claim(limit=2)
+        await holder.rollback()
+        after = await worker.claim(limit=2)
+
+    assert [[job.id for job in claimed] for claimed in (while_held, after)] == [[free], [held]]
+
+
+@on_databases(*POSTGRES)
+async def test_a_job_whose_key_alone_is_held_is_claimed_and_beats(shop: Shop) -> None:
+    """K4: a host that writes a line about a job holds the job's key; neither a claim nor a beat changes that."""
+    job_id = await shop.put()
+    await shop.execute(sa.text("CREATE TABLE lines (job_id bigint REFERENCES jobs)"))
+    async with shop.worker(every=BEAT) as worker, host(shop) as app, app.connect() as writer:
+        await writer.execute(sa.text(f"INSERT INTO lines VALUES ({job_id})"))
+        (job,) = await worker.claim()
+        async with worker.heartbeat(job) as beat:
+            beat.progress(42)
+            await until(lambda: shop.holds(job_id, progress=42))
+        await worker.finish(job)
+        await writer.rollback()
+
+    assert (await shop.row(job_id))["status"] == "completed"
 
 
 async def test_a_queued_job_that_is_over_is_not_claimed(shop: Shop) -> None:
@@ -444,6 +501,73 @@ async def test_a_host_table_fences_by_whatever_it_has(database: Database, lackin
     assert [row["status"] for row in rows] == ["completed"]
 
 
+async def test_a_token_that_grows_fences_by_itself_though_the_start_is_moved(database: Database) -> None:
+    """A host may write the start anew; what is no attempt's fence must not cost the job its end."""
+    table = jobs_table(sa.Column("token", sa.Integer))
+    bench = await open_bench(database, table, declared(table, columns=COLUMNS | {"token": "token"}))
+    await bench.put({"status": "queued", "started_at": None})
+    async with worker_on("main", database.url, bench.jobs, every=SELDOM, lease=LEASE) as worker:
+        (job,) = await worker.claim()
+        await bench.execute("UPDATE ai_generation_jobs SET started_at = created_at")
+        await worker.finish(job)
+
+    assert [row["status"] for row in await bench.rows()] == ["completed"]
+    await bench.close()
+
+
+async def test_a_table_without_starts_fences_by_what_else_it_has(database: Database) -> None:
+    table = jobs_table()
+    columns = {key: name for key, name in COLUMNS.items() if key != "started_at"}
+    bench = await open_bench(database, table, declared(table, columns=columns))
+    await bench.put({"status": "queued", "started_at": None})
+    async with worker_on("main", database.url, bench.jobs, every=SELDOM, lease=LEASE) as worker:
+        (job,) = await worker.claim()
+        await bench.execute("UPDATE ai_generation_jobs SET attempt = attempt + 1")
+        with pytest.raises(LateFinishError):
+            await worker.finish(job)
+
+    assert [row["status"] for row in await bench.rows()] == ["running"]
+    await bench.close()
+
+
+@pytest.mark.parametrize(
+    ("lacking", "nullable"), [("", True), ("", False), ("scheduled_at", True), ("scheduled_at", False)]
+)
+async def test_a_job_that_is_handed_back_waits_anew_by_whatever_time_its_table_has(
+    database: Database, lacking: str, nullable: bool
+) -> None:
+    """B3: or the next sweep would find it stuck at once; and no null goes where the table takes none."""
+    table = jobs_table()
+    table.c.started_at.nullable = nullable
+    columns = {key: name for key, name in COLUMNS.items() if key != lacking}
+    bench = await open_bench(database, table, declared(table, columns=columns))
+    await bench.put({"status": "queued"})
+    async with worker_on("main", database.url, bench.jobs, every=SELDOM, lease=LEASE) as worker:
+        (job,) = await worker.claim()
+        await worker.requeue(job)
+    report = await bench.sweep()
+
+    (row,) = await bench.rows()
+    await bench.close()
+    assert row["status"] == "queued"
+    assert (row["started_at"] is None) == (nullable and not lacking)
+    assert report.tally.of() == 0
+
+
+async def test_a_job_that_was_never_counted_has_had_one_attempt_when_it_is_handed_back(database: Database) -> None:
+    """B1: an attempt that nobody wrote down was none."""
+    table = jobs_table()
+    table.c.attempt.nullable, table.c.attempt.server_default = True, None
+    bench = await open_bench(database, table)
+    await bench.put({"status": "queued", "started_at": None})
+    async with worker_on("main", database.url, bench.jobs, every=SELDOM, lease=LEASE) as worker:
+        (job,) = await worker.claim()
+        await worker.requeue(job, counted=True)
+
+    assert [row["attempt"] for row in await bench.rows()] == [1]
+    await bench.close()
+
+
 async def test_each_end_says_whether_it_was_a_success_and_a_success_clears_the_error(shop: Shop) -> None:
     first, second = [await shop.put() for _ in range(2)]
     async with shop.worker() as worker:
@@ -546,6 +670,52 @@ async def test_what_age_accuses_too_is_said_to_have_lost_its_lease_where_it_has(
         report = await sweep(ruled, SweepOrder(actor="test", action=Action.MARK_FAILED))
 
     assert (report.tally.of(), report.tally.of(reason=Reason.LEASE_EXPIRED, outcome=Outcome.APPLIED)) == (1, 1)
+
+
+async def test_each_job_is_said_to_be_silent_since_its_own_workers_last_beat(shop: Shop) -> None:
+    """R2: several leases ran out, and one of them is nobody's who is accused."""
+    ids = [await shop.put() for _ in range(3)]
+    now = (await shop.watched.source.clock()).replace(microsecond=0)
+    beats: dict[JobId, datetime] = {}
+    async with shop.worker() as one, shop.worker() as other:
+        for place, worker in enumerate((one, other), start=1):
+            (job,) = await worker.claim()
+            beats[job.id] = now - timedelta(minutes=place)
+            of = sa.update(tables.leases).where(tables.leases.c.id == worker.identity.name)
+            await shop.execute(of.values(beat_at=beats[job.id], expires_at=beats[job.id]))
+        old = now - timedelta(hours=1)
+        plain = {"status": "running", "worker": "plain", "started_at": old, "updated_at": old}
+        await shop.execute(sa.update(tables.jobs).where(tables.jobs.c.id == ids[2]).values(plain))
+        look = await take_look(shop.watched)
+        pages = [page async for page in shop.watched.source.suspects(look)]
+        stuck = await report_stuck(shop.watched)
+
+    found = {each.job_id: (each.since, each.lease_expired) for page in pages for each in page.suspects}
+    assert found == {job_id: (at, True) for job_id, at in beats.items()} | {ids[2]: (old, False)}
+    assert {finding.job.id: finding.diagnosis.reason for finding in stuck.running} == {
+        ids[0]: Reason.LEASE_EXPIRED, ids[1]: Reason.LEASE_EXPIRED, ids[2]: Reason.SILENT,
+    }  # fmt: skip
+
+
+async def test_jobs_whose_lease_ran_out_are_in_no_rulings_way(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P1: they are looked at one by one, and a stride full of them doesn't keep the others from being ruled on."""
+    monkeypatch.setattr(source_module, "STRIDE", 2)
+    ids = [await shop.put() for _ in range(4)]
+    source = SqlSource("main", shop.jobs, EngineConnections(shop.engine), ruled_from=1)
+    async with shop.worker() as worker:
+        await worker.claim(limit=2)
+        await shop.expire_leases()
+        old = await shop.watched.source.clock() - timedelta(hours=5)
+        plain = sa.update(tables.jobs).where(tables.jobs.c.id.in_(ids[2:]))
+        await shop.execute(plain.values(status="running", worker="plain"))
+        await shop.execute(sa.update(tables.jobs).values(started_at=old, updated_at=old))
+        look = await take_look(shop.watched)
+        ruling = rule(JobState.RUNNING, look, Policy(), Action.MARK_FAILED)
+        assert ruling is not None
+        told = [each async for each in source.recover_by_rule(ruling, look, 1)]
+
+    assert told == [Ruled(recovered=2, left=False), Ruled(recovered=0, left=True)]
+    assert [(await shop.row(job_id))["status"] for job_id in ids] == ["running", "running", "failed", "failed"]
 
 
 async def test_a_lease_is_over_at_the_instant_it_names_and_not_before(shop: Shop) -> None:
@@ -735,13 +905,37 @@ async def test_a_claim_renews_the_lease_of_its_worker_as_it_was_and_no_others(sh
     assert (left.beat_at, left.expires_at) == (long_ago, long_ago + 10 * LEASE)
 
 
-async def test_a_lease_ends_with_its_worker_and_with_nothing_else(shop: Shop) -> None:
+async def test_a_lease_runs_out_with_its_worker_and_with_nothing_else(shop: Shop) -> None:
     async with shop.worker() as one:
-        async with shop.worker():
-            assert (await shop.execute(sa.select(sa.func.count()).select_from(tables.leases))).scalar_one() == 2
-        names = (await shop.execute(sa.select(tables.leases.c.id))).scalars().all()
-        assert names == [one.identity.name]
-    assert (await shop.execute(sa.select(sa.func.count()).select_from(tables.leases))).scalar_one() == 0
+        async with shop.worker() as other:
+            assert await shop.vouched_for() == {one.identity.name, other.identity.name}
+        assert await shop.vouched_for() == {one.identity.name}
+    assert await shop.vouched_for() == set()
+
+
+async def test_a_queue_whose_workers_have_all_stopped_is_unserved_as_one_whose_workers_were_killed(shop: Shop) -> None:
+    """What it waits for is a worker, and a sweep that nobody watches leaves it."""
+    waiting = await shop.put(values={"created_at": await shop.watched.source.clock() - timedelta(hours=1)})
+    async with shop.worker():
+        before = await report_stuck(shop.watched)
+    after = await report_stuck(shop.watched)
+    assert [(each.job.id, each.diagnosis.reason) for each in before.queued] == [(waiting, Reason.NEVER_CLAIMED)]
+    assert [(each.job.id, each.diagnosis.reason) for each in after.queued] == [(waiting, Reason.UNSERVED)]
+    assert [each.jobs for each in after.unserved] == [1]
+
+
+async def test_a_job_that_a_stopped_worker_left_behind_is_found_at_once_and_one_it_claims_later_is_not(
+    shop: Shop,
+) -> None:
+    """Who has left vouches for nothing more; a claim is a sign of life, whoever makes it."""
+    left, later = await shop.put(), await shop.put()
+    async with shop.worker() as worker:
+        await worker.claim()
+    report = await report_stuck(shop.watched)
+    assert [(each.job.id, each.diagnosis.reason) for each in report.running] == [(left, Reason.LEASE_EXPIRED)]
+
+    assert [job.id for job in await shop.queue.claim(worker.identity, limit=1)] == [later]
+    assert (await report_stuck(shop.watched)).running == ()
 
 
 async def test_a_table_with_only_a_heartbeat_column_beats_there_in_one_statement(database: Database) -> None:
@@ -1166,7 +1360,7 @@ async def test_unstick_worker_runs_jobs_until_sigterm_and_lets_the_last_one_end(
 
     assert await asyncio.to_thread(process.wait, 30) == 0
     assert (await shop.row(hanging))["status"] == "completed"
-    assert (await shop.execute(sa.select(sa.func.count()).select_from(tables.leases))).scalar_one() == 0
+    assert await shop.vouched_for() == set()
     await engine.dispose()
 
 

@@ -6,6 +6,7 @@ Run as a program it reads orders, one JSON document a line, and answers each wit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -21,9 +22,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
 from unstick.config import SourceSettings
 from unstick.kit import running
+from unstick.sql.engine import open_engine
 from unstick.sql.mapping import JobTable
+from unstick.sql.tables import jobs
 from unstick.worker import Heartbeat, Registry
 
 if TYPE_CHECKING:
@@ -44,9 +50,13 @@ class Workers:
     _orders: IO[str]
     _answers: IO[str]
 
-    def kit(self, file: str, *kinds: str, lease: float) -> int:
+    def kit(self, url: str, *kinds: str, lease: float, concurrency: int = 2) -> int:
         """Start a worker on Unstick's kit, over Unstick's own jobs table, for jobs of these kinds."""
-        return int(self._ask("kit", file=file, kinds=kinds, lease=lease))
+        return int(self._ask("kit", url=url, kinds=kinds, lease=lease, concurrency=concurrency))
+
+    def steady(self, url: str, *, kind: str) -> int:
+        """Start a worker without the kit that takes one of Unstick's own jobs, and beats in its row whenever it can."""
+        return int(self._ask("steady", url=url, kind=kind))
 
     def plain(self, file: str, table: str, *, kind: str, beats: bool = False) -> int:
         """Start a worker that takes one job of a kind by SQL of its own and is busy with it for ever."""
@@ -65,6 +75,10 @@ class Workers:
         ended = self._ask("ended", pid=pid)
         assert ended in (None, -signal.SIGKILL), f"process {pid} ended with {ended}"
         return ended is not None
+
+    def end(self) -> None:
+        """Kill all that still live, and bury them."""
+        self._ask("end")
 
     def _ask(self, order: str, **said: object) -> Any:  # noqa: ANN401
         print(json.dumps([order, said]), file=self._orders, flush=True)
@@ -102,12 +116,20 @@ def main() -> None:
             sys.stdout.write(f"{json.dumps(_carry_out(order, said, alive))}\n")
             sys.stdout.flush()
     finally:
-        for pid in alive:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        _end(alive)
+
+
+def _end(alive: set[int]) -> None:
+    while alive:
+        pid = alive.pop()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _carry_out(order: str, said: dict[str, Any], alive: set[int]) -> int | None:
+    if order == "end":
+        _end(alive)
+        return None
     if order not in {"kill", "ended"}:
         pid = _fork(order, said)
         alive.add(pid)
@@ -164,20 +186,20 @@ async def _poison(_job: ClaimedJob, _beat: Heartbeat) -> None:
 _HANDLERS = {"essay": _essay, "wedged": _wedged, "page": _page, "poison": _poison}
 
 
-def _kit(file: str, kinds: list[str], lease: float) -> None:
-    asyncio.run(_run(file, kinds, timedelta(seconds=lease)))
+def _kit(url: str, kinds: list[str], lease: float, concurrency: int) -> None:
+    asyncio.run(_run(url, kinds, timedelta(seconds=lease), concurrency))
 
 
-async def _run(file: str, kinds: list[str], lease: timedelta) -> None:
+async def _run(url: str, kinds: list[str], lease: timedelta, concurrency: int) -> None:
     registry = Registry()
     for kind in kinds:
         registry.job(kind)(_HANDLERS[kind])
     own = JobTable.from_settings(SourceSettings())
     async with running(
         registry,
-        url=f"sqlite:///{file}",
+        url=url,
         jobs=own,
-        concurrency=2,
+        concurrency=concurrency,
         poll=timedelta(milliseconds=50),
         beat_every=lease / 5,
         lease=lease,
@@ -186,6 +208,28 @@ async def _run(file: str, kinds: list[str], lease: timedelta) -> None:
 
 
 # An application's own processes, which know nothing of Unstick
+
+
+def _steady(url: str, kind: str) -> None:
+    asyncio.run(_beat_for_ever(url, kind))
+
+
+async def _beat_for_ever(url: str, kind: str) -> None:
+    worker, now = f"steady {os.getpid()}", sa.func.current_timestamp()
+    mine = sa.update(jobs).where(jobs.c.worker == worker)
+    waiting = sa.select(jobs.c.id).where(jobs.c.status == "queued", jobs.c.job_type == kind).limit(1).scalar_subquery()
+    claim = sa.update(jobs).where(jobs.c.id == waiting).values(status="running", worker=worker, started_at=now)
+    beats = False
+    while True:
+        engine = open_engine(url)
+        with contextlib.suppress(DBAPIError, OSError):
+            while True:
+                async with engine.begin() as connection:
+                    done = await connection.execute(mine.values(updated_at=now) if beats else claim)
+                beats = beats or bool(done.rowcount)
+                await asyncio.sleep(0.1)
+        await engine.dispose()
+        await asyncio.sleep(0.1)
 
 
 def _connect(file: str) -> sqlite3.Connection:
@@ -216,7 +260,7 @@ def _plain(file: str, table: str, kind: str, *, beats: bool) -> None:
             time.sleep(0.1)
 
 
-_TASKS: Mapping[str, Callable[..., None]] = {"kit": _kit, "request": _request, "plain": _plain}
+_TASKS: Mapping[str, Callable[..., None]] = {"kit": _kit, "steady": _steady, "request": _request, "plain": _plain}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -26,6 +26,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PlainValidator,
     SecretStr,
     Strict,
@@ -165,7 +166,29 @@ def parse_schedule(said: object) -> object:
     return Every(_duration_in_range(parse_duration(said)))
 
 
-ScheduleText = Annotated[Every | Cron, PlainValidator(parse_schedule)]
+class Address(NamedTuple):
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+
+def parse_address(said: object) -> Address:
+    """Read `127.0.0.1:9464` or `[::1]:9464`."""
+    if isinstance(said, Address):
+        return said
+    match = (
+        re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/\[\]]+)):([0-9]{1,5})", said) if isinstance(said, str) else None
+    )
+    if match is None or not 0 < int(match[3]) <= _LAST_PORT:
+        raise ValueError("must be an address and a port, such as 127.0.0.1:9464")
+    return Address(match[1] or match[2], int(match[3]))
+
+
+_LAST_PORT = 65_535
+
+# Without a serializer of its own pydantic warns whenever settings are dumped, for it takes neither class for the other.
+ScheduleText = Annotated[Every | Cron, PlainValidator(parse_schedule), PlainSerializer(lambda schedule: schedule)]
 
 
 class _Section(BaseModel):
@@ -289,6 +312,7 @@ class RuleSettings(_Section):
     recovery_window: Duration | None = None
     retry_backoff: Duration | None = None
     ask: bool | None = None
+    looks: int | None = Field(default=None, ge=1)
 
     def rule(self) -> Rule:
         """Return these settings as the pipeline's value."""
@@ -307,6 +331,7 @@ class PolicySettings(_Section):
     retry_backoff: Duration = Policy().retry_backoff
     max_attempts: int | None = Field(default=None, ge=1)
     ask: bool = Policy().ask
+    looks: int = Field(default=Policy().looks, ge=1)
     rules: tuple[RuleSettings, ...] = ()
 
     def policy(self) -> Policy:
@@ -373,6 +398,21 @@ class AuthSettings(_Section):
 
     issuer: str = "unstick"
     audience: str = "unstick"
+
+
+def _some_secret(secret: SecretStr) -> SecretStr:
+    if not secret.get_secret_value().strip():
+        raise ValueError("must not be empty")
+    return secret
+
+
+class MetricsSettings(_Section):
+    """How metrics are scraped."""
+
+    token: Annotated[SecretStr, AfterValidator(_some_secret)] | None = None
+    """What a scrape must bear as its bearer token; without it anybody who reaches the port may read them."""
+    listen: Annotated[Address, PlainValidator(parse_address)] | None = None
+    """Where `unstick watch`, which has no HTTP of its own, serves them; `unstick serve` has them at `/metrics`."""
 
 
 class MessageSettings(_Section):
@@ -454,6 +494,7 @@ class Settings(BaseSettings):
     sweep: SweepSettings = SweepSettings()
     alerts: AlertSettings = AlertSettings()
     auth: AuthSettings = AuthSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -558,10 +599,12 @@ def _read(path: Path) -> dict[str, Any]:
 _SECTIONS: Mapping[str, type[_Section]] = {
     "sources": SourceSettings,
     "ledger": LedgerSettings,
+    "retention": RetentionSettings,
     "policy": PolicySettings,
     "sweep": SweepSettings,
     "alerts": AlertSettings,
     "auth": AuthSettings,
+    "metrics": MetricsSettings,
 }
 _WITNESSES: Mapping[str, type[_Section]] = {
     "registry": RegistrySettings,

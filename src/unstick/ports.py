@@ -21,7 +21,7 @@ from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
 from unstick.domain.retention import Pruned, Retention
-from unstick.domain.sighting import Sighted, Sighting
+from unstick.domain.sighting import Sighted, Sighting, Stuck
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import Event, JobRow
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, SuspectGroup
@@ -240,6 +240,16 @@ class Sightings(Protocol):
         """
 
 
+class Looks(Protocol):
+    """At how many unattended passes in a row jobs were found stuck."""
+
+    async def note(self, source: str, jobs: Sequence[Stuck], this: Pass) -> Mapping[JobId, int]:
+        """Write down who was found stuck at a pass, and return at how many in a row each was, this one included.
+
+        Passes a moment apart are one, so that several processes that sweep at once don't make a row of them.
+        """
+
+
 class JobHistory(Protocol):
     """What a source's finished jobs tell of the past, over bounded samples of them."""
 
@@ -265,7 +275,7 @@ class JobQueue(Protocol):
         """Begin to vouch for a worker, for the length of a lease."""
 
     async def leave(self, worker: WorkerIdentity) -> None:
-        """Cease to vouch for a worker."""
+        """Cease to vouch for a worker; that it was there stays known for a while."""
 
     async def claim(
         self, worker: WorkerIdentity, *, limit: int, kinds: Sequence[str] | None = None, job_id: JobId | None = None

@@ -41,6 +41,7 @@ from unstick.sql.history import SqlHistory
 from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
 from unstick.sql.leaders import SqlLeaders
 from unstick.sql.ledger import SqlLedger
+from unstick.sql.looks import SqlLooks
 from unstick.sql.mapping import JobTable
 from unstick.sql.plans import SqlPlans
 from unstick.sql.queue import SqlJobQueue
@@ -56,6 +57,9 @@ from unstick.sql.unmapped import unmapped_words
 from unstick.sql.watches import SqlWatches
 from unstick.telemetry.alerts import AlertListener
 from unstick.telemetry.log import LogListener
+from unstick.telemetry.metrics import Metrics
+from unstick.telemetry.scraping import listening
+from unstick.telemetry.spans import SpanListener
 from unstick.witnesses.progress import Progress
 from unstick.worker import Heartbeats, Worker, this_process
 
@@ -103,6 +107,7 @@ def watch(
         ledger=SqlLedger(ledger or connections),
         policy=policy,
         brakes=SqlBrakes(ledger or connections),
+        looks=SqlLooks(ledger or connections),
         history=SqlHistory(declared, connections),
         snoozes=SqlSnoozes(ledger or connections),
         leaders=SqlLeaders(ledger or connections),
@@ -368,7 +373,9 @@ class _Sources:
 
 
 @asynccontextmanager
-async def keep_watch(settings: Settings) -> AsyncIterator[Mapping[str, OpenWatched]]:
+async def keep_watch(
+    settings: Settings, listeners: Sequence[Listener] = ()
+) -> AsyncIterator[Mapping[str, OpenWatched]]:
     """Observe and sweep the sources again and again, as one replica of several, and lend them meanwhile.
 
     Raises:
@@ -377,11 +384,26 @@ async def keep_watch(settings: Settings) -> AsyncIterator[Mapping[str, OpenWatch
     async with AsyncExitStack() as stack:
         sources: dict[str, OpenWatched] = {}
         courier = Courier(sources, open_channels(settings))
-        lender = _Sources(settings, [LogListener()], stack, courier.wake)
+        lender = _Sources(settings, [LogListener(), SpanListener(), *listeners], stack, courier.wake)
         sources.update({name: partial(lender.lend, name) for name in settings.sources})
         runner = Runner(sources, settings.sweep.timetable(), holder=this_process().name)
         async with running(courier), running(runner):
             yield sources
+
+
+@asynccontextmanager
+async def keep_watch_alone(settings: Settings) -> AsyncIterator[None]:
+    """Keep watch without the service, and serve its metrics where the settings say.
+
+    Raises:
+        ConfigurationError: nobody can listen there, or a channel for alerts can't be opened.
+    """
+    metrics = Metrics(settings.sources)
+    async with AsyncExitStack() as stack:
+        if settings.metrics.listen is not None:
+            stack.enter_context(listening(metrics, settings.metrics.listen, settings.metrics.token))
+        await stack.enter_async_context(keep_watch(settings, [metrics]))
+        yield
 
 
 @asynccontextmanager
@@ -426,10 +448,11 @@ def create_service(settings: Settings) -> FastAPI:
     if settings.secret_key is None:
         raise ConfigurationError("There is no secret key; set UNSTICK_SECRET_KEY to at least 32 random characters.")
     sources: dict[str, OpenWatched] = {}
+    metrics = Metrics(settings.sources)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with keep_watch(settings) as kept:
+        async with keep_watch(settings, [metrics]) as kept:
             sources.update(kept)
             yield
 
@@ -444,6 +467,8 @@ def create_service(settings: Settings) -> FastAPI:
         principal=jwt_principal(settings.secret_key, settings.auth),
         timetable=settings.sweep.timetable(),
         lifespan=lifespan,
+        metrics=metrics,
+        metrics_token=settings.metrics.token,
     )
 
 

@@ -4,16 +4,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from pydantic import SecretStr
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from unstick import __version__
 from unstick.api.health import health_router
+from unstick.api.metrics import metrics_router
 from unstick.api.problems import log_failure, problem_of
 from unstick.api.router import PREFIX, admin_router
 from unstick.domain.schedule import Timetable
 from unstick.pipeline.watched import OpenWatched
+from unstick.telemetry.metrics import Metrics
 
 _OPENAPI = "/openapi.json"
 _SECURITY_HEADERS = {
@@ -29,8 +32,10 @@ def create_app(
     principal: Callable[..., Any],
     timetable: Timetable | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
+    metrics: Metrics | None = None,
+    metrics_token: SecretStr | None = None,
 ) -> FastAPI:
-    """Return the service for these sources.
+    """Return the service for these sources, with `/metrics` where there are any.
 
     Raises:
         ConfigurationError: there is no source.
@@ -47,6 +52,8 @@ def create_app(
     )
     app.include_router(admin_router(watched=watched, principal=principal))
     app.include_router(health_router(watched, timetable or Timetable()))
+    if metrics is not None:
+        app.include_router(metrics_router(metrics, metrics_token))
     app.add_api_route("/", _root, include_in_schema=False)
     for kind in (HTTPException, Exception):
         app.add_exception_handler(kind, _render)

@@ -4,9 +4,9 @@ They need no token and name no job, no address and no secret; asking them is no 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Any, Literal, get_args
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from typing_extensions import TypedDict
 
@@ -18,6 +18,14 @@ from unstick.pipeline.watched import OpenWatched
 
 _MEDIA_TYPE = "application/health+json"
 _UNHEALTHY = 503
+_YES = ("true", "1", "yes")
+_STRICT: dict[str, Any] = {
+    "name": "strict",
+    "in": "query",
+    "description": "With `true`, answer 503 where something failed.",
+    "schema": {"type": "string"},
+}
+"""Read by hand: a monitor that asks strangely is answered all the same."""
 
 Word = Literal["pass", "warn", "fail"]
 
@@ -42,6 +50,35 @@ class HealthShape(TypedDict, total=False):
     checks: dict[str, list[CheckShape]]
 
 
+_WORDS = {"type": "string", "enum": list(get_args(Word))}
+_CHECK = {
+    "type": "object",
+    "required": ["componentId", "status"],
+    "properties": {
+        "componentId": {"type": "string"},
+        "componentType": {"type": "string"},
+        "status": _WORDS,
+        "observedValue": {"type": "number"},
+        "observedUnit": {"type": "string"},
+        "output": {"type": "string"},
+    },
+}
+_CONTENT: dict[str, Any] = {
+    _MEDIA_TYPE: {
+        "schema": {
+            "type": "object",
+            "required": ["status", "version"],
+            "properties": {
+                "status": _WORDS,
+                "version": {"type": "string"},
+                "description": {"type": "string"},
+                "checks": {"type": "object", "additionalProperties": {"type": "array", "items": _CHECK}},
+            },
+        }
+    }
+}
+
+
 def health_router(watched: Mapping[str, OpenWatched], timetable: Timetable) -> APIRouter:
     """Return the three calls, to include where a monitor finds them."""
     router = APIRouter(prefix="/health", tags=["health"])
@@ -55,20 +92,23 @@ def health_router(watched: Mapping[str, OpenWatched], timetable: Timetable) -> A
         found = await check_ready(watched)
         return _answer(_shape(found), strict=True)
 
-    async def jobs(
-        strict: Annotated[bool, Query(description="Answer 503 where something failed.")] = False,
-    ) -> JSONResponse:
+    async def jobs(request: Request) -> JSONResponse:
         """Tell what is stuck (warn), and whether sources are observed and swept on time (fail where not)."""
+        strict = request.query_params.get("strict", "").lower() in _YES
         return _answer(_shape(await check_jobs(watched, timetable)), strict=strict)
 
-    for path, call in (("/live", live), ("/ready", ready), ("/jobs", jobs)):
+    for path, call, parameters in (("/live", live, []), ("/ready", ready, []), ("/jobs", jobs, [_STRICT])):
         router.add_api_route(
             path,
             call,
             operation_id=f"health_{call.__name__}",
-            response_model=HealthShape,
-            response_class=JSONResponse,
-            responses={_UNHEALTHY: {"model": HealthShape, "description": "Something failed; `checks` says what."}},
+            response_model=None,
+            response_class=Response,
+            openapi_extra={"parameters": parameters} if parameters else None,
+            responses={
+                200: {"content": _CONTENT, "description": "What was found."},
+                _UNHEALTHY: {"content": _CONTENT, "description": "Something failed; `checks` says what."},
+            },
         )
     return router
 

@@ -10,6 +10,7 @@ from unstick.cli.aftermath import aftermath
 from unstick.cli.alert import app as alert
 from unstick.cli.apply import apply
 from unstick.cli.brake import brake
+from unstick.cli.dashboards import app as dashboards
 from unstick.cli.db import app as db
 from unstick.cli.demo import demo
 from unstick.cli.guard import guard
@@ -58,6 +59,7 @@ for command in (
     app.command()(command)
 app.add_typer(alert, name="alert")
 app.add_typer(policy, name="policy")
+app.add_typer(dashboards, name="dashboards")
 app.add_typer(db, name="db")
 app.command()(demo)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from unstick.config import Settings
-    from unstick.pipeline.report import Finding, StuckReport
+    from unstick.pipeline.report import Finding, StuckReport, UnservedQueue
 
 _STUCK_FOUND = 1
 _UUID = 36
@@ -106,7 +106,8 @@ def _width(table: "Table", console: "Console") -> int:
 
 def _cells(finding: "Finding") -> tuple[str, ...]:
     job = finding.job
-    said = (job.id, job.status, job.kind or "-", say_duration(finding.age), finding.diagnosis.sentence)
+    why = "; ".join(filter(None, (finding.diagnosis.sentence, finding.outlook)))
+    said = (job.id, job.status, job.kind or "-", say_duration(finding.age), why)
     return tuple(plain(word) for word in said)
 
 
@@ -124,4 +125,12 @@ def _summary(report: "StuckReport") -> str:
         if report.next_cursor
         else ""
     )
-    return f"{said}\n{limits}{rest}"
+    unserved = "".join(f"\n{_unserved(each)}" for each in report.unserved)
+    return f"{said}{unserved}\n{limits}{rest}"
+
+
+def _unserved(found: "UnservedQueue") -> str:
+    """Say once of queues what would else be said of each of their jobs."""
+    named = "" if found.queues is None else f" of {'queue' if len(found.queues) == 1 else 'queues'} "
+    jobs = f"{found.jobs} queued job{'' if found.jobs == 1 else 's'}{named}{plain(', '.join(found.queues or ()))}"
+    return f"No worker lives that could take the {jobs}: start one."

@@ -26,11 +26,11 @@ def watch(ctx: typer.Context) -> None:
 async def _watch(settings: "Settings") -> None:
     import asyncio
 
-    from unstick.wiring import check_sources, keep_watch
+    from unstick.wiring import check_sources, keep_watch_alone
 
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     await check_sources(settings)
-    async with keep_watch(settings):
+    async with keep_watch_alone(settings):
         await stopped.wait()

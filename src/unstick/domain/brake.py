@@ -5,7 +5,7 @@ A mass event is an outage, not a thousand stuck jobs: whoever fails them all mak
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from unstick.domain.job import Job, JobState, sign_of_life
@@ -70,6 +70,8 @@ class Pass:
     at: datetime
     back_at: datetime | None = None
     """When the watch over it, or its database, was back after it had been away; its jobs have a grace since then."""
+    before: datetime | None = field(default=None, compare=False)
+    """When the pass before it was, None where it is the first one or that isn't told."""
 
 
 def next_pass(last: Pass | None, now: datetime, every: timedelta, up_since: datetime | None) -> Pass:
@@ -81,11 +83,12 @@ def next_pass(last: Pass | None, now: datetime, every: timedelta, up_since: date
         every: how far apart passes are meant to be.
         up_since: since when the database has been up, None where it doesn't say.
     """
+    before = None if last is None else last.at
     if last is None or now - last.at > 3 * every:
-        return Pass(at=now, back_at=now)
+        return Pass(at=now, back_at=now, before=before)
     if up_since is not None and up_since > last.at:
-        return Pass(at=now, back_at=up_since)
-    return Pass(at=now, back_at=last.back_at)
+        return Pass(at=now, back_at=up_since, before=before)
+    return Pass(at=now, back_at=last.back_at, before=before)
 
 
 def in_grace(this: Pass, threshold: timedelta) -> bool:

@@ -106,12 +106,22 @@ def is_undecided(diagnosis: Diagnosis, words: Sequence[Evidence]) -> bool:
 
 def diagnose_hung(words: Sequence[Evidence], look_at: datetime, hung_after: timedelta) -> Diagnosis | None:
     """Say that a job is hung: it may beat, but its progress has stood still for so long; None where it hasn't."""
-    for word in words:
-        if word.witness == PROGRESS and word.holding is Holding.UNKNOWN and word.at is not None:
-            if look_at - word.at < hung_after:
-                return None
-            return Diagnosis(Reason.HUNG, f"it shows signs of life, but no progress: {_quoted(word)}")
-    return None
+    word = _of_progress(words)
+    if word is None or word.at is None or look_at - word.at < hung_after:
+        return None
+    return Diagnosis(Reason.HUNG, f"it shows signs of life, but no progress: {_quoted(word)}")
+
+
+def stands_still_since(words: Sequence[Evidence]) -> datetime | None:
+    """Return since when a job's progress has stood still, None where no witness says so."""
+    word = _of_progress(words)
+    return None if word is None else word.at
+
+
+def _of_progress(words: Sequence[Evidence]) -> Evidence | None:
+    """Return the word on progress that stands still."""
+    still = (word for word in words if word.witness == PROGRESS and word.holding is Holding.UNKNOWN)
+    return next((word for word in still if word.at is not None), None)
 
 
 def _quoted(word: Evidence) -> str:

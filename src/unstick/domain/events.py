@@ -69,6 +69,8 @@ class Observed:
     held: Held | None = None
     late_finishes: int = 0
     """Recovered jobs that finished after all, within a day."""
+    swept_at: datetime | None = None
+    """When an unattended sweep last came to its end, whichever process made it; None where none is known of."""
 
     @property
     def stuck_jobs(self) -> int:

@@ -1,10 +1,11 @@
 """What may be done about a diagnosed job: thresholds, action, and how often a job may be recovered."""
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from unstick.domain.diagnosis import Diagnosis, Reason, diagnose
 from unstick.domain.errors import InvalidRequestError
@@ -36,11 +37,17 @@ class Rule:
     recovery_window: timedelta | None = None
     retry_backoff: timedelta | None = None
     ask: bool | None = None
+    looks: int | None = None
 
     def governs(self, source: str, jobs: JobClass) -> bool:
         """Tell whether this rule is about these jobs of this source; letter case counts."""
         patterns = ((self.source, source), (self.queue, jobs.queue), (self.kind, jobs.kind))
         return all(pattern == "*" or fnmatchcase(said or "", pattern) for pattern, said in patterns)
+
+    @property
+    def said(self) -> Mapping[str, object]:
+        """What it says in place of the policy, by the policy's names."""
+        return {name: value for name in _RULED if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +68,8 @@ class Policy:
     """A retry is for jobs that were begun less often than this; None asks nothing of that."""
     ask: bool = False
     """Unattended sweeps leave the job to a person."""
+    looks: int = 1
+    """At how many unattended sweeps in a row a job must be found stuck before one acts on it."""
     rules: tuple[Rule, ...] = ()
     """What holds for some jobs instead: the first rule that governs a job."""
 
@@ -70,8 +79,13 @@ class Policy:
 
     def under(self, rule: Rule | None) -> "Policy":
         """Return what holds for the jobs that a rule governs."""
-        said = {} if rule is None else {name: getattr(rule, name) for name in _RULED if getattr(rule, name) is not None}
+        said: Mapping[str, Any] = {} if rule is None else rule.said
         return replace(self, rules=(), **said)
+
+    def longest_recovery_window(self, source: str) -> timedelta:
+        """Return how far back a recovery of any job of a source may still count."""
+        rules = [rule for rule in self.rules if fnmatchcase(source, rule.source)]
+        return max([self.recovery_window, *(rule.recovery_window for rule in rules if rule.recovery_window)])
 
 
 _RULED = tuple(each.name for each in fields(Rule) if each.name not in {"source", "queue", "kind"})

@@ -2,11 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Self
 
 from unstick.domain.job import Job, JobId
+from unstick.domain.suspect import Suspect
 
+LOOKS_APART = timedelta(seconds=30)
+"""Looks that are closer than this are one."""
 LONGEST_PROGRESS = 200
 """Longer progress is remembered by its beginning and its fingerprint."""
 
@@ -25,6 +28,20 @@ class Sighted:
         """Return how a job looks."""
         attempt = repr((job.attempt, job.worker, job.started_at))
         return cls(job_id=job.id, attempt=_fingerprint(attempt), progress=_short(job.progress))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stuck:
+    """A job as a pass found it stuck: which attempt of it, and since when."""
+
+    job_id: JobId
+    mark: str
+    """Another one where it has shown any life since; opaque."""
+
+    @classmethod
+    def of(cls, suspect: Suspect, since: datetime) -> Self:
+        """Return a suspect that has been stuck since then."""
+        return cls(job_id=suspect.job_id, mark=_fingerprint(repr((suspect.state, since, suspect.attempt))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

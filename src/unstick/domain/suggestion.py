@@ -9,7 +9,8 @@ from typing import Literal
 
 from unstick.domain.aftermath import LateRuns
 from unstick.domain.history import Durations, Figures
-from unstick.domain.policy import Policy
+from unstick.domain.job import JobClass
+from unstick.domain.policy import Policy, Rule
 from unstick.domain.wording import say_duration
 
 FEWEST_JOBS = 20
@@ -44,6 +45,8 @@ class Suggestion:
     figures: Figures
     late: LateRuns | None
     why: str
+    rule: Rule | None = None
+    """Of the policy, the rule that governs these jobs now."""
 
     @property
     def changes(self) -> bool:
@@ -61,17 +64,24 @@ class Suggestions:
     """Empty where nothing would change."""
 
 
-def suggest(durations: Durations, late: Sequence[LateRuns], policy: Policy) -> Suggestions:
-    """Propose thresholds by kind, by queue where that matters, and for queued jobs all together."""
+def suggest(durations: Durations, late: Sequence[LateRuns], policy: Policy, source: str) -> Suggestions:
+    """Propose thresholds by kind, by queue where that matters, and for queued jobs all together.
+
+    What a kind has now, and what is proposed in its place, is its own rule's where one of the policy's governs it.
+    """
     late_by_kind = {each.kind: each for each in late}
     items: list[Suggestion] = []
     for figures in durations.runs:
         queues = [each for each in durations.runs_by_queue if each.kind == figures.kind and each.queue is not None]
-        items += _by_queue(queues, late_by_kind.get(figures.kind), policy)
-        items.append(_suggestion("running_after", figures, late_by_kind.get(figures.kind), policy.running_after))
+        rules = {each.queue: policy.rule_of(source, JobClass(each.kind, each.queue)) for each in queues}
+        items += _by_queue(queues, late_by_kind.get(figures.kind), policy, rules)
+        # All its queues may be under one rule, though the kind as such is under none.
+        rule = policy.rule_of(source, JobClass(figures.kind, None))
+        rule = next(iter(rules.values())) if rules and len(set(rules.values())) == 1 else rule
+        items.append(_running(figures, late_by_kind.get(figures.kind), policy, rule))
     if durations.waits is not None:
         items.append(_suggestion("queued_after", durations.waits, None, policy.queued_after))
-    return Suggestions(basis=durations.basis, items=tuple(items), toml=_toml(items))
+    return Suggestions(basis=durations.basis, items=tuple(items), toml=_toml(items, policy))
 
 
 def propose(figures: Figures, late: LateRuns | None) -> timedelta | None:
@@ -91,8 +101,10 @@ def _rounded_up(duration: timedelta) -> timedelta:
     return max(_MINUTE, -(-duration // step) * step)
 
 
-def _by_queue(queues: Sequence[Figures], late: LateRuns | None, policy: Policy) -> list[Suggestion]:
-    found = [_suggestion("running_after", each, late, policy.running_after) for each in queues]
+def _by_queue(
+    queues: Sequence[Figures], late: LateRuns | None, policy: Policy, rules: Mapping[str | None, Rule | None]
+) -> list[Suggestion]:
+    found = [_running(each, late, policy, rules[each.queue]) for each in queues]
     told = [(each, each.proposed) for each in found if each.proposed is not None]
     proposed = [threshold for _, threshold in told]
     if not proposed or max(proposed) < min(proposed) * MATTERS:
@@ -100,7 +112,13 @@ def _by_queue(queues: Sequence[Figures], late: LateRuns | None, policy: Policy) 
     return [each for each, _ in told]
 
 
-def _suggestion(threshold: Threshold, figures: Figures, late: LateRuns | None, current: timedelta) -> Suggestion:
+def _running(figures: Figures, late: LateRuns | None, policy: Policy, rule: Rule | None) -> Suggestion:
+    return _suggestion("running_after", figures, late, policy.under(rule).running_after, rule)
+
+
+def _suggestion(
+    threshold: Threshold, figures: Figures, late: LateRuns | None, current: timedelta, rule: Rule | None = None
+) -> Suggestion:
     proposed = propose(figures, late)
     return Suggestion(
         threshold=threshold,
@@ -111,6 +129,7 @@ def _suggestion(threshold: Threshold, figures: Figures, late: LateRuns | None, c
         figures=figures,
         late=late,
         why=_why(threshold, figures, late, current, proposed),
+        rule=rule,
     )
 
 
@@ -141,22 +160,39 @@ def as_setting(duration: timedelta) -> str:
     return f"{seconds:.15g}s"
 
 
-def _toml(items: Sequence[Suggestion]) -> str:
+def _toml(items: Sequence[Suggestion], policy: Policy) -> str:
     """Return what to paste: the policy's own thresholds first, and then the rules, the narrower ones before."""
     changed = [each for each in items if each.changes]
     general = [each for each in changed if each.kind is None]
     lines = [f"{each.threshold} = {_quoted(as_setting(each.proposed or each.current))}" for each in general]
     tables = ["[policy]\n" + "\n".join(lines)] if lines else []
-    tables += [_rule(each) for each in changed if each.kind is not None]
+    tables += [_rule(each, policy) for each in changed if each.kind is not None]
     return "\n\n".join(tables)
 
 
-def _rule(suggestion: Suggestion) -> str:
+def _rule(suggestion: Suggestion, policy: Policy) -> str:
+    """Return a rule; one for jobs that a rule governs goes before that one, and repeats what else it says of them."""
     # A rule's kind is a pattern: what is special in one stands for itself between brackets.
     matched: Mapping[str, str | None] = {"kind": suggestion.kind, "queue": suggestion.queue}
     lines = [f"{key} = {_quoted(glob.escape(word))}" for key, word in matched.items() if word is not None]
     proposed = _quoted(as_setting(suggestion.proposed or suggestion.current))
-    return "\n".join(["[[policy.rules]]", *lines, f"{suggestion.threshold} = {proposed}"])
+    lines.append(f"{suggestion.threshold} = {proposed}")
+    if suggestion.rule is None:
+        return "\n".join(["[[policy.rules]]", *lines])
+    matched_by = ("source", "queue") if suggestion.queue is None else ("source",)
+    matching = {name: word for name in matched_by if (word := getattr(suggestion.rule, name)) != "*"}
+    said = {name: value for name, value in suggestion.rule.said.items() if name != suggestion.threshold}
+    lines += [f"{name} = {_value(value)}" for name, value in (matching | said).items()]
+    place = f"# Before rule {policy.rules.index(suggestion.rule) + 1}, whose other settings it repeats."
+    return "\n".join([place, "[[policy.rules]]", *lines])
+
+
+def _value(said: object) -> str:
+    if isinstance(said, bool):
+        return str(said).lower()
+    if isinstance(said, int):
+        return str(said)
+    return _quoted(as_setting(said) if isinstance(said, timedelta) else str(said))
 
 
 def _quoted(word: str) -> str:

@@ -38,7 +38,7 @@ class FollowUp:
 
 
 async def follow_up(watched: Watched, *, whole: bool = False, besides: int | None = None) -> FollowUp:
-    """Find out what became of the jobs recovered within the recovery window, newest first, and record it.
+    """Find out what became of the jobs recovered within the longest recovery window, newest first, and record it.
 
     Args:
         watched: the source, and the ledger its recoveries are in.
@@ -46,7 +46,7 @@ async def follow_up(watched: Watched, *, whole: bool = False, besides: int | Non
         besides: an operation whose jobs are left for the next time.
     """
     source, ledger = watched.source, watched.ledger
-    span = await ledger.follow_up_span(source.name, watched.policy.recovery_window)
+    span = await ledger.follow_up_span(source.name, watched.policy.longest_recovery_window(source.name))
     if span is None:
         return FollowUp()
     place = None if whole else span.place

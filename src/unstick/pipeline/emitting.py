@@ -31,6 +31,7 @@ async def _untroubled(listener: str, event: PipelineEvent) -> AsyncIterator[None
     try:
         yield
     except SourceUnavailableError as error:
-        _log.warning("%s could not take note of %s: %s", listener, type(event).__name__, error)
+        # Of which whoever has the trouble tells, once.
+        _log.debug("%s could not take note of %s: %s", listener, type(event).__name__, error)
     except Exception:  # noqa: BLE001 - whatever it is, it is the listener's
         _log.exception("%s could not take note of %s", listener, type(event).__name__)

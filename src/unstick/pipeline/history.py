@@ -35,7 +35,7 @@ async def report_suggestions(watched: Watched) -> SuggestionReport:
     durations = await _history(watched).durations()
     late = await watched.ledger.late_runs(watched.source.name, LATE_WINDOW)
     return SuggestionReport(
-        suggestions=suggest(durations, late, watched.policy),
+        suggestions=suggest(durations, late, watched.policy, watched.source.name),
         heartbeats=watched.source.capabilities.heartbeats,
         at=await watched.source.clock(),
     )

@@ -64,12 +64,25 @@ def _with_witnesses(watched: Watched, scopes: tuple[Scope, ...]) -> tuple[Scope,
         replace(scope, look=replace(scope.look, running_after=min(scope.look.running_after, ASKED_AFTER)))
         for scope in scopes
     ]
-    return (*asked, *(_hung(scope, scope.policy.hung_after) for scope in scopes if scope.policy.hung_after))
+    hung = (
+        replace(scope, look=look, hung_after=scope.policy.hung_after)
+        for scope in scopes
+        if (look := look_for_hung(scope)) is not None
+    )
+    return (*asked, *hung)
 
 
-def _hung(scope: Scope, hung_after: timedelta) -> Scope:
-    look = replace(scope.look, running_after=hung_after, by_start=True, states=(JobState.RUNNING,))
-    return replace(scope, look=look, hung_after=hung_after)
+def look_for_hung(scope: Scope) -> Look | None:
+    """Return the look at those of a scope's jobs that may hang, None where its policy doesn't ask for them."""
+    hung_after = scope.policy.hung_after
+    if hung_after is None:
+        return None
+    return replace(scope.look, running_after=hung_after, by_start=True, states=(JobState.RUNNING,))
+
+
+def look_by_age(scope: Scope) -> Look:
+    """Return the look by which the running jobs of a scope of hung ones are judged by their signs of life."""
+    return replace(scope.look, running_after=min(scope.policy.running_after, ASKED_AFTER), by_start=False)
 
 
 async def _by_rule(watched: Watched, look: Look) -> tuple[Scope, ...]:

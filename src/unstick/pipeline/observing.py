@@ -34,6 +34,7 @@ async def observe(watched: Watched) -> Observed:
     still_open = await watched.source.open_jobs()
     late = await watched.ledger.late_counts(watched.source.name, RECOVERIES_WINDOW)
     brake = None if watched.brakes is None else await watched.brakes.find(watched.source.name)
+    watch = None if watched.watches is None else await watched.watches.find(watched.source.name)
     since = (still_open.queued_since, still_open.running_since)
     queued, running = (None if each is None else max(timedelta(0), look.taken_at - each) for each in since)
     return Observed(
@@ -48,6 +49,7 @@ async def observe(watched: Watched) -> Observed:
         oldest_running=running,
         held=held_by(brake),
         late_finishes=late.total,
+        swept_at=None if watch is None else watch.swept_at,
     )
 
 

@@ -5,13 +5,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from unstick.domain.aftermath import LateCounts
 from unstick.domain.diagnosis import Diagnosis, Reason, diagnose, evidence_of
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.evidence import Evidence
 from unstick.domain.job import Job, JobId, JobState, sign_of_life
-from unstick.domain.suspect import ACCUSED_STATES, Look, Position, StuckCounts
+from unstick.domain.policy import Policy, decide
+from unstick.domain.recovery import Action
+from unstick.domain.suspect import ACCUSED_STATES, Look, Position, StuckCounts, Suspect
 from unstick.pipeline.judging import Convicted, asks_witnesses, convicted_running, count_stuck
 from unstick.pipeline.looking import Scope, take_look, take_scopes
 from unstick.pipeline.watched import Watched
@@ -32,6 +35,8 @@ class Finding:
     age: timedelta
     diagnosis: Diagnosis
     evidence: tuple[Evidence, ...]
+    outlook: str | None = None
+    """Why a sweep wouldn't queue it again, though its policy says so; None where it would, or where it says no such."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +101,8 @@ async def report_stuck(
     lists: dict[JobState, list[Finding]] = {}
     for state in ACCUSED_STATES:
         wanted = cursor is None or state in positions
-        lists[state] = await _oldest(watched, scopes, state, limit + 1, positions.get(state)) if wanted else []
+        told = await _oldest(watched, scopes, state, limit + 1, positions.get(state)) if wanted else []
+        lists[state] = await _with_outlook(watched, look, told)
     return StuckReport(
         look=look,
         counts=count.stuck,
@@ -122,21 +128,54 @@ def check_limit(limit: int) -> None:
         raise InvalidRequestError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
 
 
+class _Found(NamedTuple):
+    finding: Finding
+    policy: Policy
+
+
 async def _oldest(
     watched: Watched, scopes: Sequence[Scope], state: JobState, limit: int, after: Position | None
-) -> list[Finding]:
+) -> list[_Found]:
     """Return a state's findings of all scopes, oldest sign of life first."""
-    found: list[Finding] = []
+    found: list[_Found] = []
     for scope in scopes:
         if state is JobState.RUNNING and asks_witnesses(watched, scope):
             running = await convicted_running(watched, scope)
-            found += [finding for each in running.convicted if (finding := _told(each, scope, after)) is not None]
+            told = [finding for each in running.convicted if (finding := _told(each, scope, after)) is not None]
         elif state in scope.look.states:
-            jobs = await watched.source.list_suspects(scope.look, state, limit=limit, after=after)
-            found += _findings(jobs, scope)
+            told = _findings(await watched.source.list_suspects(scope.look, state, limit=limit, after=after), scope)
+        else:
+            continue
+        found += [_Found(finding, scope.policy) for finding in told]
     if len(scopes) > 1 or watched.witnesses:
-        found.sort(key=lambda finding: _position_of(finding.job))
+        found.sort(key=lambda each: _position_of(each.finding.job))
     return found[:limit]
+
+
+async def _with_outlook(watched: Watched, look: Look, found: Sequence[_Found]) -> list[Finding]:
+    """Say of those whose policy would queue them again which are given up instead: one statement a recovery window."""
+    spent: dict[JobId, int] = {}
+    retried = [each for each in found if each.policy.action is Action.RETRY]
+    for window in {each.policy.recovery_window for each in retried}:
+        job_ids = [each.finding.job.id for each in retried if each.policy.recovery_window == window]
+        spent |= await watched.ledger.spent(watched.source.name, job_ids, look.taken_at - window)
+    return [
+        replace(finding, outlook=_outlook(finding, policy, spent.get(finding.job.id, 0)))
+        if policy.action is Action.RETRY
+        else finding
+        for finding, policy in found
+    ]
+
+
+def _outlook(finding: Finding, policy: Policy, spent: int) -> str | None:
+    job = finding.job
+    suspect = Suspect(job.id, job.state, finding.since, attempt=job.attempt)
+    decision = decide(suspect, finding.diagnosis, policy, policy.action, spent)
+    if decision.reason is Reason.POISON:
+        return "its recovery budget is spent: a sweep would mark it failed as poison"
+    if decision.action is not Action.RETRY:
+        return "it was begun as often as its policy allows: a sweep would mark it failed"
+    return None
 
 
 def _told(convicted: Convicted, scope: Scope, after: Position | None) -> Finding | None:
@@ -144,7 +183,7 @@ def _told(convicted: Convicted, scope: Scope, after: Position | None) -> Finding
     job = convicted.job
     if job is None or (after is not None and _position_of(job) <= (after.since, _by_id(after.job_id))):
         return None
-    since = convicted.suspect.since
+    since = convicted.since
     evidence = (*evidence_of(job), *convicted.words)
     age = scope.look.taken_at - since
     return Finding(job=job, since=since, age=age, diagnosis=convicted.diagnosis, evidence=evidence)

@@ -57,6 +57,7 @@ class JobShape(TypedDict):
     age_seconds: float
     reason: str
     sentence: str
+    outlook: str | None
     evidence: list[EvidenceShape]
 
 
@@ -427,6 +428,7 @@ def job_shape(finding: Finding) -> JobShape:
         age_seconds=round(finding.age.total_seconds(), 3),
         reason=finding.diagnosis.reason.value,
         sentence=finding.diagnosis.sentence,
+        outlook=finding.outlook,
         evidence=[evidence_shape(evidence) for evidence in finding.evidence],
     )
 

@@ -24,7 +24,7 @@ from unstick.domain.recovery import Action, Outcome, Recovery, Tally
 from unstick.domain.suspect import Look
 from unstick.pipeline.aftermath import FollowUp, follow_up_after
 from unstick.pipeline.braking import allow, begin_pass, end_pass
-from unstick.pipeline.charges import Charge, charge_of, count_as, count_left
+from unstick.pipeline.charges import Charge, charge_of, count_as, count_left, heed_looks
 from unstick.pipeline.course import Course, Leads, Operation, Progress, ahead, carry_out, meant, result_of, tell
 from unstick.pipeline.emitting import emit
 from unstick.pipeline.judging import asks_witnesses
@@ -154,7 +154,7 @@ async def _sweep(watched: Watched, order: SweepOrder, progress: Progress | None,
     this = await begin_pass(watched, look) if order.unattended else None
     scopes = await take_scopes(watched, look)
     action = order.action or watched.policy.action
-    charges = [charge_of(scope, asked=order.action, this=this) for scope in scopes]
+    charges = [await heed_looks(watched, charge_of(scope, asked=order.action, this=this), this) for scope in scopes]
     for asked in {action, *(charge.action for charge in charges)}:
         refuse_what_cannot_be_done(watched.source, asked)
     if order.dry_run:

@@ -12,7 +12,8 @@ from unstick.domain.standing import Standing, why_not_stuck
 from unstick.domain.story import JobRow
 from unstick.domain.suspect import Look, Page, Suspect
 from unstick.domain.wording import say_duration, say_instant
-from unstick.pipeline.judging import Judged
+from unstick.pipeline.gather import gather
+from unstick.pipeline.judging import Convicted, Judged
 from unstick.pipeline.judging import judge as judge_page
 from unstick.pipeline.looking import Scope, take_look, take_scopes_of
 from unstick.pipeline.rescue import decide_page
@@ -64,8 +65,18 @@ async def judge(watched: Watched, job_id: JobId) -> Verdict | None:
         return _spared(row, look, spared, rule, snooze)
     # Read again: what was read before may have been stuck then.
     again = await watched.source.find(row.job_id)
-    scope = scopes[0]
-    return None if again is None else replace(_not_stuck(again, scope.look, snooze), scope=scope, rule=rule)
+    if again is None:
+        return None
+    scope, found_now = scopes[0], _not_stuck(again, scopes[0].look, snooze)
+    evidence = (*found_now.evidence, *await _words(watched, again, look))
+    return replace(found_now, scope=scope, rule=rule, evidence=evidence)
+
+
+async def _words(watched: Watched, row: JobRow, look: Look) -> tuple[Evidence, ...]:
+    """Ask the witnesses of a running job that nothing accuses, for whoever wants to know all of it."""
+    if row.job is None or row.job.state is not JobState.RUNNING or not watched.witnesses:
+        return ()
+    return (await gather(watched.witnesses, [row.job], look.taken_at))[row.job.id]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +97,7 @@ def _stuck(row: JobRow, look: Look, found: _Judged, rule: Rule | None, snooze: S
     return Verdict(
         row=row,
         standing=Standing.STUCK,
-        sentence=f"Job {row.job_id} is stuck in {suspect.state.value}{_for_how_long(suspect, scope)}: "
+        sentence=f"Job {row.job_id} is stuck in {suspect.state.value}{_for_how_long(convicted, scope)}: "
         f"{convicted.diagnosis.sentence}.",
         scope=scope,
         page=found.page,
@@ -121,10 +132,11 @@ async def _page(watched: Watched, look: Look) -> Page:
     return Page(suspects=())
 
 
-def _for_how_long(suspect: Suspect, scope: Scope) -> str:
-    if suspect.lease_expired or scope.look.running_after != scope.policy.running_after:
+def _for_how_long(convicted: Convicted, scope: Scope) -> str:
+    state, by_age = convicted.suspect.state, scope.look.running_after == scope.policy.running_after
+    if convicted.suspect.lease_expired or (scope.hung_after is None and not by_age):
         return ""  # not age has convicted it
-    age, limit = scope.look.taken_at - suspect.since, scope.look.threshold(suspect.state)
+    age, limit = scope.look.taken_at - convicted.since, scope.look.threshold(state)
     return f" for {say_duration(age)}, where {say_duration(limit)} may pass"
 
 
@@ -179,6 +191,8 @@ async def _unattended(watched: Watched, verdict: Verdict, scope: Scope) -> str:
         return "; one that nobody watches would leave it to a person"
     if scope.waiting is Reason.UNSERVED and verdict.suspect is not None and verdict.suspect.state is JobState.QUEUED:
         return "; one that nobody watches would leave it, for nobody serves its queue"
+    if scope.policy.looks > 1:
+        return f"; those that nobody watches do so once {scope.policy.looks} of them in a row have found it stuck"
     brake = None if watched.brakes is None else await watched.brakes.find(watched.source.name)
     if brake is not None and brake.is_held:
         return f"; those that nobody watches are held by the brake since {say_instant(brake.at)}"

@@ -18,6 +18,7 @@ from unstick.ports import (
     Leaders,
     Ledger,
     Listener,
+    Looks,
     Plans,
     Pruner,
     Snoozes,
@@ -53,6 +54,8 @@ class Watched:
     brakes: Brakes | None = None
     """Where the brake is kept; without it nothing can be swept unattended."""
     unattended: Unattended = field(default_factory=Unattended)
+    looks: Looks | None = None
+    """Where it is kept how often jobs were found stuck; without it no policy can ask for more than one look."""
     history: JobHistory | None = None
     """What the source's finished jobs tell; None where it keeps none."""
     snoozes: Snoozes | None = None

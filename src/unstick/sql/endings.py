@@ -70,7 +70,7 @@ def lease_of(worker: str) -> sa.Select[Any]:
 
 
 def renew(worker: str, now: datetime, expires_at: datetime) -> sa.Update:
-    """Say that a worker lives; a lease that ran out is good again until somebody has struck it."""
+    """Say that a worker lives until then, or has left now; a lease that ran out is good again until it is struck."""
     return sa.update(tables.leases).where(tables.leases.c.id == worker).values(beat_at=now, expires_at=expires_at)
 
 
@@ -110,7 +110,7 @@ def held(mapped: MappedTable, *, free: bool = False) -> sa.Select[Any]:
     given = _given(mapped)
     joined = given.join(mapped.table, mapped.column("id") == given.c.id)
     found = rows_first(sa.select(given.c.job_id).select_from(joined).where(_still_held(mapped, given)))
-    return found.with_for_update(of=mapped.table, skip_locked=True, key_share=True) if free else found
+    return found.with_for_update(skip_locked=True, key_share=True) if free else found
 
 
 def finish(mapped: MappedTable, job: ClaimedJob, now: datetime, results: Mapping[str, object]) -> sa.Update:

@@ -13,7 +13,7 @@ from unstick.domain.aftermath import Attempt, Finished, Recovered
 from unstick.domain.job import JobState
 from unstick.domain.recovery import Action
 from unstick.sql.mapping import MappedTable
-from unstick.sql.statements import Values, is_bound, rows_first, time_type, typed_id
+from unstick.sql.statements import Values, rows_first, time_type, typed_id
 from unstick.sql.writes import bound_rows
 
 _TEXT = sa.Text()
@@ -35,7 +35,7 @@ def finished_among(mapped: MappedTable) -> sa.Select[Any]:
         # Or the planner, who doesn't know how few are given, may rather read every job there ever was.
         keys = sa.func.array(sa.select(given.c.id).scalar_subquery(), type_=ARRAY(key.type))
         found = found.where(key == sa.any_(keys))
-    return rows_first(found.where(is_bound(mapped, given), succeeded))
+    return rows_first(found.where(succeeded))
 
 
 def bound_jobs(mapped: MappedTable, recovered: Sequence[Recovered]) -> Values:

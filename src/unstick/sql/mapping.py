@@ -209,10 +209,10 @@ class MappedTable:
     def can_rule(self) -> bool:
         """Tell whether the database can say by itself what is written, and where.
 
-        It needs UTC times, a wide enough error column, and rows that lie in one table.
+        It needs times in UTC or brought to it, a wide enough error column, and rows that lie in one table.
         """
         narrow = self.error_length is not None and self.error_length < LONGEST_MESSAGE
-        return self.plain and not narrow and not self.mixes_times and self.since_form.is_utc
+        return self.plain and not narrow and self.since_form.is_utc
 
     @cached_property
     def error_length(self) -> int | None:

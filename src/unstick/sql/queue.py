@@ -20,7 +20,7 @@ from unstick.config import ColumnKey
 from unstick.domain.aftermath import How
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobId, JobState
-from unstick.domain.work import Beat, ClaimedJob, WorkerIdentity
+from unstick.domain.work import LEASE, Beat, ClaimedJob, WorkerIdentity
 from unstick.sql import endings, tables
 from unstick.sql.aftermath import cut_kind, newest_recovery
 from unstick.sql.connections import Connections
@@ -56,13 +56,13 @@ class SqlJobQueue:
                 _need_heartbeats(mapped)
                 return
             await connection.execute(endings.forget_workers(now))
-            await connection.execute(endings.lease(worker, now, now + lease))
+            await _vouch_for(connection, worker, now, lease)
 
     async def leave(self, worker: WorkerIdentity) -> None:
-        """Strike the worker's lease."""
-        async with self._writing() as (connection, mapped, _):
+        """Have the worker's lease run out now; its row stays for a while, and tells that there was a worker."""
+        async with self._writing() as (connection, mapped, now):
             if mapped.leases:
-                await connection.execute(sa.delete(tables.leases).where(tables.leases.c.id == worker.name))
+                await connection.execute(endings.renew(worker.name, now, now))
 
     async def claim(
         self, worker: WorkerIdentity, *, limit: int, kinds: Sequence[str] | None = None, job_id: JobId | None = None
@@ -114,8 +114,9 @@ class SqlJobQueue:
             return
         lease = (await connection.execute(endings.lease_of(worker.name))).one_or_none()
         if lease is not None:
-            expires_at = now + (lease.expires_at - lease.beat_at)
-            await connection.execute(endings.renew(worker.name, now, expires_at))
+            # Who had left, and claims all the same, is believed for as long as any worker is.
+            length = lease.expires_at - lease.beat_at or LEASE
+            await connection.execute(endings.renew(worker.name, now, now + length))
 
     async def beat(self, worker: WorkerIdentity, lease: timedelta, beats: Sequence[Beat]) -> frozenset[JobId]:
         """Say that the worker lives, and then that its jobs do; return which of them it still holds.
@@ -125,9 +126,7 @@ class SqlJobQueue:
         """
         async with self._writing() as (connection, mapped, now):
             if mapped.leases:
-                renewed = await connection.execute(endings.renew(worker.name, now, now + lease))
-                if not renewed.rowcount:
-                    await connection.execute(endings.lease(worker, now, now + lease))
+                await _vouch_for(connection, worker, now, lease)
         if not beats:
             return frozenset()
         async with self._writing() as (connection, mapped, now):
@@ -206,6 +205,13 @@ class SqlJobQueue:
             if dialect.refuses_row(error) and not dialect.is_transient(error):
                 raise
             raise SourceUnavailableError(said_by_database(error)) from error
+
+
+async def _vouch_for(connection: AsyncConnection, worker: WorkerIdentity, now: datetime, lease: timedelta) -> None:
+    """Renew a worker's lease, or make it."""
+    renewed = await connection.execute(endings.renew(worker.name, now, now + lease))
+    if not renewed.rowcount:
+        await connection.execute(endings.lease(worker, now, now + lease))
 
 
 async def _stands(connection: AsyncConnection, end: sa.Select[Any]) -> bool:

@@ -89,7 +89,7 @@ class Rescue:
         return locked
 
     def _values(self, decisions: Sequence[Decision]) -> statements.Values:
-        rows = [writes.seen_row(self.mapped, d, self._detail(d), self._due(d)) for d in decisions]
+        rows = [writes.seen_row(d, self._detail(d), self._due(d)) for d in decisions]
         return self._common() | writes.bound_rows(rows)
 
     def _common(self) -> statements.Values:
@@ -138,17 +138,23 @@ async def in_halves(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Write all items at once, or in ever smaller parts until what the database refuses stands alone.
 
-    Returns what `write` returned of each item that was written, and what the database said of each it refused.
+    Returns what `write` returned of each item that was written, and what the database said of each it refused. After a
+    deadlock MariaDB has neither the savepoint any more nor what stood before it: that is for the caller to do again.
     """
+    savepoint = await connection.begin_nested()
     try:
-        async with connection.begin_nested():
-            return await write(items), {}
+        written = await write(items)
+        await savepoint.commit()
     except NotAllChangedError:
         said = "the database took the write and left the row as it was"
     except DBAPIError as error:
-        if error.connection_invalidated or not (dialect.refuses_row(error) or dialect.is_slow(error)):
+        splits = dialect.refuses_row(error) or dialect.is_slow(error)
+        if error.connection_invalidated or dialect.is_transient(error) or not splits:
             raise
         said = said_by_database(error)
+    else:
+        return written, {}
+    await savepoint.rollback()
     if len(items) == 1:
         return {}, {key(items[0]): said}
     middle = len(items) // 2

@@ -159,7 +159,7 @@ def recover_in_one(mapped: MappedTable, state: JobState, *, lock: bool) -> sa.In
     if lock:
         free = sa.select(table.c.ctid.label("at"), since).where(guard)
         locked = free.with_for_update(key_share=True, skip_locked=True).cte("locked")
-        there = sa.func.array(sa.select(locked.c.at).scalar_subquery(), type_=ARRAY(Address()))
+        there = sa.func.array(sa.select(locked.c.at).scalar_subquery())
         change = change.where(table.c.ctid == sa.any_(there), table.c.ctid == locked.c.at)
         since = locked.c.since
     # A trigger that keeps a row as it was leaves nothing to be recorded.

@@ -17,14 +17,12 @@ from sqlalchemy.exc import DBAPIError
 
 from unstick.domain.errors import SourceUnavailableError
 from unstick.domain.job import JobId
-from unstick.domain.sighting import Sighted, Sighting
+from unstick.domain.sighting import LOOKS_APART, Sighted, Sighting
 from unstick.sql import tables
 from unstick.sql.connections import Connections
 from unstick.sql.rescue import said_by_database
 from unstick.sql.tables import sightings
 
-APART = timedelta(seconds=30)
-"""Looks that are closer than this are one."""
 KEPT = timedelta(days=7)
 """A job that was no suspect for so long is forgotten."""
 _FORGETS_EVERY_SECONDS = 3600
@@ -47,13 +45,13 @@ class SqlSightings:
 
     async def note(self, source: str, jobs: Sequence[Sighted], now: datetime) -> Mapping[JobId, Sighting]:
         """Write down how jobs look now, and return what is known of each with this look in it."""
-        by_key = {_key(source, job.job_id): job for job in jobs}
+        by_key = {key_of(source, job.job_id): job for job in jobs}
         if not by_key:
             return {}
         dialect = self._connections.dialect
         rows = [(key, str(job.job_id), job.attempt, job.progress) for key, job in sorted(by_key.items())]
         bound = {"unstick_seen": json.dumps(rows)}
-        given = dialect.rows({name: _type(type_, dialect.sql) for name, type_ in _GIVEN.items()}).subquery("given")
+        given = dialect.rows({name: type_on(type_, dialect.sql) for name, type_ in _GIVEN.items()}).subquery("given")
         write = _write_down(dialect.name, given, source, now)
         read = sa.select(sightings).join_from(given, sightings, sightings.c.id == given.c.id)
         for tries_left in reversed(range(_TRIES)):
@@ -79,11 +77,12 @@ class SqlSightings:
             )
 
 
-def _key(source: str, job_id: JobId) -> str:
+def key_of(source: str, job_id: JobId) -> str:
+    """Name a job of a source in a key of any length limit."""
     return hashlib.blake2b(f"{source}\n{job_id}".encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
-def _type(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+def type_on(type_: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
     """Return what a type is on this database: MariaDB compares only text of one collation."""
     return type_.dialect_impl(dialect)
 
@@ -136,7 +135,7 @@ def _changes(new: Mapping[str, _Column] | Any, now: datetime) -> list[tuple[str,
     """
     old = sightings.c
     moved = old.progress.is_distinct_from(new["progress"])
-    counts = old.seen_at <= sa.literal(now - APART, tables.UtcDateTime())
+    counts = old.seen_at <= sa.literal(now - LOOKS_APART, tables.UtcDateTime())
     another = old.attempt != new["attempt"]
     return [
         ("moved_from", sa.case((another, sa.null()), (moved, old.progress), else_=old.moved_from)),

@@ -289,13 +289,11 @@ def suspects_among(mapped: MappedTable) -> sa.Select[Any]:
     key, given = mapped.column("id"), mapped.dialect.rows({"id": mapped.column("id").type}).subquery("given")
     columns = [*raw_columns(mapped, suspect_columns(mapped)), *([lease_beat(mapped)] if mapped.leases else [])]
     found = sa.select(*columns).select_from(given.join(mapped.table, key == given.c.id))
-    return rows_first(found.where(is_bound(mapped, given), is_suspect(mapped, *ACCUSED_STATES, bound=True))).order_by(
-        key
-    )
+    return rows_first(found.where(is_suspect(mapped, *ACCUSED_STATES, bound=True))).order_by(key)
 
 
 def is_bound(mapped: MappedTable, rows: sa.FromClause) -> Predicate:
-    """Hold for the rows a statement was given.
+    """Hold for the rows a write was given.
 
     MariaDB and MySQL get the keys as literals, too: they guess that JSON holds few rows and would scan the table
     instead, which is slow, and in a write waits for every row that anybody holds.
@@ -316,7 +314,7 @@ def jobs_among(mapped: MappedTable) -> sa.Select[Any]:
     key, given = mapped.column("id"), mapped.dialect.rows({"id": mapped.column("id").type}).subquery("given")
     leases = [lease_beat(mapped)] if mapped.leases else []
     found = sa.select(*raw_columns(mapped, job_columns(mapped)), *leases)
-    return rows_first(found.select_from(given.join(mapped.table, key == given.c.id)).where(is_bound(mapped, given)))
+    return rows_first(found.select_from(given.join(mapped.table, key == given.c.id)))
 
 
 def state_of_one(mapped: MappedTable) -> sa.Select[Any]:

@@ -301,6 +301,21 @@ sightings = sa.Table(
 """How suspects looked the last time, and since when they look so; a row a job, which is forgotten when the job is no
 suspect any more."""
 
+looks = sa.Table(
+    "unstick_looks",
+    metadata,
+    # A fingerprint of source and job: MariaDB's and MySQL's indexes have no room for a long id.
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("source", sa.String(63), nullable=False),
+    sa.Column("job_id", JobKey, nullable=False),
+    sa.Column("mark", JobMark, nullable=False),
+    sa.Column("looks", sa.Integer, nullable=False),
+    sa.Column("counted_at", UtcDateTime, nullable=False),
+    sa.Column("found_at", UtcDateTime, nullable=False),
+    sa.Index("unstick_looks_found", "source", "found_at"),
+)
+"""At how many unattended passes in a row jobs were found stuck, where more than one is needed to act on them."""
+
 alerts = sa.Table(
     "unstick_alerts",
     metadata,

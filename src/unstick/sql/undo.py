@@ -276,7 +276,7 @@ def _put_back_in_one(mapped: MappedTable, names: Sequence[str], *, recorded: boo
         sa.select(*given.c, overwritten.label("pre_image"), mapped.table.c.ctid.label("locked_at"))
         .select_from(given.join(mapped.table, key == given.c.id))
         .where(_as_left(mapped, names, given))
-        .with_for_update(of=mapped.table, skip_locked=True, key_share=True)
+        .with_for_update(skip_locked=True, key_share=True)
         .cte("locked")
     )
     values = _before(mapped, names, locked)
@@ -326,7 +326,7 @@ def _standing(mapped: MappedTable, names: Sequence[str]) -> sa.Select[Any]:
     same = [_is(mapped, name, given.c[f"left_{place}"]).label(f"same_{place}") for place, name in enumerate(names)]
     read = sa.select(given.c.job_id, mapped.dialect.exact(mapped.column("state")).label("word"), *same)
     joined = read.select_from(given.join(mapped.table, mapped.column("id") == given.c.id))
-    return rows_first(joined.where(is_bound(mapped, given)))
+    return rows_first(joined)
 
 
 def images_now(mapped: MappedTable, names: Sequence[str]) -> sa.Select[Any]:
@@ -334,4 +334,4 @@ def images_now(mapped: MappedTable, names: Sequence[str]) -> sa.Select[Any]:
     given = mapped.dialect.rows({"id": mapped.column("id").type, "job_id": _TEXT}).subquery("given")
     image = mapped.dialect.json_object({name: mapped.table.c[name] for name in names})
     joined = sa.select(given.c.job_id, image).select_from(given.join(mapped.table, mapped.column("id") == given.c.id))
-    return rows_first(joined.where(is_bound(mapped, given)))
+    return rows_first(joined)

@@ -58,11 +58,11 @@ def seen_types(mapped: MappedTable) -> dict[str, sa.types.TypeEngine[Any]]:
     return {"id": mapped.column("id").type, **fence, **recorded, **due}
 
 
-def seen_row(mapped: MappedTable, decision: Decision, detail: str, due: object) -> tuple[object, ...]:
-    """Return one row for `seen_types`; the fence is what the look read, raw."""
+def seen_row(decision: Decision, detail: str, due: object) -> tuple[object, ...]:
+    """Return one row for `seen_types`, which take no `due` where nothing can wait; the fence is what the look read."""
     suspect = decision.suspect
     recorded = (str(suspect.job_id), suspect.state.value, decision.reason.value, detail)
-    return (*suspect.seen, *recorded, due) if mapped.has("scheduled_at") else (*suspect.seen, *recorded)
+    return (*suspect.seen, *recorded, due)
 
 
 def bound_rows(rows: Sequence[Sequence[object]]) -> Values:
@@ -155,7 +155,7 @@ def recover_in_one(mapped: MappedTable, action: Action, found: Found, *, recorde
     locked = (
         _found(mapped, action, found)
         .add_columns(mapped.column("id").label("locked_id"), mapped.table.c.ctid.label("locked_at"))
-        .with_for_update(of=mapped.table, skip_locked=True, key_share=True)
+        .with_for_update(skip_locked=True, key_share=True)
         .cte("locked")
     )
     said = {name: locked.c[name] for name in found.said}
@@ -200,7 +200,7 @@ def images(mapped: MappedTable, action: Action) -> sa.Select[Any]:
     said = {name: sa.null() for name in ("job_id", "state", "reason", "detail", "due")}
     image = mapped.dialect.json_object({name: mapped.table.c[name] for name in changes(mapped, action, said)})
     joined = sa.select(given.c.job_id, image).select_from(given.join(mapped.table, mapped.column("id") == given.c.id))
-    return rows_first(joined.where(is_bound(mapped, given)))
+    return rows_first(joined)
 
 
 def lock(mapped: MappedTable, action: Action, found: Found, *, recorded: bool) -> sa.Select[Any]:

@@ -37,6 +37,7 @@ from unstick.domain.recovery import (
     Ruled,
     Undo,
 )
+from unstick.domain.sighting import LOOKS_APART, Stuck
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import JobRow
 from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, SuspectGroup, is_suspect
@@ -592,6 +593,26 @@ class MemoryBrakes:
     async def note_pass(self, source: str, this: Pass) -> None:
         """Keep a pass as the last one."""
         self._passes[source] = this
+
+
+class MemoryLooks:
+    """Looks in a dict, by source and job."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, JobId], tuple[Stuck, int, datetime, datetime]] = {}
+        """What was found, at how many passes in a row, when the last of them counted, and when it was found last."""
+
+    async def note(self, source: str, jobs: Sequence[Stuck], this: Pass) -> Mapping[JobId, int]:
+        """Write down who was found stuck at a pass, and return at how many in a row each was."""
+        for job in jobs:
+            kept, looks, counted_at, found_at = self._kept.get((source, job.job_id), (None, 0, this.at, this.at))
+            in_a_row = kept == job and this.before is not None and found_at >= this.before
+            if not in_a_row:
+                looks, counted_at = 1, this.at
+            elif counted_at <= this.at - LOOKS_APART:
+                looks, counted_at = looks + 1, this.at
+            self._kept[source, job.job_id] = job, looks, counted_at, this.at
+        return {job.job_id: self._kept[source, job.job_id][1] for job in jobs}
 
 
 class MemorySnoozes:

@@ -71,7 +71,7 @@ class Heartbeats:
             raise self._failure
 
     def stop(self) -> None:
-        """Stop beating, and give the worker's lease back."""
+        """Stop beating, and have the worker's lease run out."""
         if self._loop is not None and self._stopping is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()

@@ -185,6 +185,17 @@ def upgrade() -> None:
         sa.Column("moved_from", JobMark, nullable=True),
     )
     op.create_index("unstick_sightings_seen", "unstick_sightings", ["source", "seen_at"])
+    op.create_table(
+        "unstick_looks",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("source", sa.String(63), nullable=False),
+        sa.Column("job_id", JobKey, nullable=False),
+        sa.Column("mark", JobMark, nullable=False),
+        sa.Column("looks", sa.Integer, nullable=False),
+        sa.Column("counted_at", UtcDateTime, nullable=False),
+        sa.Column("found_at", UtcDateTime, nullable=False),
+    )
+    op.create_index("unstick_looks_found", "unstick_looks", ["source", "found_at"])
     _create_follow_ups()
     _create_alerts()
     dialect = op.get_context().dialect.name
@@ -304,6 +315,7 @@ def downgrade() -> None:
     op.drop_table("unstick_leaders")
     op.drop_table("unstick_passes")
     op.drop_table("unstick_brakes")
+    op.drop_table("unstick_looks")
     op.drop_table("unstick_sightings")
     op.drop_table("unstick_follow_ups")
     op.drop_table("unstick_successes")
