@@ -32,6 +32,7 @@ _PRUNED_EVERY = timedelta(days=1)
 _SHORTEST_DEADLINE = timedelta(minutes=1)
 _MOST_JITTER = timedelta(seconds=30)
 _JITTER = 0.1
+_MOMENT_SECONDS = 2
 
 _log = logging.getLogger("unstick.runner")
 
@@ -62,11 +63,17 @@ class Runner:
             asyncio.create_task(watch.keep(), name=f"unstick watch over {watch.source}") for watch in self._watches
         ]
         try:
-            await asyncio.gather(*tasks)
+            await asyncio.wait(tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for watch in self._watches:
+                watch.stop()
+            try:
+                # A statement that is cut off costs its connection: what is nearly done is let come to its end.
+                await asyncio.wait(tasks, timeout=_MOMENT_SECONDS)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Watch:
@@ -80,6 +87,7 @@ class _Watch:
         self._timetable = timetable
         self._lead = Lead(source, holder, leads_for)
         self._leads = asyncio.Event()
+        self._stopped = asyncio.Event()
         self._observe_at = self._clean_at = 0.0
         self._prune_at = time.monotonic() + _PRUNED_FIRST.total_seconds()
         self._problem: str | None = None
@@ -88,10 +96,11 @@ class _Watch:
         """Lead the source whenever nobody else does, and then observe and sweep it on time."""
         renewing = asyncio.create_task(self._renew())
         try:
-            while True:
+            while not self._stopped.is_set():
                 await self._leads.wait()
                 await self._round()
-                await asyncio.sleep(max(0.0, min(self._observe_at, self._clean_at) - time.monotonic()))
+                await self._pause(min(self._observe_at, self._clean_at) - time.monotonic())
+            await renewing
         finally:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
@@ -99,9 +108,19 @@ class _Watch:
                 async with self._opened() as watched:
                     await self._lead.give_back(watched)
 
+    def stop(self) -> None:
+        """Have it come to its end when what it is doing is done."""
+        self._stopped.set()
+        self._leads.set()  # which it may wait for
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._stopped.wait()
+
     async def _renew(self) -> None:
         """Renew the lease three times before it runs out, and try as often to get one that another holds."""
-        while True:
+        while not self._stopped.is_set():
             led = self._lead.term
             try:
                 async with asyncio.timeout(self._lead.lasting.total_seconds()), self._opened() as watched:
@@ -110,11 +129,11 @@ class _Watch:
                         await self._begin(watched)
             except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
                 self._complain(error)
-            if self._lead.leads:
+            if self._lead.leads or self._stopped.is_set():
                 self._leads.set()
             else:
                 self._leads.clear()
-            await asyncio.sleep(self._lead.lasting.total_seconds() / 3 * random.uniform(0.8, 1.0))  # noqa: S311
+            await self._pause(self._lead.lasting.total_seconds() / 3 * random.uniform(0.8, 1.0))  # noqa: S311
 
     async def _begin(self, watched: Watched) -> None:
         """Observe at once, and sweep when the last sweep's successor is due, whoever made that one."""
@@ -124,16 +143,20 @@ class _Watch:
         due = now if last is None else self._timetable.clean.after(last.at)
         self._clean_at = time.monotonic() + max(0.0, (due - now).total_seconds())
 
+    @property
+    def _may_go_on(self) -> bool:
+        return self._lead.leads and not self._stopped.is_set()
+
     async def _round(self) -> None:
-        if time.monotonic() >= self._observe_at:
+        if self._may_go_on and time.monotonic() >= self._observe_at:
             begun = time.monotonic()
             at = await self._within(self._timetable.observe.apart, self._observe)
             self._observe_at = begun + self._wait(self._timetable.observe, at)
-        if self._lead.leads and time.monotonic() >= self._clean_at:
+        if self._may_go_on and time.monotonic() >= self._clean_at:
             begun = time.monotonic()
             at = await self._within(self._timetable.clean.apart, self._sweep)
             self._clean_at = begun + self._wait(self._timetable.clean, at)
-        if self._lead.leads and time.monotonic() >= self._prune_at:
+        if self._may_go_on and time.monotonic() >= self._prune_at:
             self._prune_at = time.monotonic() + _PRUNED_EVERY.total_seconds()
             await self._within(_SHORTEST_DEADLINE, self._prune)
 
