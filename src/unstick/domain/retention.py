@@ -10,9 +10,9 @@ class Retention:
     """How long what is kept: the record of what was done to jobs for ever, unless the operator says how long."""
 
     events: timedelta = timedelta(days=7)
-    """Events, and snoozes, alerts and plans that are over."""
+    """Events, and snoozes and alerts that are over."""
     sightings: timedelta = timedelta(days=30)
-    """How suspects looked when they were last seen."""
+    """How suspects looked, and how often in a row jobs were found stuck."""
     audit: timedelta | None = None
     """The audit log, recoveries with what they overwrote, and late finishes. What is gone can't be undone any more."""
 
