@@ -12,7 +12,7 @@ class Retention:
     events: timedelta = timedelta(days=7)
     """Events, and snoozes and alerts that are over."""
     sightings: timedelta = timedelta(days=30)
-    """How suspects looked, and how often in a row jobs were found stuck."""
+    """How suspects looked."""
     audit: timedelta | None = None
     """The audit log, recoveries with what they overwrote, and late finishes. What is gone can't be undone any more."""
 

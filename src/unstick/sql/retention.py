@@ -44,10 +44,8 @@ def _old(retention: Retention) -> Iterator[tuple[sa.Column[object], timedelta]]:
     """Yield by which time of which table what is kept for how long."""
     yield tables.events.c.at, retention.events
     yield tables.snoozes.c.until, retention.events
-    yield tables.notifications.c.done_at, retention.events
     yield tables.alerts.c.resolved_at, retention.events
     yield tables.sightings.c.seen_at, retention.sightings
-    yield tables.looks.c.found_at, retention.sightings
     if retention.audit is not None:
         # What refers to another goes first, so that whoever is cut off leaves nothing that hangs in the air.
         yield tables.late_finishes.c.at, retention.audit
