@@ -363,3 +363,23 @@ async def test_nothing_is_done_to_who_is_stuck_when_the_policy_leaves_them(light
     assert (await light.rows())[0]["status"] == "running"
     async with light.engine.connect() as connection:
         assert (await connection.execute(sa.text("SELECT count(*) FROM unstick_audit"))).scalar_one() == 0
+
+
+async def test_an_error_of_our_own_ends_no_watch(light: SqlBench, caplog: pytest.LogCaptureFixture) -> None:
+    """A reaper that dies in silence is what nobody wants."""
+
+    class Broken(Every):
+        def after(self, last: datetime) -> datetime:
+            if len(asked) < 2:
+                asked.append(last)
+                raise ZeroDivisionError("a bug in a schedule")
+            return super().after(last)
+
+    asked: list[datetime] = []
+    heard = Heard()
+    timetable = Timetable(observe=Broken(timedelta(milliseconds=20)), clean=Every(timedelta(milliseconds=40)))
+    async with kept_up(timetable, main=kept(light, heard)):
+        await heard.wait(Observed, 4)
+        await heard.wait(Swept, 2)
+    assert len(asked) == 2
+    assert caplog.text.count("a bug in a schedule") >= 1

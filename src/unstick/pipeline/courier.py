@@ -127,8 +127,11 @@ class Courier:
             for name, opened in self._sources.items():
                 if time.monotonic() < done.get(name, 0.0):
                     continue
-                with contextlib.suppress(Exception):
+                try:
                     await _to_the_end(self._tidy(opened))
+                except Exception:  # noqa: BLE001 - whatever it is, the next round comes
+                    _log.debug("The outbox of source %r could not be tidied", name, exc_info=True)
+                else:
                     done[name] = time.monotonic() + _TIDY_EVERY.total_seconds()
             await asyncio.sleep(self._looks_every)
 

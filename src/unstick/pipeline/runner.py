@@ -98,7 +98,11 @@ class _Watch:
         try:
             while not self._stopped.is_set():
                 await self._leads.wait()
-                await self._round()
+                try:
+                    await self._round()
+                except Exception as error:  # noqa: BLE001 - a watch that ends in silence is what nobody wants
+                    self._complain(error)
+                    await self._pause(self._timetable.observe.apart.total_seconds())
                 await self._pause(min(self._observe_at, self._clean_at) - time.monotonic())
             await renewing
         finally:
