@@ -35,7 +35,13 @@ if TYPE_CHECKING:
 
 OWN = JobTable.from_settings(SourceSettings())
 BEAT, LEASE = timedelta(milliseconds=500), timedelta(seconds=3)
-POLICY = Policy(action=Action.RETRY, retry_backoff=timedelta(milliseconds=50), queued_after=timedelta(hours=1))
+POLICY = Policy(
+    action=Action.RETRY,
+    retry_backoff=timedelta(milliseconds=50),
+    queued_after=timedelta(hours=1),
+    # What a worker let go, for nobody showed it a sign of life, is no lease's any more: age alone finds it.
+    running_after=timedelta(seconds=20),
+)
 
 
 class Telling(Worker):

@@ -69,7 +69,11 @@ def judge(facts: Facts) -> Verdict:
     ends = Counter(job_id for job_id, _ in facts.accepted)
     broken = [
         *(f"job {job_id} is lost: there is no such row" for job_id in facts.acknowledged if job_id not in known),
-        *(f"job {job.id} is lost: it is {job.status} at the end" for job in facts.jobs if job.status not in OVER),
+        *(
+            f"job {job.id} is lost: it is {job.status} at the end, {job.worker}'s, since {job.started_at}"
+            for job in facts.jobs
+            if job.status not in OVER
+        ),
         *(f"job {job_id} has {number} accepted ends" for job_id, number in ends.items() if number > 1),
         *(wrong for job_id, changes in by_job.items() for wrong in _of_one(job_id, changes, applied[job_id], known)),
         *_of_ends(facts, known),
