@@ -599,7 +599,8 @@ async def test_alerts_that_are_long_over_are_forgotten_and_open_ones_never(datab
         await desk.hear(observed(mail=3), observed())
         await desk.hear(observed(web=1))
         await desk.back_then(alerts, timedelta(days=8), "opened_at", "seen_at", "notified_at", "resolved_at")
-        await SqlPruner(EngineConnections(desk.engine)).prune(Retention())
+        async for _ in SqlPruner(EngineConnections(desk.engine)).prune(Retention()):
+            pass
         async with desk.engine.connect() as connection:
             assert list(await connection.scalars(sa.select(alerts.c.queue))) == ["web"]
 

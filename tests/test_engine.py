@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from tests.servers import Database
 from unstick.domain.errors import ConfigurationError
 from unstick.sql.connections import EngineConnections
-from unstick.sql.engine import open_engine
+from unstick.sql.engine import async_url, open_engine, shown_url
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,8 @@ async def test_on_sqlite_a_transaction_that_is_cancelled_gives_its_locks_back_at
     async with connections.reading() as (connection, _):
         assert list((await connection.execute(sa.text("SELECT note FROM notes"))).scalars()) == ["recorded"]
     await engine.dispose()
+
+
+def test_a_url_is_shown_without_its_secrets_wherever_they_are() -> None:
+    url = async_url("postgresql://ada:s3cret@db-7/app?password=hunter2&sslmode=require")
+    assert shown_url(url) == "postgresql+psycopg://ada:***@db-7/app?password=hidden&sslmode=require"

@@ -75,7 +75,7 @@ def led(term: int, source: str = "main") -> LeadershipChanged:
 
 async def told(bench: SqlBench, after: int = 0, limit: int = 100) -> list[tuple[str, Mapping[str, object]]]:
     log = SqlEventLog(EngineConnections(bench.engine))
-    return [(record.kind, record.told) for record in await log.after("main", after, limit)]
+    return [(record.kind, record.told) for record in (await log.after("main", after, limit))[0]]
 
 
 async def test_each_stage_tells_what_it_did(bench: SqlBench) -> None:
@@ -123,9 +123,9 @@ async def test_events_are_read_from_where_a_client_left_off_each_once_in_order(b
         await emit(watched, led(term))
     log = SqlEventLog(EngineConnections(bench.engine))
     seen, last = [], 0
-    while page := await log.after("main", last, 3):
-        seen += [record.told["term"] for record in page]
-        last = page[-1].id
+    while (page := await log.after("main", last, 3))[0]:
+        seen += [record.told["term"] for record in page[0]]
+        last = page[1]
     assert seen == list(range(7))
     assert await log.last("main") == last
     assert await log.last("other") == 0
@@ -136,8 +136,8 @@ async def test_another_sources_events_are_passed_over(bench: SqlBench) -> None:
     log = SqlEventLog(EngineConnections(bench.engine))
     for term, source in enumerate(("main", "other", "other", "main")):
         await emit(watched, led(term, source))
-    assert [record.told["term"] for record in await log.after("main", 0, 100)] == [0, 3]
-    assert [record.told["term"] for record in await log.after("other", 0, 100)] == [1, 2]
+    assert [record.told["term"] for record in (await log.after("main", 0, 100))[0]] == [0, 3]
+    assert [record.told["term"] for record in (await log.after("other", 0, 100))[0]] == [1, 2]
 
 
 async def test_an_event_that_is_committed_later_than_a_younger_one_is_not_missed(
@@ -152,17 +152,29 @@ async def test_an_event_that_is_committed_later_than_a_younger_one_is_not_missed
         now = (await slow.execute(sa.text("SELECT now()"))).scalar_one()
         await slow.execute(sa.insert(events).values(row | {"at": now}))
         await log.append("main", "younger", {})
-        before = [record.kind for record in await log.after("main", 0, 10)]
+        before = [record.kind for record in (await log.after("main", 0, 10))[0]]
         await slow.commit()
-    after = [record.kind for record in await log.after("main", 0, 10)]
+    after = [record.kind for record in (await log.after("main", 0, 10))[0]]
     async with bench.engine.begin() as connection:
         await connection.execute(sa.delete(events).where(events.c.kind == "late"))
-        waiting = [record.kind for record in await log.after("main", 0, 10)]
+        waiting = [record.kind for record in (await log.after("main", 0, 10))[0]]
         await connection.execute(sa.update(events).values(at=now - timedelta(minutes=1)))
-    settled = [record.kind for record in await log.after("main", 0, 10)]
+    settled = [record.kind for record in (await log.after("main", 0, 10))[0]]
     await bench.close()
     assert (before, after) == (["first"], ["first", "late", "younger"])
     assert (waiting, settled) == (["first", "late", "younger"], ["first", "younger"])
+
+
+async def test_many_events_of_another_source_keep_nobody_from_their_own(light: SqlBench) -> None:
+    watched = logged(light)
+    for term in range(10):
+        await emit(watched, led(term, "busy"))
+    await emit(watched, led(7, "quiet"))
+    log, last, found = SqlEventLog(EngineConnections(light.engine)), 0, list[object]()
+    for _ in range(4):
+        records, last = await log.after("quiet", last, 3)
+        found += [record.told["term"] for record in records]
+    assert found == [7]
 
 
 # Over HTTP, with a real server: no test client streams

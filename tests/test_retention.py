@@ -149,6 +149,29 @@ async def test_much_is_struck_a_bounded_number_at_a_time(bench: SqlBench, monkey
     assert await count(bench, tables.events) == 1
 
 
+async def test_what_was_struck_is_on_record_though_it_was_cut_off(
+    bench: SqlBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention_module, "BATCH", 10)
+    log = SqlEventLog(EngineConnections(bench.engine))
+    for _ in range(25):
+        await log.append("main", "observed", {})
+    await age(bench, tables.events.c.at, 8 * DAY)
+    real = SqlPruner(EngineConnections(bench.engine))
+
+    class Cut:
+        async def prune(self, retention: Retention) -> AsyncIterator[tuple[str, int]]:
+            async for struck in real.prune(retention):
+                yield struck
+                raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        await prune(replace(bench.watched(), pruner=Cut()), "runner")
+
+    assert await count(bench, tables.events) == 15
+    assert (await bench.audit())[-1].result == {"unstick_events": 10}
+
+
 @pytest.mark.parametrize("said", ["29d", "0s", "for ever"])
 def test_an_audit_log_that_budgets_and_undo_need_is_not_struck(said: str) -> None:
     with pytest.raises(ValueError, match="audit"):

@@ -25,11 +25,13 @@ from unstick.domain.job import JobState
 from unstick.domain.policy import Policy
 from unstick.domain.recovery import Action, Outcome
 from unstick.domain.schedule import Every, Timetable
+from unstick.pipeline import emitting as emitting_module
 from unstick.pipeline import runner as runner_module
 from unstick.pipeline.runner import Runner
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import EngineConnections
+from unstick.sql.event_log import SqlEventLog
 from unstick.sql.leaders import SqlLeaders
 from unstick.sql.watches import SqlWatches
 from unstick.telemetry.log import LogListener
@@ -383,3 +385,69 @@ async def test_an_error_of_our_own_ends_no_watch(light: SqlBench, caplog: pytest
         await heard.wait(Swept, 2)
     assert len(asked) == 2
     assert caplog.text.count("a bug in a schedule") >= 1
+
+
+async def test_a_sweep_that_was_done_is_told_though_it_can_not_be_kept(
+    light: SqlBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the record of the watch nor the stream of events stands between a sweep and its listeners."""
+    await light.add(JobState.RUNNING, STUCK)
+    await has_been_watched(light)
+    async with light.engine.begin() as connection:
+        for table in ("unstick_watches", "unstick_events"):
+            await connection.execute(sa.text(f"DROP TABLE {table}"))
+    heard = Heard()
+    watched = replace(kept(light, heard), event_log=SqlEventLog(EngineConnections(light.engine)))
+
+    report = await sweep(watched, SweepOrder(actor="cron", unattended=True))
+
+    assert report.tally.of(outcome=Outcome.APPLIED) == 1
+    assert heard.count(Swept) == 1
+    assert "could not be kept that source 'main' was swept" in caplog.text
+
+
+async def test_a_sweep_that_failed_is_told_though_its_ledger_takes_nothing(light: SqlBench) -> None:
+    """A disk that is full, or a standby that is read only: whoever watches must hear of it."""
+    await light.add(JobState.RUNNING, STUCK)
+    await has_been_watched(light)
+    async with light.engine.begin() as connection:
+        for table in ("unstick_watches", "unstick_audit"):
+            await connection.execute(sa.text(f"DROP TABLE {table}"))
+    heard = Heard()
+    with pytest.raises(Exception, match="unstick_audit"):
+        await sweep(kept(light, heard), SweepOrder(actor="cron", unattended=True))
+    assert heard.count(SweepFailed) == 1
+
+
+async def test_a_long_sweep_keeps_nobody_from_observing(light: SqlBench) -> None:
+    await light.add(JobState.RUNNING, STUCK)
+    await has_been_watched(light)
+    sweeping = asyncio.Event()
+
+    async def follow(*given: Any) -> Any:  # noqa: ANN401
+        sweeping.set()
+        await asyncio.Event().wait()
+        yield given
+
+    vars(light.source)["recover_by_rule"] = follow
+    heard = Heard()
+    async with kept_up(main=kept(light, heard)):
+        await asyncio.wait_for(sweeping.wait(), 20)
+        await heard.wait(Observed, heard.count(Observed) + 3)
+    assert heard.count(Swept) == 0
+
+
+async def test_a_listener_that_never_comes_back_is_not_waited_for(
+    light: SqlBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Silent:
+        async def hear(self, event: PipelineEvent) -> None:
+            del event
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(emitting_module, "TAKES_AT_MOST_SECONDS", 0.05)
+    heard = Heard()
+    watched = replace(kept(light, heard), listeners=(Silent(), heard))
+    async with kept_up(main=watched):
+        await heard.wait(Observed, 2)
+    assert "Silent took too long to take note of Observed" in caplog.text

@@ -161,7 +161,9 @@ def parse_schedule(said: object) -> object:
         try:
             next(CronSim(said, _SOME_TIME))
         except (CronSimError, StopIteration) as error:
-            raise ValueError(f"is no cron expression that ever comes true: {error}") from None
+            raise ValueError(
+                f"is neither a duration, as 90s, 5m or 2h, nor a cron expression that ever comes true: {error}"
+            ) from None
         return Cron(said)
     return Every(_duration_in_range(parse_duration(said)))
 

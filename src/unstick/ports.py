@@ -20,7 +20,7 @@ from unstick.domain.plan import KeptPage, Plan, PlanDraft
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
-from unstick.domain.retention import Pruned, Retention
+from unstick.domain.retention import Retention
 from unstick.domain.sighting import Sighted, Sighting, Stuck
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import Event, JobRow
@@ -561,15 +561,18 @@ class EventLog(Protocol):
     async def last(self, source: str) -> int:
         """Return the id of the newest event of a source, 0 where there is none."""
 
-    async def after(self, source: str, event_id: int, limit: int) -> Sequence[EventRecord]:
-        """Return the next events of a source, in the order of their ids, none of which another can come before."""
+    async def after(self, source: str, event_id: int, limit: int) -> tuple[Sequence[EventRecord], int]:
+        """Return the next events of a source, in the order of their ids, and the id to go on from.
+
+        Of all events after the given one that many are read, whosever they are, and none before which another can come.
+        """
 
 
 class Pruner(Protocol):
     """Whoever strikes old records."""
 
-    async def prune(self, retention: Retention) -> Pruned:
-        """Strike all that is older than is to be kept, by the ledger's clock, a bounded number at a time."""
+    def prune(self, retention: Retention) -> AsyncIterator[tuple[str, int]]:
+        """Strike all that is older than is to be kept, by the ledger's clock; yield each batch's table and number."""
 
 
 class Listener(Protocol):

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, params
@@ -21,6 +21,8 @@ _ALIVE_SECONDS = 15
 """How often something is said where nothing happens: proxies cut what is silent, and a client that is gone shows."""
 _LONGEST_SECONDS = 3_600
 """Then the client comes back, and shows again that it may."""
+_LONGEST_IN_A_HOST_SECONDS = 15
+"""A server that stops waits for its answers to end, and in a host's app nobody tells us that it stops."""
 _AT_ONCE = 100
 _LARGEST_ID = 2**63 - 1
 
@@ -56,9 +58,11 @@ def _id(said: str) -> int:
 async def _frames(request: Request, call: Call, source: str | None, last: int) -> AsyncIterator[str]:
     begun = said = time.monotonic()
     yield f"retry: {_EVERY_SECONDS * 3_000}\n\n"
-    while time.monotonic() - begun < _LONGEST_SECONDS and not is_stopping(request):
-        for record in await _next(call, source, last):
-            last, said = record.id, time.monotonic()
+    longest = _LONGEST_SECONDS if hasattr(request.app.state, "stopping") else _LONGEST_IN_A_HOST_SECONDS
+    while time.monotonic() - begun < longest and not is_stopping(request):
+        records, last = await _next(call, source, last)
+        for record in records:
+            said = time.monotonic()
             yield _frame(record)
         if time.monotonic() - said > _ALIVE_SECONDS:
             said = time.monotonic()
@@ -66,14 +70,14 @@ async def _frames(request: Request, call: Call, source: str | None, last: int) -
         await asyncio.sleep(_EVERY_SECONDS)
 
 
-async def _next(call: Call, source: str | None, last: int) -> list[EventRecord]:
-    """Return the next events; where the ledger doesn't answer there are none yet."""
+async def _next(call: Call, source: str | None, last: int) -> tuple[Sequence[EventRecord], int]:
+    """Return the next events, and how far that is; where the ledger doesn't answer there are none yet."""
     try:
         async with call.open(source) as watched:
             log = watched.event_log
-            return [] if log is None else list(await log.after(watched.source.name, last, _AT_ONCE))
+            return ((), last) if log is None else await log.after(watched.source.name, last, _AT_ONCE)
     except UnstickError:
-        return []
+        return (), last
 
 
 def _frame(record: EventRecord) -> str:

@@ -42,6 +42,8 @@ def serve(
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
 
+    service.state.stopping = False
+
     class Server(uvicorn.Server):
         """Tells endless answers that it stops, which waits for all answers to end."""
 

@@ -52,7 +52,7 @@ class Check:
     value: float | None = None
     unit: str | None = None
     said: str | None = None
-    """What is wrong, and what to do, in a sentence; None where nothing is."""
+    """What is wrong, and what to do, in a sentence that may be told to anybody; None where nothing is."""
 
 
 def checks_of(record: WatchRecord | None, timetable: Timetable) -> tuple[Check, ...]:
@@ -74,10 +74,10 @@ def checks_of(record: WatchRecord | None, timetable: Timetable) -> tuple[Check, 
 
 def _on_time(record: WatchRecord, name: str, last: datetime | None, within: timedelta, done: str) -> Check:
     age = record.at - (record.began_at if last is None else last)
-    why = "" if record.problem is None else f": {record.problem}"
     if age > within:
         since = f"never {done}" if last is None else f"not {done} since {say_instant(last)}, {say_duration(age)} ago"
-        said = f"it was {since}{why or '; is the runner running?'}"
+        why = "is the runner running?" if record.problem is None else "the last try failed, and the log says why"
+        said = f"it was {since}; {why}"
         return Check(name=name, health=Health.FAIL, value=age.total_seconds(), unit="s", said=said)
     health = Health.PASS if record.problem is None else Health.WARN
     return Check(
@@ -85,7 +85,7 @@ def _on_time(record: WatchRecord, name: str, last: datetime | None, within: time
         health=health,
         value=age.total_seconds(),
         unit="s",
-        said=None if record.problem is None else f"the last try failed{why}",
+        said=None if record.problem is None else "the last try failed, and the log says why",
     )
 
 

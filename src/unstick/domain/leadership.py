@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-LEADS_FOR = timedelta(seconds=30)
+LEADS_FOR = timedelta(seconds=20)
 """How long a leader that is silent keeps its source; it renews its lease three times as often."""
 
 

@@ -100,7 +100,7 @@ class Courier:
             try:
                 while await self._deliver_next(channel, opened):
                     pass
-            except UnstickError as error:
+            except (UnstickError, TimeoutError) as error:
                 _log.debug("What channel %r is to be told of source %r can't be read: %s", channel.name, name, error)
             except Exception:  # noqa: BLE001 - whatever it is, the next source and the next round come
                 _log.exception("Nothing of source %r could be delivered to channel %r", name, channel.name)
@@ -142,8 +142,11 @@ class Courier:
 
 
 async def _to_the_end(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Let what is short come to its end where it is cancelled, for so long: what was told is on record then."""
-    task = asyncio.create_task(work)
+    """Let what is short come to its end where it is cancelled, for so long: what was told is on record then.
+
+    A ledger that doesn't answer is not waited for, so that it keeps no channel from telling of another's sources.
+    """
+    task = asyncio.create_task(_in_time(work))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -155,6 +158,11 @@ async def _to_the_end(work: Coroutine[Any, Any, _Result]) -> _Result:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         raise
+
+
+async def _in_time(work: Coroutine[Any, Any, _Result]) -> _Result:
+    async with asyncio.timeout(_END_WITHIN):
+        return await work
 
 
 async def send(channel: Channel, delivery: Delivery, within: timedelta = SEND_WITHIN) -> NotDeliveredError | None:

@@ -30,6 +30,7 @@ ACTOR = "runner"
 _PRUNED_FIRST = timedelta(hours=1)
 _PRUNED_EVERY = timedelta(days=1)
 _SHORTEST_DEADLINE = timedelta(minutes=1)
+_LONGEST_DEADLINE = timedelta(hours=1)
 _MOST_JITTER = timedelta(seconds=30)
 _JITTER = 0.1
 _MOMENT_SECONDS = 2
@@ -93,24 +94,33 @@ class _Watch:
         self._problem: str | None = None
 
     async def keep(self) -> None:
-        """Lead the source whenever nobody else does, and then observe and sweep it on time."""
-        renewing = asyncio.create_task(self._renew())
+        """Lead the source whenever nobody else does, and then observe and sweep it on time, neither after the other."""
+        loops = [
+            asyncio.create_task(loop) for loop in (self._renew(), self._again(self._look), self._again(self._clean))
+        ]
         try:
-            while not self._stopped.is_set():
-                await self._leads.wait()
-                try:
-                    await self._round()
-                except Exception as error:  # noqa: BLE001 - a watch that ends in silence is what nobody wants
-                    self._complain(error)
-                    await self._pause(self._timetable.observe.apart.total_seconds())
-                await self._pause(min(self._observe_at, self._clean_at) - time.monotonic())
-            await renewing
+            await asyncio.wait(loops)
         finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
-            with contextlib.suppress(UnstickError):
-                async with self._opened() as watched:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+            with contextlib.suppress(UnstickError, TimeoutError):  # a database that is silent lets it run out
+                async with asyncio.timeout(_MOMENT_SECONDS), self._opened() as watched:
                     await self._lead.give_back(watched)
+
+    async def _again(self, doing: Callable[[], Awaitable[float]]) -> None:
+        """Do something whenever it is due and this process leads; it returns when it is due next."""
+        while not self._stopped.is_set():
+            await self._leads.wait()
+            if not self._may_go_on:
+                self._leads.clear()  # the lease ran out, and was not renewed yet
+                continue
+            try:
+                due = await doing()
+            except Exception as error:  # noqa: BLE001 - a watch that ends in silence is what nobody wants
+                self._complain(error)
+                due = time.monotonic() + self._timetable.observe.apart.total_seconds()
+            await self._pause(due - time.monotonic())
 
     def stop(self) -> None:
         """Have it come to its end when what it is doing is done."""
@@ -133,10 +143,8 @@ class _Watch:
                         await self._begin(watched)
             except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
                 self._complain(error)
-            if self._lead.leads or self._stopped.is_set():
+            if self._lead.leads:
                 self._leads.set()
-            else:
-                self._leads.clear()
             await self._pause(self._lead.lasting.total_seconds() / 3 * random.uniform(0.8, 1.0))  # noqa: S311
 
     async def _begin(self, watched: Watched) -> None:
@@ -151,18 +159,22 @@ class _Watch:
     def _may_go_on(self) -> bool:
         return self._lead.leads and not self._stopped.is_set()
 
-    async def _round(self) -> None:
-        if self._may_go_on and time.monotonic() >= self._observe_at:
+    async def _look(self) -> float:
+        if time.monotonic() >= self._observe_at:
             begun = time.monotonic()
             at = await self._within(self._timetable.observe.apart, self._observe)
             self._observe_at = begun + self._wait(self._timetable.observe, at)
-        if self._may_go_on and time.monotonic() >= self._clean_at:
+        return self._observe_at
+
+    async def _clean(self) -> float:
+        if time.monotonic() >= self._clean_at:
             begun = time.monotonic()
             at = await self._within(self._timetable.clean.apart, self._sweep)
             self._clean_at = begun + self._wait(self._timetable.clean, at)
         if self._may_go_on and time.monotonic() >= self._prune_at:
             self._prune_at = time.monotonic() + _PRUNED_EVERY.total_seconds()
             await self._within(_SHORTEST_DEADLINE, self._prune)
+        return self._clean_at
 
     async def _within(
         self, deadline: timedelta, doing: Callable[[Watched, timedelta], Awaitable[datetime | None]]
@@ -170,7 +182,7 @@ class _Watch:
         """Do something to the source, and return when that was by its clock; None where it failed."""
         try:
             async with self._opened() as watched:
-                return await doing(watched, max(deadline, _SHORTEST_DEADLINE))
+                return await doing(watched, min(max(deadline, _SHORTEST_DEADLINE), _LONGEST_DEADLINE))
         except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
             self._complain(error)
             return None

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from unstick.domain.audit import AuditOutcome
 from unstick.domain.brake import Brake
-from unstick.domain.errors import InvalidRequestError, UnstickError
+from unstick.domain.errors import InvalidRequestError
 from unstick.domain.events import SweepFailed, Swept, Trigger
 from unstick.domain.job import JobState
 from unstick.domain.plan import Plan
@@ -100,18 +100,28 @@ async def sweep(
             await _tell_of_failure(watched, order, error, timedelta(seconds=time.monotonic() - begun))
         raise
     if not order.dry_run:
-        if order.unattended and watched.watches is not None:
-            await watched.watches.note_swept(watched.source.name)
         await emit(watched, swept(watched, order, report, timedelta(seconds=time.monotonic() - begun)))
+        if order.unattended:
+            await _note_swept(watched)
     return report
+
+
+async def _note_swept(watched: Watched) -> None:
+    """Keep for all replicas that the source was swept; a sweep that was done is done, though that can't be kept."""
+    if watched.watches is None:
+        return
+    try:
+        await watched.watches.note_swept(watched.source.name)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the sweep was done
+        _log.warning("It could not be kept that source %r was swept: %s", watched.source.name, error)
 
 
 async def _tell_of_failure(watched: Watched, order: SweepOrder, error: Exception, took: timedelta) -> None:
     name = watched.source.name
-    if order.unattended:
-        await note_problem(watched, str(error))
     event = SweepFailed(source=name, took=took, trigger=trigger_of(order), actor=order.actor, problem=str(error))
     await emit(watched, event)
+    if order.unattended:
+        await note_problem(watched, str(error))
 
 
 async def note_problem(watched: Watched, problem: str) -> None:
@@ -120,7 +130,7 @@ async def note_problem(watched: Watched, problem: str) -> None:
         return
     try:
         await watched.watches.note_problem(watched.source.name, problem)
-    except UnstickError:
+    except Exception:  # noqa: BLE001 - the trouble itself was told
         _log.debug("Nor could it be kept why source %r has trouble", watched.source.name, exc_info=True)
 
 

@@ -62,7 +62,8 @@ class SqlAlerts:
         source = heard.source
         async with self._connections.writing() as (connection, now):
             first = await self._lock(connection, source)
-            mine = sa.select(alerts).where(alerts.c.source == source).with_for_update()
+            # Not locked besides: MariaDB and MySQL would lock the gaps between its rows, where others insert theirs.
+            mine = sa.select(alerts).where(alerts.c.source == source)
             known = {row["subject"]: _alert(row) for row in (await connection.execute(mine)).mappings()}
             judged = judge(known.values(), heard, now, rules, first=first)
             rows = [_row(alert) for alert in judged.alerts]
@@ -150,20 +151,24 @@ class SqlAlerts:
         )
         async with self._connections.writing() as (connection, now):
             await connection.execute(_released(claim.channel, claim.holder, now))
-            gives_up = now - claim.delivery.at >= GIVE_UP_AFTER
-            said: dict[str, object] = {"done_at": now, "outcome": _GAVE_UP} if gives_up else {"next_try_at": now + wait}
-            if not (may_have_arrived or claim.told_before):
-                said["told_at"] = None
-            done = await connection.execute(sa.update(notifications).where(this).values(said))
-            if gives_up and done.rowcount:
-                entry = _given_up(claim.channel, done.rowcount, problem, claim.delivery.id, claim.attempts)
+            untold = {} if may_have_arrived or claim.told_before else {"told_at": None}
+            # What came later, and was told of in one message with it, has its own day.
+            old = sa.and_(this, notifications.c.at <= now - GIVE_UP_AFTER)
+            given_up = await connection.execute(
+                sa.update(notifications).where(old).values(done_at=now, outcome=_GAVE_UP, **untold)
+            )
+            again = await connection.execute(
+                sa.update(notifications).where(this).values(next_try_at=now + wait, **untold)
+            )
+            if given_up.rowcount:
+                entry = _given_up(claim.channel, given_up.rowcount, problem, claim.delivery.id, claim.attempts)
                 await connection.execute(sa.insert(audit).values(audit_row(entry, now)))
-            if others_wait and done.rowcount:
+            if others_wait and given_up.rowcount + again.rowcount:
                 sooner = notifications.c.next_try_at < now + wait
                 await connection.execute(
                     sa.update(notifications).where(still_due, sooner).values(next_try_at=now + wait)
                 )
-        return gives_up and bool(done.rowcount)
+        return bool(given_up.rowcount)
 
     async def tidy(self, sources: Sequence[str]) -> None:
         """Give up what no courier has taken for two days, and forget what was told a month ago."""

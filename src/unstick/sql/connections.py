@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from unstick.domain.errors import ConfigurationError, PendingChangesError, SourceUnavailableError
 from unstick.sql.dialects import Dialect, dialect_for
-from unstick.sql.engine import WRITES
+from unstick.sql.engine import WRITES, shown_url
 
 _WROTE = "unstick_wrote"
 
@@ -169,7 +169,7 @@ async def reachable(engine: sa.Engine) -> AsyncIterator[None]:
         if isinstance(error, DBAPIError) and not error.connection_invalidated and _was_connected(error):
             raise
         raise SourceUnavailableError(
-            f"The database {engine.url.render_as_string(hide_password=True)} doesn't answer: {_first_line(error)}"
+            f"The database {shown_url(engine.url)} doesn't answer: {_first_line(error)}"
         ) from error
 
 
@@ -181,7 +181,7 @@ async def _answering(connections: Connections) -> AsyncIterator[None]:
     except DBAPIError as error:
         if not connections.dialect.keeps_waiting(error):
             raise
-        url = connections.engine.url.render_as_string(hide_password=True)
+        url = shown_url(connections.engine.url)
         raise SourceUnavailableError(
             f"The database {url} gave no answer in the time a guest waits: {_first_line(error)}. Try again when what "
             f"holds it up is over."

@@ -60,6 +60,12 @@ def url_without_secrets(url: URL) -> tuple[str, bool]:
     return shown.render_as_string(hide_password=False), shown != url
 
 
+def shown_url(url: URL) -> str:
+    """Return a URL to read, without what is secret in it."""
+    shown = url.update_query_dict(dict.fromkeys(SECRETS & url.query.keys(), "hidden"))
+    return shown.render_as_string(hide_password=True)
+
+
 def open_engine(url: str, *, create: bool = False) -> AsyncEngine:
     """Open an engine; no connection is made yet.
 

@@ -32,8 +32,8 @@ class SqlEventLog:
             newest = sa.select(sa.func.max(events.c.id)).where(events.c.source == source)
             return (await connection.execute(newest)).scalar_one() or 0
 
-    async def after(self, source: str, event_id: int, limit: int) -> Sequence[EventRecord]:
-        """Return the next events of a source, up to a number that may still be committed."""
+    async def after(self, source: str, event_id: int, limit: int) -> tuple[Sequence[EventRecord], int]:
+        """Return the next events of a source, up to a number that may still be committed, and how far that is."""
         async with self._connections.reading() as (connection, now):
             chosen = sa.select(events).where(events.c.id > event_id).order_by(events.c.id).limit(limit)
             rows = (await connection.execute(chosen)).all()
@@ -43,4 +43,4 @@ class SqlEventLog:
                 break
             expected = row.id + 1
             found.append(EventRecord(id=row.id, at=row.at, source=row.source, kind=row.kind, told=json.loads(row.told)))
-        return [each for each in found if each.source == source]
+        return [each for each in found if each.source == source], expected - 1

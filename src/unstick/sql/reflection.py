@@ -12,6 +12,7 @@ from unstick.domain.errors import ConfigurationError
 from unstick.sql import tables
 from unstick.sql.connections import Connections
 from unstick.sql.dialects import Address
+from unstick.sql.engine import shown_url
 from unstick.sql.mapping import JobTable, MappedTable, map_table
 
 _known: WeakKeyDictionary[sa.Engine, WeakKeyDictionary[JobTable, MappedTable]] = WeakKeyDictionary()
@@ -95,4 +96,4 @@ def _no_table(engine: sa.Engine, full_name: str, there: Sequence[str]) -> str:
     hint = (
         f"did you mean {nearest[0]!r}?" if nearest else f"it has: {', '.join(sorted(there)[:10]) or 'no table at all'}."
     )
-    return f"There is no table {full_name!r} in {engine.url.render_as_string(hide_password=True)}; {hint}"
+    return f"There is no table {full_name!r} in {shown_url(engine.url)}; {hint}"

@@ -1,11 +1,11 @@
 """Striking what has been kept long enough, a bounded number of rows a transaction."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 
 import sqlalchemy as sa
 
-from unstick.domain.retention import Pruned, Retention
+from unstick.domain.retention import Retention
 from unstick.sql import tables
 from unstick.sql.connections import Connections
 
@@ -18,26 +18,26 @@ class SqlPruner:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
 
-    async def prune(self, retention: Retention) -> Pruned:
-        """Strike all that is older, by the ledger's clock; it can be cut off and gone on with at any time."""
-        rows = {}
+    async def prune(self, retention: Retention) -> AsyncIterator[tuple[str, int]]:
+        """Strike all that is older, by the ledger's clock, and yield of which table how many went in each batch."""
         for column, age in _old(retention):
-            struck = await self._strike(column, age)
-            if struck:
-                rows[column.table.name] = struck
-        return Pruned(rows=rows)
+            async for struck in self._strike(column, age):
+                yield column.table.name, struck
 
-    async def _strike(self, column: sa.Column[object], age: timedelta) -> int:
-        table, total = column.table, 0
+    async def _strike(self, column: sa.Column[object], age: timedelta) -> AsyncIterator[int]:
+        table = column.table
         (key,) = table.primary_key.columns
         while True:
             async with self._connections.writing() as (connection, now):
-                # A derived table: MariaDB and MySQL take no LIMIT in a subquery of IN.
-                some = sa.select(key).where(column < now - age).order_by(column).limit(BATCH).subquery("some_old")
-                done = await connection.execute(sa.delete(table).where(key.in_(sa.select(some.c[key.name]))))
-            total += done.rowcount
-            if done.rowcount < BATCH:
-                return total
+                # By literal keys: with a subquery MariaDB and MySQL read, and lock, the whole table.
+                some = sa.select(key).where(column < now - age).order_by(column).limit(BATCH)
+                old = list(await connection.scalars(some))
+                if old:
+                    await connection.execute(sa.delete(table).where(key.in_(old)))
+            if old:
+                yield len(old)
+            if len(old) < BATCH:
+                return
 
 
 def _old(retention: Retention) -> Iterator[tuple[sa.Column[object], timedelta]]:
