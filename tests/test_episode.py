@@ -67,7 +67,7 @@ async def led(engine: AsyncEngine, term: int) -> int:
 async def test_when_the_leader_is_killed_recoveries_go_on_none_is_doubled_and_one_alert_opens_and_ends(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three replicas, and an episode that lasts over the death of the first leader."""
+    """Three replicas, and an episode that lasts over the death of the first leader; few jobs more are no news."""
     monkeypatch.chdir(tmp_path)
     engine = open_engine(database.url)
     await schema.upgrade(engine, schema.branches(own_jobs=True))
@@ -78,11 +78,11 @@ async def test_when_the_leader_is_killed_recoveries_go_on_none_is_doubled_and_on
             await connection.execute(sa.insert(tables.jobs).values(by_hand))
         with watching(3, tmp_path) as processes:
             first = await led(engine, 1)
-            before = await put_stuck(engine, 20)
+            before = await put_stuck(engine, 5)
             await until(lambda: failed(engine, before))
             os.kill(first, signal.SIGKILL)
             await asyncio.to_thread(processes[first].wait)
-            after = await put_stuck(engine, 20)
+            after = await put_stuck(engine, 5)
             await run_out(engine)  # the time that passes
             second = await led(engine, 2)
             await until(lambda: failed(engine, after))
