@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from tests.jobs import COLUMNS, STATES, SqlBench, declared, jobs_table, open_bench
+from tests.servers import EACH_KIND
 from tests.test_races import ROW_LOCKING, host, on_databases, somebody_waits, until
 from unstick.cli import main
 from unstick.config import Settings, SourceSettings
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     Taken = Callable[[SqlBench], Coroutine[Any, Any, None]]
     Said = tuple[int | str | None, str, str]
     Command = Callable[..., Said]
+
+DATABASES = EACH_KIND
 
 POSTGRES = ["postgres18", "postgres18-asyncpg", "postgres15"]
 FENCED = COLUMNS | {"token": "token", "worker": "worker"}

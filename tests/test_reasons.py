@@ -162,10 +162,13 @@ class Stage:
     def see_job(self, source: str, job_id: JobId, reason: Reason, standing: str) -> None:
         """Read the first two lines of a job's story, once it stands so."""
 
-        def told() -> list[str] | None:
-            said = self.run("job", str(job_id), "--source", source)
+        def stands() -> bool:
             document = json.loads(self.run("job", str(job_id), "--source", source, "--json"))
-            return said.splitlines()[:2] if document["diagnosis"]["standing"] == standing else None
+            return bool(document["diagnosis"]["standing"] == standing)
+
+        def told() -> list[str] | None:
+            before, said = stands(), self.run("job", str(job_id), "--source", source)
+            return said.splitlines()[:2] if before and stands() else None
 
         self.note(reason, f"$ unstick job {job_id}", *until(told))
 

@@ -16,6 +16,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects import mysql, postgresql
 
 from tests.jobs import COLUMNS, NAIVE, STATES, SqlBench, declared, jobs_table, open_bench
+from tests.servers import EACH_KIND
 from tests.test_clocks import TOKYO, in_zone
 from tests.test_guards import partition
 from tests.test_ledger_elsewhere import Apart, ProcessEndedError, apart, killed_before
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
     from tests.servers import Database
 
     Opening = Callable[..., Coroutine[Any, Any, SqlBench]]
+
+DATABASES = EACH_KIND
 
 __all__ = ["apart", "bench"]
 
