@@ -27,7 +27,7 @@ from unstick.domain.access import Role
 from unstick.domain.brake import BrakeLimits, Pass, Unattended
 from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import ConfigurationError
-from unstick.domain.events import Delivered, Notified, Observed, QueueReason
+from unstick.domain.events import OTHERS, Delivered, Notified, Observed, QueueReason
 from unstick.domain.recovery import Action
 from unstick.domain.schedule import Every, Timetable
 from unstick.pipeline.braking import release_brake
@@ -40,7 +40,7 @@ from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import EngineConnections
 from unstick.sql.leaders import SqlLeaders
 from unstick.sql.watches import SqlWatches
-from unstick.telemetry.metrics import MOST_QUEUES, OTHERS, Metrics
+from unstick.telemetry.metrics import MOST_QUEUES, Metrics
 from unstick.telemetry.scraping import listening
 from unstick.wiring import running
 

@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import LeadershipLostError, RecoveryStoppedError
@@ -59,6 +59,33 @@ class Operation:
         )
 
 
+class UnderWay(Protocol):
+    """An operation that has begun, whatever it does to jobs."""
+
+    @property
+    def watched(self) -> Watched:
+        """The source it works on, with its ledger."""
+
+    @property
+    def interrupted(self) -> asyncio.Event:
+        """Set when it is to stop after the batch under way."""
+
+    @property
+    def what(self) -> str:
+        """What it is, at the beginning of a sentence."""
+
+    @property
+    def recovered(self) -> int:
+        """How many jobs it has changed."""
+
+    @property
+    def said(self) -> str:
+        """Say what stays done of it."""
+
+    def end(self, outcome: AuditOutcome, problem: str | None = None) -> AuditEntry:
+        """Return the entry that ends it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
     """How far an operation has come."""
@@ -73,6 +100,16 @@ class Course:
     most: int | None = None
     """How many it may recover; more are a mass event that began after they were counted."""
     leads: Leads | None = None
+
+    @property
+    def watched(self) -> Watched:
+        """The source it works on, with its ledger."""
+        return self.operation.watched
+
+    @property
+    def what(self) -> str:
+        """What it is, at the beginning of a sentence."""
+        return self.operation.what
 
     @property
     def is_over(self) -> bool:
@@ -110,7 +147,7 @@ class Course:
         return self.operation.entry(outcome, self.operation_id, result)
 
 
-async def carry_out(course: Course, doing: Coroutine[object, object, None]) -> None:
+async def carry_out(course: UnderWay, doing: Coroutine[object, object, None]) -> None:
     """Do the work and record its end, however often somebody interrupts it meanwhile.
 
     Raises:
@@ -127,18 +164,17 @@ async def carry_out(course: Course, doing: Coroutine[object, object, None]) -> N
     await surely(_end(course))
 
 
-async def _end(course: Course) -> None:
-    operation = course.operation
+async def _end(course: UnderWay) -> None:
     try:
-        await operation.watched.ledger.append(course.end(AuditOutcome.DONE))
+        await course.watched.ledger.append(course.end(AuditOutcome.DONE))
     except Exception as error:
         raise RecoveryStoppedError(
-            f"{operation.what} was done, but its end could not be recorded: {error} {course.said}",
+            f"{course.what} was done, but its end could not be recorded: {error} {course.said}",
             recovered=course.recovered,
         ) from error
 
 
-async def _interrupt(course: Course, work: asyncio.Future[None]) -> None:
+async def _interrupt(course: UnderWay, work: asyncio.Future[None]) -> None:
     """Give the batch under way a moment to end and be counted, and record the interruption."""
     course.interrupted.set()
     await asyncio.wait([work], timeout=_MOMENT_SECONDS)
@@ -146,14 +182,13 @@ async def _interrupt(course: Course, work: asyncio.Future[None]) -> None:
     await asyncio.wait([work])
     failure = None if work.cancelled() else work.exception()
     problem = "interrupted" if failure is None else f"interrupted, after this: {failure}"
-    await record_failure(course.operation.watched.ledger, course.end(AuditOutcome.FAILED, problem))
+    await record_failure(course.watched.ledger, course.end(AuditOutcome.FAILED, problem))
 
 
-async def _stopped(course: Course, error: Exception) -> RecoveryStoppedError:
-    operation = course.operation
-    unrecorded = await record_failure(operation.watched.ledger, course.end(AuditOutcome.FAILED, str(error)))
+async def _stopped(course: UnderWay, error: Exception) -> RecoveryStoppedError:
+    unrecorded = await record_failure(course.watched.ledger, course.end(AuditOutcome.FAILED, str(error)))
     return RecoveryStoppedError(
-        f"{operation.what} stopped: {error} {what_it_hit(operation.watched.source)}; {course.said}{unrecorded}",
+        f"{course.what} stopped: {error} {what_it_hit(course.watched.source)}; {course.said}{unrecorded}",
         recovered=course.recovered,
     )
 

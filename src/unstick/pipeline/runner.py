@@ -205,8 +205,8 @@ class _Watch:
             failed = SweepFailed(
                 source=self.source, took=took, trigger=Trigger.UNATTENDED, actor=ACTOR, problem=problem
             )
-            await note_problem(watched, problem)
             await emit(watched, failed)
+            await note_problem(watched, problem)
             return None
         except Exception as error:  # noqa: BLE001 - the sweep has told its listeners, and the watch goes on
             trace(error)

@@ -15,14 +15,13 @@ from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import (
     InvalidRequestError,
     NothingToUndoError,
-    RecoveryStoppedError,
     UnknownRecoveryError,
 )
 from unstick.domain.events import Undone
 from unstick.domain.job import JobId, JobState
 from unstick.domain.recovery import Intent, Outcome, Recovery
 from unstick.domain.undo import HELD, OVERTAKEN, Undoable, UndoBatch, UndoResult
-from unstick.pipeline.course import Progress, record_failure, surely, what_it_hit
+from unstick.pipeline.course import Progress, carry_out
 from unstick.pipeline.emitting import emit
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import Watched
@@ -34,7 +33,6 @@ MAX_LEFT = 100
 BATCH = 1_000
 """Jobs put back in one transaction."""
 LARGEST_OPERATION = 2**63 - 1
-_MOMENT_SECONDS = 2
 
 Census = Counter[tuple[JobState, Outcome]]
 
@@ -93,10 +91,10 @@ async def undo(watched: Watched, order: UndoOrder, progress: Progress | None = N
         raise _nothing(begun)
     if order.dry_run:
         await _foresee(begun, first, batches)
-        return begun.report(None)
-    operation_id = await watched.ledger.append(begun.entry(AuditOutcome.STARTED))
-    await _carry_out(begun, operation_id, first, batches)
-    report = begun.report(operation_id)
+        return begun.report()
+    operation_id = begun.operation_id = await watched.ledger.append(begun.end(AuditOutcome.STARTED))
+    await carry_out(begun, _work(begun, operation_id, first, batches))
+    report = begun.report()
     await emit(watched, _event(watched, order, report, operation_id))
     return report
 
@@ -160,10 +158,13 @@ class _Course:
     already: int = 0
     left: list[Recovery] = field(default_factory=list)
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
+    operation_id: int | None = None
+    """Its own entry in the audit log; None until it has begun."""
 
-    def entry(self, outcome: AuditOutcome, operation_id: int | None = None, problem: str | None = None) -> AuditEntry:
+    def end(self, outcome: AuditOutcome, problem: str | None = None) -> AuditEntry:
+        """Return the entry that ends it, or begins it where there is none yet."""
         result: dict[str, object] = {}
-        if operation_id is not None:
+        if self.operation_id is not None:
             result |= {each.value: self._number(each) for each in Outcome} | {"already": self.already}
         asked = {"source": self.watched.source.name, "operation": self.undoes}
         said = {"job": self.order.job_id, "reason": self.order.reason}
@@ -174,7 +175,7 @@ class _Course:
             outcome=outcome,
             parameters=asked | {key: value for key, value in said.items() if value is not None},
             result=result if problem is None else result | {"problem": problem},
-            operation_id=operation_id,
+            operation_id=self.operation_id,
         )
 
     def came_to(self, done: Sequence[Undoable], left: Sequence[Recovery]) -> None:
@@ -185,15 +186,21 @@ class _Course:
             self.progress(self.census.total())
 
     @property
-    def undone(self) -> int:
+    def what(self) -> str:
+        return f"The undo of operation {self.undoes}"
+
+    @property
+    def recovered(self) -> int:
         return self._number(Outcome.APPLIED)
 
-    def said(self, operation_id: int) -> str:
+    @property
+    def said(self) -> str:
         return (
-            f"{self.undone} job(s) undone before it stay undone and are in the audit log as operation {operation_id}."
+            f"{self.recovered} job(s) undone before it stay undone and are in the audit log as operation "
+            f"{self.operation_id}."
         )
 
-    def report(self, operation_id: int | None) -> UndoReport:
+    def report(self) -> UndoReport:
         return UndoReport(
             at=self.at,
             undoes=self.undoes,
@@ -201,7 +208,7 @@ class _Course:
             dry_run=self.order.dry_run,
             counts=dict(self.census),
             already=self.already,
-            operation_id=operation_id,
+            operation_id=self.operation_id,
             left=tuple(self.left),
         )
 
@@ -240,56 +247,11 @@ async def _foresee(course: _Course, first: Sequence[Undoable], others: Batches) 
         course.came_to([each for each in tried if each.job_id not in why], left)
 
 
-async def _carry_out(course: _Course, operation_id: int, first: Sequence[Undoable], others: Batches) -> None:
-    """Do the work and record its end, however often somebody interrupts it meanwhile."""
-    work = asyncio.ensure_future(_work(course, operation_id, first, others))
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await surely(_interrupt(course, operation_id, work))
-        raise
-    except Exception as error:
-        raise await surely(_stopped(course, operation_id, error)) from error
-    await surely(_end(course, operation_id))
-
-
 async def _work(course: _Course, operation_id: int, first: Sequence[Undoable], others: Batches) -> None:
     async for batch in _each(first, others):
         course.came_to(*await _undo(course.watched, batch, operation_id))
         if course.interrupted.is_set():
             return
-
-
-async def _end(course: _Course, operation_id: int) -> None:
-    try:
-        await course.watched.ledger.append(course.entry(AuditOutcome.DONE, operation_id))
-    except Exception as error:
-        raise RecoveryStoppedError(
-            f"The undo of operation {course.undoes} was done, but its end could not be recorded: {error} "
-            f"{course.said(operation_id)}",
-            recovered=course.undone,
-        ) from error
-
-
-async def _interrupt(course: _Course, operation_id: int, work: asyncio.Future[None]) -> None:
-    """Give the batch under way a moment to end and be counted, and record the interruption."""
-    course.interrupted.set()
-    await asyncio.wait([work], timeout=_MOMENT_SECONDS)
-    work.cancel()
-    await asyncio.wait([work])
-    failure = None if work.cancelled() else work.exception()
-    problem = "interrupted" if failure is None else f"interrupted, after this: {failure}"
-    await record_failure(course.watched.ledger, course.entry(AuditOutcome.FAILED, operation_id, problem))
-
-
-async def _stopped(course: _Course, operation_id: int, error: Exception) -> RecoveryStoppedError:
-    watched = course.watched
-    unrecorded = await record_failure(watched.ledger, course.entry(AuditOutcome.FAILED, operation_id, str(error)))
-    return RecoveryStoppedError(
-        f"The undo of operation {course.undoes} stopped: {error} {what_it_hit(watched.source)}; "
-        f"{course.said(operation_id)}{unrecorded}",
-        recovered=course.undone,
-    )
 
 
 def _overtaken(batch: Sequence[Undoable]) -> tuple[list[Undoable], list[Recovery]]:

@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 
 from unstick import __version__
 from unstick.domain.events import (
+    OTHERS,
     BrakeReleased,
     JobRecovered,
     LeadershipChanged,
@@ -33,8 +34,6 @@ from unstick.domain.recovery import Undo
 
 MOST_QUEUES = 100
 """How many queues of a source have series of their own."""
-OTHERS = "(others)"
-"""What the rest of them are called together."""
 SWEEP_OUTCOMES = ("done", "braked", "failed")
 
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
