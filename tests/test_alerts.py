@@ -32,6 +32,7 @@ from unstick.domain.diagnosis import STUCK, Reason
 from unstick.domain.events import (
     OTHERS,
     AlertChanged,
+    BrakeReleased,
     Held,
     ObservationFailed,
     Observed,
@@ -126,6 +127,21 @@ def test_an_alert_is_told_when_it_begins_when_it_lasts_or_grows_and_when_it_is_o
 
     assert [change.what for change in judged.changes] == ([] if happened is None else [happened])
     assert [change.is_told for change in judged.changes] == ([] if happened is None else [told])
+
+
+def test_a_brake_that_holds_again_is_told_however_soon_that_is() -> None:
+    """A person released it, and thinks that all is well."""
+    subject = Subject("main", None, Trouble.BRAKE)
+    held = Heard(source="main", found={subject: Finding(90, "held")}, speaks_of={Trouble.BRAKE})
+    released = heard(BrakeReleased(source="main", actor="ann", suspects=90))
+    assert released is not None
+    [first] = judge([], held, NOON, RULES, first=False).alerts
+    [over] = judge([first], released, NOON + MINUTE, RULES, first=False).changes
+    again = judge([over.alert], held, NOON + 2 * MINUTE, RULES, first=False)
+
+    assert (over.what, over.is_told) == (RESOLVED, True)
+    assert [(change.what, change.is_told) for change in again.changes] == [(OPENED, True)]
+    assert again.alerts[0].id != first.id
 
 
 def test_one_that_comes_back_within_the_cool_down_is_the_same_alert_and_another_one_after() -> None:

@@ -725,7 +725,9 @@ async def test_a_job_that_a_person_has_left_alone_meanwhile_is_left(
     report = await apply_plan(watched, ApplyOrder(plan_id=plan.id, actor="grace"), progress)
 
     assert await statuses(bench) == ["failed", "running", "failed", "running", "failed"]
-    assert report.tally.of(outcome=Outcome.APPLIED) == 3
+    assert (report.tally.of(outcome=Outcome.APPLIED), report.tally.of(outcome=Outcome.LEFT)) == (3, 2)
+    assert report.tally.of(outcome=Outcome.LOST_RACE) == 0
+    assert "it is snoozed by now; it was left alone" in {row.detail for row in await bench.recoveries()}
 
 
 # Once, and in time.

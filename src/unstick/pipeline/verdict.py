@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from unstick.domain.brake import say_grace
 from unstick.domain.diagnosis import Reason, evidence_of
 from unstick.domain.evidence import Evidence, Holding
 from unstick.domain.job import JobClass, JobId, JobState
@@ -12,6 +13,8 @@ from unstick.domain.standing import Standing, why_not_stuck
 from unstick.domain.story import JobRow
 from unstick.domain.suspect import Look, Page, Suspect
 from unstick.domain.wording import say_duration, say_instant
+from unstick.pipeline.braking import expected_pass
+from unstick.pipeline.charges import graces_of
 from unstick.pipeline.gather import gather
 from unstick.pipeline.judging import Convicted, Judged
 from unstick.pipeline.judging import judge as judge_page
@@ -196,4 +199,7 @@ async def _unattended(watched: Watched, verdict: Verdict, scope: Scope) -> str:
     brake = None if watched.brakes is None else await watched.brakes.find(watched.source.name)
     if brake is not None and brake.is_held:
         return f"; those that nobody watches are held by the brake since {say_instant(brake.at)}"
+    grace = graces_of(scope, await expected_pass(watched, scope.look.taken_at))
+    if verdict.suspect is not None and verdict.suspect.state in grace:
+        return f"; those that nobody watches leave it alone {say_grace(grace[verdict.suspect.state])}"
     return ""
