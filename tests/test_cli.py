@@ -555,6 +555,16 @@ def test_missing_tables_of_ours_are_told_with_the_command_that_makes_them(run: R
     assert run("stuck").status == 0
 
 
+@pytest.mark.usefixtures("app_table")
+def test_a_mistyped_path_makes_no_database_but_a_ledger_of_its_own_is_made(run: Run) -> None:
+    configure(MAPPED.replace("app.db", "ap.db"))
+    assert sentence(run("db", "upgrade")).startswith("There is no SQLite file at ap.db")
+    assert not Path("ap.db").exists()
+    configure(MAPPED + '[ledger]\nurl = "sqlite:///ledger.db"\n')
+    assert run("db", "upgrade").status == 0
+    assert Path("ledger.db").exists()
+
+
 @pytest.mark.usefixtures("embedded")
 @pytest.mark.parametrize("command", [("stuck",), ("sweep",), ("db", "upgrade"), ("db", "current"), ("db", "sql")])
 def test_an_unknown_source_is_told_with_those_there_are(run: Run, command: tuple[str, ...]) -> None:

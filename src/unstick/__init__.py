@@ -41,6 +41,7 @@ __all__ = [
     "admin_router",
     "configure",
     "enqueue",
+    "health_router",
     "open_worker",
     "running",
 ]
@@ -60,6 +61,7 @@ _HOMES = {
     "admin_router": "unstick.admin",
     "configure": "unstick.hosting",
     "enqueue": "unstick.kit",
+    "health_router": "unstick.admin",
     "open_worker": "unstick.kit",
     "running": "unstick.kit",
 }

@@ -490,8 +490,8 @@ class Settings(BaseSettings):
         default_factory=lambda: {"main": SourceSettings()}, min_length=1
     )
     ledger: LedgerSettings | None = None
-    retention: RetentionSettings = RetentionSettings()
     """A database of its own for the ledger; without it each source's ledger is in the source's database."""
+    retention: RetentionSettings = RetentionSettings()
     policy: PolicySettings = PolicySettings()
     sweep: SweepSettings = SweepSettings()
     alerts: AlertSettings = AlertSettings()

@@ -559,6 +559,8 @@ class _Home:
     branches: tuple[str, ...]
     own_jobs: bool
     source: str
+    has_jobs: bool = True
+    """The jobs are in it, too: where a SQLite file isn't there, its name is mistyped."""
 
     @property
     def dialect(self) -> str:
@@ -589,13 +591,14 @@ def _homes(settings: Settings, name: str) -> list[_Home]:
             branches=schema.branches(ledger=True, own_jobs=False),
             own_jobs=False,
             source=name,
+            has_jobs=False,
         ),
     ]
 
 
 @asynccontextmanager
 async def _open(home: _Home, *, create: bool = False) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(home.url, create=home.own_jobs or create)
+    engine = open_engine(home.url, create=home.own_jobs or (create and not home.has_jobs))
     try:
         yield engine
     finally:

@@ -165,6 +165,7 @@ def _summary(shape: "CleanupShape") -> str:
         lines.append(f"  left         some {say_grace(datetime.fromisoformat(shape['grace_until']))}")
     if shape["operation_id"] is not None:
         lines.append(f"  audit log    operation {shape['operation_id']}")
+        lines += [f"  take it back unstick undo {shape['operation_id']}"] if counts["total"] else []
     found = shape["follow_up"]
     if found is not None and found["late_finishes"]:
         lines.append(f"  late         {found['late_finishes']} recovered before finished after all: unstick aftermath")
