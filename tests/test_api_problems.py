@@ -172,6 +172,14 @@ async def test_in_an_outage_nobody_is_let_in_who_else_wouldnt_be_and_each_call_i
     assert logged.exc_info is None
 
 
+async def test_missing_tables_of_ours_are_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(ledger=MemoryLedger(failure=LedgerMissingError("Run `unstick db upgrade`.")))
+    async with client(service(world), Role.VIEWER) as caller:
+        assert_problem(await caller.get(STUCK), 503)
+    [logged] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert logged.exc_info is None
+
+
 async def test_a_sweep_stopped_by_an_outage_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     world.source.failure, world.source.fail_at = SourceUnavailableError("The database doesn't answer."), 1

@@ -70,16 +70,16 @@ class Problem:
         return JSONResponse({**body, **self.members}, self.status, dict(self.headers), MEDIA_TYPE)
 
 
-def is_outage(error: BaseException | None) -> bool:
-    """Tell whether a database that doesn't answer is what happened: its sentence says all, and each call meets it."""
-    return isinstance(error, SourceUnavailableError) or (
-        isinstance(error, RecoveryStoppedError) and is_outage(error.__cause__)
+def says_it_all(error: BaseException | None) -> bool:
+    """Tell whether a source can't be used, which each call meets, and whose sentence tells what to do."""
+    return isinstance(error, SourceUnavailableError | ConfigurationError) or (
+        isinstance(error, RecoveryStoppedError) and says_it_all(error.__cause__)
     )
 
 
 def log_failure(sentence: str, error: Exception) -> None:
-    """Log what a call failed by: an outage in one line, anything else with its traceback."""
-    _logger.error("%s", sentence, exc_info=None if is_outage(error) else error)
+    """Log what a call failed by: a source that can't be used in one line, anything else with its traceback."""
+    _logger.error("%s", sentence, exc_info=None if says_it_all(error) else error)
 
 
 def problem_of(error: Exception) -> Problem:
