@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
 from unstick.api.call import Call
-from unstick.api.problems import Problem, RefusedError, says_it_all, log_failure, problem_of
+from unstick.api.problems import Problem, RefusedError, log_failure, problem_of, says_it_all
 from unstick.api.sources import Sources
 from unstick.api.words import said
 from unstick.domain.audit import AuditOutcome
