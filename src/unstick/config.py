@@ -566,8 +566,8 @@ def load_settings(file: Path | None = None) -> Settings:
     try:
         return Settings(**said)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    raise ConfigurationError(_sentence(first, path))
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+    raise ConfigurationError("\n".join(_sentences(found, path)))
 
 
 def nothing_configured(settings: Settings, file: Path | None = None) -> bool:
@@ -632,8 +632,16 @@ _VERDICTS = {
 }
 
 
-def _sentence(error: ErrorDetails, file: Path | None) -> str:
-    path = _setting(tuple(str(step) for step in error["loc"] if step != _KEY))
+def _sentences(errors: Iterable[ErrorDetails], file: Path | None) -> Iterable[str]:
+    """Say one thing of each setting: pydantic says one for each type that a value could have had."""
+    said: dict[tuple[str, ...], str] = {}
+    for error in errors:
+        path = _setting(tuple(str(step) for step in error["loc"] if step != _KEY))
+        said.setdefault(path, _sentence(error, path, file))
+    return said.values()
+
+
+def _sentence(error: ErrorDetails, path: tuple[str, ...], file: Path | None) -> str:
     variable = _variable_saying(path) or (_variable(path) if file is None else None)
     exact = variable == _variable(path)
     place = variable if exact else f"{variable or file}: `{_place(path)}`"
