@@ -264,12 +264,24 @@ class ProgressSettings(_Section):
     """How long a job is believed to be at work after its progress moved."""
 
 
+def several_words(states: object) -> object:
+    """Read each state's words, one or several."""
+    if not isinstance(states, Mapping):
+        return states
+    return {state: (said,) if isinstance(said, str | int) else said for state, said in states.items()}
+
+
 class SourceSettings(_Section):
     """One jobs table: where it is, and which of its columns and words mean what."""
 
     url: SecretStr = SecretStr(EMBEDDED_URL)
+    preset: Name | None = None
+    """The job system whose table it is, which says the rest: `procrastinate`, say, or a file such as `./our.toml`."""
     table: Name | None = None
-    """The table's name, with its schema where it needs one (`billing.jobs`); None is Unstick's own jobs table."""
+    """The table's name, with its schema where it needs one (`billing.jobs`); None is Unstick's own jobs table.
+
+    With a preset, the system's table with the schema or prefix it has here; None where it has neither.
+    """
     columns: dict[ColumnKey, Name] = Field(default_factory=dict)
     states: dict[JobState, tuple[StateValue, ...]] = Field(default_factory=dict)
     timezone: Annotated[str, AfterValidator(_time_zone)] = "UTC"
@@ -280,6 +292,17 @@ class SourceSettings(_Section):
     http: HttpSettings | None = None
     progress: ProgressSettings | None = None
 
+    @property
+    def own_jobs(self) -> bool:
+        """Tell whether it is Unstick's own jobs table."""
+        return self.table is None and self.preset is None
+
+    @model_validator(mode="after")
+    def _one_mapping(self) -> Self:
+        if self.preset is not None and (self.columns or self.states):
+            raise ValueError("must have either `preset`, or `columns` and `states`, for a preset says both")
+        return self
+
     @model_validator(mode="after")
     def _mapped_for_witnesses(self) -> Self:
         """Refuse a witness that would have nothing to go by; Unstick's own table has all columns."""
@@ -287,16 +310,15 @@ class SourceSettings(_Section):
             "registry": "worker", "backends": "worker", "process": "worker", "progress": "progress",
         }  # fmt: skip
         for witness, key in needs.items():
-            if self.table is not None and getattr(self, witness) is not None and key not in self.columns:
+            mapped = self.table is not None and self.preset is None
+            if mapped and getattr(self, witness) is not None and key not in self.columns:
                 raise ValueError(f"must name a column for `{key}`, which the witness `{witness}` goes by")
         return self
 
     @field_validator("states", mode="before")
     @classmethod
     def _one_or_several(cls, states: object) -> object:
-        if not isinstance(states, Mapping):
-            return states
-        return {state: (said,) if isinstance(said, str | int) else said for state, said in states.items()}
+        return several_words(states)
 
 
 class RuleSettings(_Section):

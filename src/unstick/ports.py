@@ -43,6 +43,8 @@ class Capabilities:
     """Suspects that age alone convicts can be recovered without being read one by one."""
     reads_beside_writes: bool
     """The next page may be read while a batch is written."""
+    read_only: str | None = None
+    """Why nothing may be changed, as far as is known by now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

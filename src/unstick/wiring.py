@@ -29,6 +29,7 @@ from unstick.pipeline.runner import Runner
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import OpenWatched, Planning, Watched
 from unstick.ports import Channel, Listener, Witness
+from unstick.presets.preset import registry_of
 from unstick.sql import schema
 from unstick.sql.alerts import SqlAlerts
 from unstick.sql.backends import Backends
@@ -131,8 +132,9 @@ def _witnesses(
     settings: SourceSettings, source: SqlSource, connections: Connections, ledger: Connections
 ) -> Iterator[Witness]:
     """Yield the witnesses that a source's settings name, in the order in which findings tell their words."""
-    if settings.registry is not None:
-        yield WorkerRegistry(settings.registry, connections, settings.timezone)
+    registry = registry_of(settings)
+    if registry is not None:
+        yield WorkerRegistry(registry, connections, settings.timezone)
     if settings.backends is not None:
         yield Backends(settings.backends, connections)
     if settings.process is not None:
@@ -217,7 +219,8 @@ def plan_key(secret: SecretStr | None) -> bytes:
 
 def _fingerprint(declared: JobTable) -> str:
     """Name a mapping by all it says."""
-    said = [declared.full_name, sorted(declared.columns.items()), sorted(declared.states.items()), declared.timezone]
+    said: list[object] = [declared.full_name, sorted(declared.columns.items()), sorted(declared.states.items())]
+    said += [declared.timezone, None if declared.preset is None else declared.preset.model_dump(mode="json")]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
@@ -302,6 +305,8 @@ async def open_worker(settings: Settings, source: str | None = None) -> AsyncIte
         )
     async with _open(jobs) as engine:
         await _prepare(engine, jobs)
+    if chosen.preset is not None:
+        raise ConfigurationError(f"The jobs of source {name!r} are run by the workers of their own system.")
     url, declared = chosen.url.get_secret_value(), JobTable.from_settings(chosen)
     async with worker_on(name, url, declared, every=BEAT_EVERY, lease=LEASE) as worker:
         yield worker
@@ -574,7 +579,7 @@ class _Home:
 def _homes(settings: Settings, name: str) -> list[_Home]:
     """Return a source's database first, and then the ledger's, where it has one of its own."""
     chosen = settings.sources[name]
-    own_jobs = chosen.table is None
+    own_jobs = chosen.own_jobs
     url, what = chosen.url.get_secret_value(), f"source {name!r}"
     if settings.ledger is None or settings.ledger.url.get_secret_value() == url:
         both = schema.branches(ledger=True, own_jobs=own_jobs)

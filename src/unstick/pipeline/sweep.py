@@ -212,6 +212,8 @@ async def _sweep(watched: Watched, order: SweepOrder, progress: Progress | None,
 def refuse_what_cannot_be_done(source: JobSource, action: Action) -> None:
     """Refuse what a source can't do. A retry that leaves poison is `mark_failed` in the end, so it needs both."""
     able = source.capabilities
+    if able.read_only is not None:
+        raise InvalidRequestError(f"Source {source.name!r} is only read: {able.read_only}")
     if not able.mark_failed or (action is Action.RETRY and not able.retry):
         lacking = "retry" if able.mark_failed else "mark_failed"
         raise InvalidRequestError(

@@ -255,7 +255,7 @@ def _ran_seconds(mapped: MappedTable, job: ClaimedJob, now: datetime) -> float |
     """Return how long a claimed job has run, where its claim wrote when that was."""
     if not mapped.has("started_at"):
         return None
-    began = mapped.times["started_at"].read(job.row[mapped.column("started_at").name])
+    began = mapped.times["started_at"].read(job.row[mapped.stored("started_at").name])
     return None if began is None else (now - began).total_seconds()
 
 

@@ -30,13 +30,13 @@ Predicate = sa.ColumnElement[bool]
 Values = dict[str, Any]
 
 
-def suspect_columns(mapped: MappedTable) -> dict[ColumnKey, sa.Column[Any]]:
+def suspect_columns(mapped: MappedTable) -> dict[ColumnKey, sa.ColumnElement[Any]]:
     """Return what a sweep reads of each suspect: the key and the fence, which holds every time it is judged by."""
     keys: tuple[ColumnKey, ...] = ("id", *mapped.fence)
     return mapped.columns(keys)
 
 
-def job_columns(mapped: MappedTable) -> dict[ColumnKey, sa.Column[Any]]:
+def job_columns(mapped: MappedTable) -> dict[ColumnKey, sa.ColumnElement[Any]]:
     """Return what a person wants to know of a job."""
     keys: tuple[ColumnKey, ...] = ("id", "state", *JOB_KEYS)
     return mapped.columns(keys)
@@ -109,7 +109,8 @@ def open_classes(mapped: MappedTable) -> sa.Select[Any]:
     """Read the kinds and queues of the jobs that are not over."""
     columns = [as_text(mapped.column(key)) if mapped.has(key) else sa.null() for key in ("kind", "queue")]
     open_words = mapped.words(*ACCUSED_STATES)
-    return sa.select(*columns).where(is_open(mapped), mapped.column("state").in_(open_words)).distinct()
+    found = sa.select(*columns).select_from(mapped.table)
+    return found.where(is_open(mapped), mapped.column("state").in_(open_words)).distinct()
 
 
 FLOW_JOBS = 1_000
@@ -162,6 +163,8 @@ def lease_counts(look: Look) -> sa.Select[Any]:
 
 def is_open(mapped: MappedTable, *, bound: bool = False) -> Predicate:
     """Hold for jobs that are not over, as far as the table says so by a completion time."""
+    if mapped.declared.preset is not None and mapped.declared.preset.open is not None:
+        return mapped.told(mapped.declared.preset.open, sa.Boolean())
     if not mapped.has("completed_at"):
         return sa.true()
     completed_at: sa.ColumnElement[Any] = mapped.column("completed_at")
@@ -260,14 +263,16 @@ def look_values(mapped: MappedTable, look: Look) -> Values:
 def count_suspects(mapped: MappedTable) -> sa.Select[Any]:
     """Count suspects by the table's own word."""
     state = mapped.column("state")
-    return sa.select(state, sa.func.count()).where(is_suspect(mapped, *ACCUSED_STATES)).group_by(state)
+    counted = sa.select(state, sa.func.count()).select_from(mapped.table)
+    return counted.where(is_suspect(mapped, *ACCUSED_STATES)).group_by(state)
 
 
 def suspects_by_queue(mapped: MappedTable) -> sa.Select[Any]:
     """Count suspects by their queue, the table's own word, and whether a lease that ran out accuses them."""
     expired = lease_beat(mapped).is_not(None) if mapped.leases else sa.false()
     columns = [_queue(mapped), mapped.column("state").label("state"), expired.label("expired")]
-    each = sa.select(*columns).where(is_suspect(mapped, *ACCUSED_STATES)).subquery("each_suspect")
+    found = sa.select(*columns).select_from(mapped.table).where(is_suspect(mapped, *ACCUSED_STATES))
+    each = found.subquery("each_suspect")
     return sa.select(*each.c, sa.func.count()).group_by(*each.c)
 
 
@@ -368,7 +373,7 @@ def _instant(mapped: MappedTable, key: ColumnKey) -> sa.ColumnElement[Any]:
     return sa.type_coerce(expression, time_type(mapped, key))
 
 
-def raw_columns(mapped: MappedTable, columns: Mapping[ColumnKey, sa.Column[Any]]) -> list[sa.ColumnElement[Any]]:
+def raw_columns(mapped: MappedTable, columns: Mapping[ColumnKey, sa.ColumnElement[Any]]) -> list[sa.ColumnElement[Any]]:
     """Return columns as stored: SQLite's times stay the text they are, so that they can be compared again."""
     return [
         (sa.type_coerce(column, time_type(mapped, key)) if key in mapped.times else column).label(f"job_{key}")
@@ -382,7 +387,7 @@ def open_jobs(mapped: MappedTable) -> sa.Select[Any]:
     open_words = mapped.words(JobState.QUEUED, JobState.RUNNING, JobState.SCHEDULED)
     queued, running = (_oldest(mapped, each) for each in ACCUSED_STATES)
     parts = [state, mapped.column("queue")] if mapped.has("queue") else [state]
-    counted = sa.select(state, sa.func.count(), queued, running, _queue(mapped))
+    counted = sa.select(state, sa.func.count(), queued, running, _queue(mapped)).select_from(mapped.table)
     return counted.where(is_open(mapped), state.in_(open_words)).group_by(*parts)
 
 
@@ -397,7 +402,8 @@ def usage(mapped: MappedTable) -> sa.Select[Any]:
     newest, _ = mapped.newest_first
     keys: tuple[ColumnKey, ...] = ("state", "enqueued_at", "started_at", "completed_at", "tokens", "cost")
     columns = {key: column.label(key) for key, column in mapped.columns(keys).items()}
-    sample = sa.select(*columns.values()).order_by(newest.desc()).limit(USAGE_JOBS).subquery("newest")
+    rows = sa.select(*columns.values()).select_from(mapped.table)
+    sample = rows.order_by(newest.desc()).limit(USAGE_JOBS).subquery("newest")
     return sa.select(sample.c.state, sa.func.count(), *_figures(mapped, sample)).group_by(sample.c.state)
 
 
