@@ -40,7 +40,16 @@ from unstick.domain.recovery import (
 from unstick.domain.sighting import LOOKS_APART, Stuck
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import JobRow
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, SuspectGroup, is_suspect
+from unstick.domain.suspect import (
+    GroupedSuspects,
+    Look,
+    Page,
+    Position,
+    StuckCounts,
+    Suspect,
+    SuspectGroup,
+    is_suspect,
+)
 from unstick.domain.undo import CLAIMED, GONE, UNRECORDED, Undoable, UndoBatch, UndoPage, UndoResult
 from unstick.ports import Capabilities, FollowUpSpan, Ledger, OpenJobs, RecoveredPage, RecoveryCounts, Usage
 
@@ -155,11 +164,12 @@ class MemorySource:
         states = [suspect.state for suspect in self._suspects(look)]
         return StuckCounts(queued=states.count(JobState.QUEUED), running=states.count(JobState.RUNNING))
 
-    async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
+    async def suspects_by_queue(self, look: Look) -> GroupedSuspects:
         """Count the suspects by queue."""
         found = self._suspects(look)
         jobs = self._system.jobs
-        return Counter(SuspectGroup(jobs[s.job_id].job.queue, s.state, s.lease_expired) for s in found)
+        groups = (SuspectGroup(jobs[s.job_id].job.queue, s.state, s.lease_expired, s.lost is not None) for s in found)
+        return GroupedSuspects(counts=Counter(groups))
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None
