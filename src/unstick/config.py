@@ -265,9 +265,11 @@ class ProgressSettings(_Section):
 
 
 class SourceSettings(_Section):
-    """One jobs table: where it is, and which of its columns and words mean what."""
+    """One jobs table: where it is, and which of its columns and words mean what; or a job system behind a broker."""
 
     url: SecretStr = SecretStr(EMBEDDED_URL)
+    preset: Literal["rq"] | None = None
+    """The job system whose jobs these are; None where columns and words say it."""
     table: Name | None = None
     """The table's name, with its schema where it needs one (`billing.jobs`); None is Unstick's own jobs table."""
     columns: dict[ColumnKey, Name] = Field(default_factory=dict)
@@ -279,6 +281,22 @@ class SourceSettings(_Section):
     process: ProcessSettings | None = None
     http: HttpSettings | None = None
     progress: ProgressSettings | None = None
+
+    @property
+    def is_behind_broker(self) -> bool:
+        """Tell whether the jobs are in no SQL database."""
+        return self.preset == "rq"
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        """Refuse a broker's address without its system, and a table's settings with it."""
+        addressed = urlsplit(self.url.get_secret_value()).scheme in _BROKERS
+        if addressed != self.is_behind_broker:
+            raise ValueError(f'must have `preset = "rq"` with a url of a broker ({_BROKERS_SAID}), and not without one')
+        said = [name for name in _OF_A_TABLE if name in self.model_fields_set]
+        if self.is_behind_broker and said:
+            raise ValueError(f'must not have `{said[0]}`, which is about a table, with `preset = "rq"`')
+        return self
 
     @model_validator(mode="after")
     def _mapped_for_witnesses(self) -> Self:
@@ -297,6 +315,11 @@ class SourceSettings(_Section):
         if not isinstance(states, Mapping):
             return states
         return {state: (said,) if isinstance(said, str | int) else said for state, said in states.items()}
+
+
+_BROKERS = ("redis", "rediss", "unix")
+_BROKERS_SAID = ", ".join(f"{scheme}://" for scheme in _BROKERS)
+_OF_A_TABLE = ("table", "columns", "states", "timezone", "registry", "backends", "process", "progress")
 
 
 class RuleSettings(_Section):

@@ -94,7 +94,15 @@ class JobTable:
 
     @classmethod
     def from_settings(cls, settings: SourceSettings) -> Self:
-        """Declare what a `[sources.…]` section says; Unstick's own jobs table where it names none."""
+        """Declare what a `[sources.…]` section says; Unstick's own jobs table where it names none.
+
+        Raises:
+            ConfigurationError: the jobs are in no table.
+        """
+        if settings.is_behind_broker:
+            raise ConfigurationError(
+                "The jobs of this source are behind a broker, and this takes a jobs table: name a source that has one."
+            )
         if settings.table is None:
             return cls(name=_OWN_NAME, columns=_OWN_COLUMNS, states=_OWN_STATES)
         schema, _, name = settings.table.rpartition(".")
