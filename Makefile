@@ -21,6 +21,7 @@ check: $(DEVELOPMENT)  ## Lint, format, types, import rules and dependencies: al
 
 test: $(DEVELOPMENT)  ## Run the tests against real, private database servers
 	@scripts/install-servers
+	@scripts/install-systems
 	.venv/bin/pytest -n 2 $(ARGS)
 
 mutants: $(DEVELOPMENT)  ## Change guards one at a time and see that a test notices (hours); ARGS="unstick.domain.*" tries only these
@@ -43,7 +44,7 @@ bench: $(DEVELOPMENT)  ## Run the benchmarks
 lock: .venv/bin/python  ## Write the lock files anew; ARGS=--upgrade takes newer releases
 	$(PIP) install --quiet uv
 	@# The build backend is locked too, for the project itself is built without fetching anything.
-	printf 'hatchling\neditables\n' | $(LOCK) $(ARGS) --extra postgres --extra mysql --extra witnesses --extra alerts --extra otel --output-file requirements.lock pyproject.toml -
+	printf 'hatchling\neditables\n' | $(LOCK) $(ARGS) --extra postgres --extra mysql --extra witnesses --extra alerts --extra otel --extra rq --output-file requirements.lock pyproject.toml -
 	$(LOCK) $(ARGS) --all-extras --group dev --output-file requirements-dev.lock pyproject.toml requirements.lock
 
 $(RUNTIME) $(DEVELOPMENT): .venv/%.stamp: %.lock pyproject.toml | .venv/bin/python

@@ -26,7 +26,7 @@ from unstick.domain.policy import Policy, Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Recovery, Ruled
 from unstick.domain.story import JobRow
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, SuspectGroup, is_suspect
+from unstick.domain.suspect import GroupedSuspects, Look, Page, Position, StuckCounts, Suspect, SuspectGroup, is_suspect
 from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.ports import Capabilities, FollowUpSpan, OpenJobs, RecoveredPage, RecoveryCounts, Usage
@@ -104,9 +104,10 @@ class MemorySource:
         states = Counter(suspect.state for suspect in self._accused(look))
         return StuckCounts(queued=states[JobState.QUEUED], running=states[JobState.RUNNING])
 
-    async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
+    async def suspects_by_queue(self, look: Look) -> GroupedSuspects:
         found = self._accused(look)
-        return Counter(SuspectGroup(self.jobs[s.job_id].queue, s.state, s.lease_expired) for s in found)
+        groups = Counter(SuspectGroup(self.jobs[s.job_id].queue, s.state, s.lease_expired) for s in found)
+        return GroupedSuspects(counts=groups)
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None

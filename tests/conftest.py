@@ -93,6 +93,17 @@ def mariadb_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator
     yield from _database(request, "mariadb", tmp_path)
 
 
+@pytest.fixture
+def broker(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty broker, by its address."""
+    with ExitStack() as stack:
+        try:
+            address = stack.enter_context(request.config.stash[SERVERS].broker())
+        except MissingServerError as missing:
+            pytest.skip(f"NOT TESTED ON a broker: {missing}")
+        yield address
+
+
 def _database(request: pytest.FixtureRequest, name: str, directory: Path) -> Iterator[Database]:
     if name == "sqlite":
         yield Database(name, f"sqlite+aiosqlite:///{directory / 'test.db'}", "sqlite")

@@ -272,7 +272,7 @@ def several_words(states: object) -> object:
 
 
 class SourceSettings(_Section):
-    """One jobs table: where it is, and which of its columns and words mean what."""
+    """One jobs table: where it is, and which of its columns and words mean what; or a job system behind a broker."""
 
     url: SecretStr = SecretStr(EMBEDDED_URL)
     preset: Name | None = None
@@ -303,6 +303,22 @@ class SourceSettings(_Section):
             raise ValueError("must have either `preset`, or `columns` and `states`, for a preset says both")
         return self
 
+    @property
+    def is_behind_broker(self) -> bool:
+        """Tell whether the jobs are in no SQL database."""
+        return self.preset == "rq"
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        """Refuse a broker's address without its system, and a table's settings with it."""
+        addressed = urlsplit(self.url.get_secret_value()).scheme in _BROKERS
+        if addressed != self.is_behind_broker:
+            raise ValueError(f'must have `preset = "rq"` with a url of a broker ({_BROKERS_SAID}), and not without one')
+        said = [name for name in _OF_A_TABLE if name in self.model_fields_set]
+        if self.is_behind_broker and said:
+            raise ValueError(f'must not have `{said[0]}`, which is about a table, with `preset = "rq"`')
+        return self
+
     @model_validator(mode="after")
     def _mapped_for_witnesses(self) -> Self:
         """Refuse a witness that would have nothing to go by; Unstick's own table has all columns."""
@@ -319,6 +335,11 @@ class SourceSettings(_Section):
     @classmethod
     def _one_or_several(cls, states: object) -> object:
         return several_words(states)
+
+
+_BROKERS = ("redis", "rediss", "unix")
+_BROKERS_SAID = ", ".join(f"{scheme}://" for scheme in _BROKERS)
+_OF_A_TABLE = ("table", "columns", "states", "timezone", "registry", "backends", "process", "progress")
 
 
 class RuleSettings(_Section):

@@ -24,7 +24,7 @@ from unstick.domain.retention import Retention
 from unstick.domain.sighting import Sighted, Sighting, Stuck
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import Event, JobRow
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, SuspectGroup
+from unstick.domain.suspect import GroupedSuspects, Look, Page, Position, StuckCounts
 from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.domain.work import Beat, ClaimedJob, WorkerIdentity
 
@@ -151,10 +151,10 @@ class JobSource(Protocol):
         """
 
     async def count_suspects(self, look: Look) -> StuckCounts:
-        """Count the suspects exactly."""
+        """Count the suspects, exactly where that can be had at a bounded cost."""
 
-    async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
-        """Count the suspects exactly, by queue."""
+    async def suspects_by_queue(self, look: Look) -> GroupedSuspects:
+        """Count the suspects by queue, exactly where that can be had at a bounded cost."""
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None

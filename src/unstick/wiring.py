@@ -28,7 +28,7 @@ from unstick.pipeline.emitting import emit
 from unstick.pipeline.runner import Runner
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import OpenWatched, Planning, Watched
-from unstick.ports import Channel, Listener, Witness
+from unstick.ports import Channel, JobSource, Listener, Witness
 from unstick.presets.preset import registry_of
 from unstick.sql import schema
 from unstick.sql.alerts import SqlAlerts
@@ -103,29 +103,61 @@ def watch(
         ConfigurationError: a witness needs another database, or a library that isn't installed.
     """
     source = SqlSource(name, declared, connections, records=ledger is None)
-    return Watched(
-        source=source,
-        ledger=SqlLedger(ledger or connections),
-        policy=policy,
-        brakes=SqlBrakes(ledger or connections),
-        looks=SqlLooks(ledger or connections),
+    planning = Planning(
+        plans=SqlPlans(ledger or connections),
+        key=lambda: plan_key(secret()),
+        mapping=_fingerprint(declared),
+        lifetime=plan_lifetime,
+    )
+    return replace(
+        _recorded_in(ledger or connections, source, policy, planning),
         history=SqlHistory(declared, connections),
-        snoozes=SqlSnoozes(ledger or connections),
-        leaders=SqlLeaders(ledger or connections),
-        watches=SqlWatches(ledger or connections),
-        alerts=SqlAlerts(ledger or connections),
-        event_log=SqlEventLog(ledger or connections),
-        pruner=SqlPruner(ledger or connections),
-        story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
-        planning=Planning(
-            plans=SqlPlans(ledger or connections),
-            key=lambda: plan_key(secret()),
-            mapping=_fingerprint(declared),
-            lifetime=plan_lifetime,
-        ),
     )
+
+
+def _recorded_in(ledger: Connections, source: JobSource, policy: Policy, planning: Planning) -> Watched:
+    """Put a source and its policy together with all that the ledger's database keeps."""
+    return Watched(
+        source=source,
+        ledger=SqlLedger(ledger),
+        policy=policy,
+        brakes=SqlBrakes(ledger),
+        looks=SqlLooks(ledger),
+        snoozes=SqlSnoozes(ledger),
+        leaders=SqlLeaders(ledger),
+        watches=SqlWatches(ledger),
+        alerts=SqlAlerts(ledger),
+        event_log=SqlEventLog(ledger),
+        pruner=SqlPruner(ledger),
+        story_readers=story_readers(ledger),
+        planning=planning,
+    )
+
+
+@asynccontextmanager
+async def _open_rq(settings: Settings, name: str, ledger: Connections) -> AsyncIterator[Watched]:
+    """Open the jobs that RQ keeps; its executions' leases are asked of always."""
+    with _needing("redis", 'A source with `preset = "rq"`', "rq"):
+        from unstick.systems.rq.broker import open_broker  # noqa: PLC0415 - of an extra
+        from unstick.systems.rq.source import RqSource  # noqa: PLC0415 - the same
+        from unstick.systems.rq.witness import RqExecutions  # noqa: PLC0415 - the same
+    chosen = settings.sources[name]
+    async with open_broker(chosen.url.get_secret_value()) as broker:
+        planning = Planning(
+            plans=SqlPlans(ledger),
+            key=lambda: plan_key(settings.secret_key),
+            mapping=RQ_MAPPING,
+            lifetime=settings.sweep.plan_lifetime,
+        )
+        source = RqSource(name, broker, SqlSightings(ledger))
+        watched = _recorded_in(ledger, source, settings.policy.policy(), planning)
+        yield replace(watched, witnesses=(RqExecutions(broker), *_asked_elsewhere(chosen)))
+
+
+RQ_MAPPING = "rq 3"
+"""Names what a plan's fences are made of, as the fingerprint of a table's mapping does."""
 
 
 def _witnesses(
@@ -142,13 +174,18 @@ def _witnesses(
             from unstick.witnesses.process import HostProcesses  # noqa: PLC0415 - of an extra
 
         yield HostProcesses(settings.process, source.clock)
+    yield from _asked_elsewhere(settings)
+    if settings.progress is not None:
+        yield Progress(settings.progress, source.name, SqlSightings(ledger))
+
+
+def _asked_elsewhere(settings: SourceSettings) -> Iterator[Witness]:
+    """Yield the witness that needs nothing of where the jobs are."""
     if settings.http is not None:
         with _needing("httpx", "The witness `http`", "witnesses"):
             from unstick.witnesses.http import HttpWitness  # noqa: PLC0415 - of an extra
 
         yield HttpWitness(settings.http)
-    if settings.progress is not None:
-        yield Progress(settings.progress, source.name, SqlSightings(ledger))
 
 
 @contextmanager
@@ -242,16 +279,19 @@ async def open_watched(
             engine = await stack.enter_async_context(_open(home))
             await _prepare(engine, home)
             opened.append(EngineConnections(engine))
-        watched = watch(
-            name,
-            JobTable.from_settings(chosen),
-            opened[0],
-            settings.policy.policy(),
-            opened[1] if len(opened) > 1 else None,
-            chosen,
-            secret=lambda: settings.secret_key,
-            plan_lifetime=settings.sweep.plan_lifetime,
-        )
+        if chosen.is_behind_broker:
+            watched = await stack.enter_async_context(_open_rq(settings, name, opened[0]))
+        else:
+            watched = watch(
+                name,
+                JobTable.from_settings(chosen),
+                opened[0],
+                settings.policy.policy(),
+                opened[1] if len(opened) > 1 else None,
+                chosen,
+                secret=lambda: settings.secret_key,
+                plan_lifetime=settings.sweep.plan_lifetime,
+            )
         watched = replace(
             watched,
             unattended=settings.sweep.unattended(),
@@ -297,6 +337,9 @@ async def open_worker(settings: Settings, source: str | None = None) -> AsyncIte
         SourceUnavailableError: the database doesn't answer.
     """
     name, chosen = chosen_source(settings, source)
+    if chosen.preset is not None:
+        raise ConfigurationError(f"The jobs of source {name!r} are run by the workers of their own system.")
+    declared = JobTable.from_settings(chosen)
     jobs, *elsewhere = _homes(settings, name)
     if elsewhere:
         raise ConfigurationError(
@@ -305,9 +348,7 @@ async def open_worker(settings: Settings, source: str | None = None) -> AsyncIte
         )
     async with _open(jobs) as engine:
         await _prepare(engine, jobs)
-    if chosen.preset is not None:
-        raise ConfigurationError(f"The jobs of source {name!r} are run by the workers of their own system.")
-    url, declared = chosen.url.get_secret_value(), JobTable.from_settings(chosen)
+    url = chosen.url.get_secret_value()
     async with worker_on(name, url, declared, every=BEAT_EVERY, lease=LEASE) as worker:
         yield worker
 
@@ -521,6 +562,7 @@ async def guard_table(
         SourceUnavailableError: the database doesn't answer, or refuses the guard.
     """
     name, chosen = chosen_source(settings, source)
+    declared = JobTable.from_settings(chosen)
     home = _homes(settings, name)[0]
     async with _open(home) as engine:
         if home.is_embedded:
@@ -528,7 +570,7 @@ async def guard_table(
         connections = EngineConnections(engine)
         with _explained(f"The database of {home.what} can't be read"):
             async with connections.reading() as (connection, _):
-                found = guard(await mapped_table(connections, connection, JobTable.from_settings(chosen)))
+                found = guard(await mapped_table(connections, connection, declared))
         if carry_out is not None:
             with _explained(f"The database of {home.what} refuses to {carry_out} the guard"):
                 await run_statements(connections, found.install if carry_out == "install" else found.remove)
@@ -577,8 +619,10 @@ class _Home:
 
 
 def _homes(settings: Settings, name: str) -> list[_Home]:
-    """Return a source's database first, and then the ledger's, where it has one of its own."""
+    """Return a source's database first, if it is one, and then the ledger's, where it has one of its own."""
     chosen = settings.sources[name]
+    if chosen.is_behind_broker:
+        return [_ledger_home(settings, name)]
     own_jobs = chosen.own_jobs
     url, what = chosen.url.get_secret_value(), f"source {name!r}"
     if settings.ledger is None or settings.ledger.url.get_secret_value() == url:
@@ -587,18 +631,23 @@ def _homes(settings: Settings, name: str) -> list[_Home]:
     jobs = _Home(
         what=what, url=url, branches=schema.branches(ledger=False, own_jobs=own_jobs), own_jobs=own_jobs, source=name
     )
-    ledger = settings.ledger.url.get_secret_value()
-    return [
-        jobs,
-        _Home(
-            what="the ledger",
-            url=ledger,
-            branches=schema.branches(ledger=True, own_jobs=False),
-            own_jobs=False,
-            source=name,
-            has_jobs=False,
-        ),
-    ]
+    return [jobs, _ledger_home(settings, name)]
+
+
+def _ledger_home(settings: Settings, name: str) -> _Home:
+    if settings.ledger is None:
+        raise ConfigurationError(
+            f"The jobs of source {name!r} are behind a broker, which has no place for Unstick's own record: name a "
+            'database for it, as `url = "sqlite:///ledger.db"` or a PostgreSQL under [ledger].'
+        )
+    return _Home(
+        what="the ledger",
+        url=settings.ledger.url.get_secret_value(),
+        branches=schema.branches(ledger=True, own_jobs=False),
+        own_jobs=False,
+        source=name,
+        has_jobs=False,
+    )
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from unstick.domain.brake import Brake
 from unstick.domain.diagnosis import Reason, suspected_reason
 from unstick.domain.events import OTHERS, Held, Observed, QueueReason, QueueState
 from unstick.domain.job import JobState
+from unstick.domain.suspect import SuspectGroup
 from unstick.pipeline.braking import expected_pass
 from unstick.pipeline.charges import graces_of
 from unstick.pipeline.judging import asks_witnesses, convicted_running
@@ -88,8 +89,9 @@ async def _stuck(watched: Watched, scopes: Sequence[Scope]) -> tuple[Counter[Que
         states = tuple(state for state in scope.look.states if not (asks and state is JobState.RUNNING))
         if states:
             groups = await watched.source.suspects_by_queue(replace(scope.look, states=states))
-            for (queue, state, expired), number in groups.items():
-                stuck[QueueReason(queue, _reason(scope, state, expired=expired))] += number
+            exact &= groups.exact
+            for group, number in groups.counts.items():
+                stuck[QueueReason(group.queue, _reason(scope, group))] += number
         if asks:
             found = await convicted_running(watched, scope)
             undecided, exact = undecided + found.undecided, exact and found.exact
@@ -98,5 +100,7 @@ async def _stuck(watched: Watched, scopes: Sequence[Scope]) -> tuple[Counter[Que
     return stuck, undecided, exact
 
 
-def _reason(scope: Scope, state: JobState, *, expired: bool) -> Reason:
-    return Reason.LEASE_EXPIRED if expired else suspected_reason(state, scope.waiting)
+def _reason(scope: Scope, group: SuspectGroup) -> Reason:
+    if group.lost:
+        return Reason.MESSAGE_LOST
+    return Reason.LEASE_EXPIRED if group.lease_expired else suspected_reason(group.state, scope.waiting)

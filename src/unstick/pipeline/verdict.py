@@ -70,7 +70,7 @@ async def judge(watched: Watched, job_id: JobId) -> Verdict | None:
     again = await watched.source.find(row.job_id)
     if again is None:
         return None
-    scope, found_now = scopes[0], _not_stuck(again, scopes[0].look, snooze)
+    scope, found_now = scopes[0], _not_stuck(again, scopes[0].look, snooze, scopes[0].waiting)
     evidence = (*found_now.evidence, *await _words(watched, again, look))
     return replace(found_now, scope=scope, rule=rule, evidence=evidence)
 
@@ -137,14 +137,15 @@ async def _page(watched: Watched, look: Look) -> Page:
 
 def _for_how_long(convicted: Convicted, scope: Scope) -> str:
     state, by_age = convicted.suspect.state, scope.look.running_after == scope.policy.running_after
-    if convicted.suspect.lease_expired or (scope.hung_after is None and not by_age):
+    suspect = convicted.suspect
+    if suspect.lease_expired or suspect.lost is not None or (scope.hung_after is None and not by_age):
         return ""  # not age has convicted it
     age, limit = scope.look.taken_at - convicted.since, scope.look.threshold(state)
     return f" for {say_duration(age)}, where {say_duration(limit)} may pass"
 
 
-def _not_stuck(row: JobRow, look: Look, snooze: Snooze | None) -> Verdict:
-    why = why_not_stuck(row, look)
+def _not_stuck(row: JobRow, look: Look, snooze: Snooze | None, waiting: Reason = Reason.NEVER_CLAIMED) -> Verdict:
+    why = why_not_stuck(row, look, waiting)
     known = why.standing is not Standing.UNKNOWN
     return Verdict(
         row=row,

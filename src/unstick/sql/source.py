@@ -24,7 +24,16 @@ from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows, QueueFlow
 from unstick.domain.recovery import Batch, BatchResult, Intent, Ruled
 from unstick.domain.story import JobRow
-from unstick.domain.suspect import ACCUSED_STATES, Look, Page, Position, StuckCounts, SuspectGroup, Unreadable
+from unstick.domain.suspect import (
+    ACCUSED_STATES,
+    GroupedSuspects,
+    Look,
+    Page,
+    Position,
+    StuckCounts,
+    SuspectGroup,
+    Unreadable,
+)
 from unstick.domain.undo import UndoBatch, UndoResult
 from unstick.ports import Capabilities, OpenJobs, Usage
 from unstick.sql import finding, rulings, statements, writes
@@ -157,7 +166,7 @@ class SqlSource:
             found = by_state(mapped, rows)
         return StuckCounts(queued=found.get(JobState.QUEUED, 0), running=found.get(JobState.RUNNING, 0))
 
-    async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
+    async def suspects_by_queue(self, look: Look) -> GroupedSuspects:
         """Count by queue in one statement."""
         found: Counter[SuspectGroup] = Counter()
         async with self._judging(look) as (connection, mapped):
@@ -166,7 +175,7 @@ class SqlSource:
                 state = mapped.state_of(word)
                 if state is not None:
                     found[SuspectGroup(as_text(queue), state, bool(expired))] += number
-        return found
+        return GroupedSuspects(counts=found)
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None
