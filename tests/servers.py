@@ -232,7 +232,25 @@ class MortalPostgres(Postgres):
         """End at once and without a checkpoint, as `pg_ctl stop -m immediate` does."""
         if self.process is not None:
             self.process.send_signal(signal.SIGQUIT)
+            self.go_on()
             self.process.wait()
+
+    def fall_silent(self) -> None:
+        """Halt where it stands: it accepts what connects, keeps what is connected, and answers nobody."""
+        for pid in self._processes():
+            os.kill(pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Go on where it was halted."""
+        for pid in self._processes():
+            os.kill(pid, signal.SIGCONT)
+
+    def _processes(self) -> list[int]:
+        """The one that starts the others comes first."""
+        if self.process is None:
+            return []
+        pid = self.process.pid
+        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
 class PgBouncer(Server):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -41,8 +42,9 @@ from unstick.wiring import running
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.servers import Database
+    from tests.servers import Database, MortalPostgres
     from unstick.pipeline.watched import OpenWatched, Watched
+    from unstick.ports import Leaders
 
 DATABASES = EACH_KIND
 
@@ -267,6 +269,43 @@ async def test_who_is_stopped_in_the_middle_of_a_sweep_records_its_end_and_gives
     assert [event.leads for event in heard.events if isinstance(event, LeadershipChanged)] == [True, False]
     assert watched.leaders is not None
     assert await watched.leaders.claim("main", "another", HOUR) is not None
+
+
+async def test_a_source_that_is_silent_holds_up_neither_the_stop_nor_the_hand_over_of_another(
+    mortal: MortalPostgres, mortal_database: Database, light: SqlBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a statement, for which its driver would wait ten seconds, or for ever."""
+    monkeypatch.setattr(runner_module, "_ENDS_WITHIN_SECONDS", 0.5)
+    away, heard, asked = Heard(), Heard(), asyncio.Event()
+    bench, watched = await open_bench(mortal_database), kept(light, heard)
+    leaders = watched.leaders
+    assert leaders is not None
+
+    @asynccontextmanager
+    async def silent() -> AsyncIterator[Watched]:
+        asked.set()
+        yield kept(bench, away)
+
+    async def handed_over() -> float:
+        await until(lambda: is_free(leaders))
+        return time.monotonic()
+
+    async with kept_up(silent=silent, main=watched):
+        await away.wait(Observed)
+        await heard.wait(Observed)
+        mortal.fall_silent()
+        asked.clear()
+        await asyncio.wait_for(asked.wait(), 20)
+        begun, other = time.monotonic(), asyncio.create_task(handed_over())
+    stopped = time.monotonic()
+    mortal.go_on()
+    await bench.close()
+    assert await other < stopped
+    assert stopped - begun < 8
+
+
+async def is_free(leaders: Leaders) -> bool:
+    return await leaders.claim("main", "another", HOUR) is not None
 
 
 async def test_a_sweep_that_does_nothing_says_and_records_nothing(

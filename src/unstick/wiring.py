@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -25,6 +25,7 @@ from unstick.domain.policy import Policy
 from unstick.domain.work import BEAT_EVERY, LEASE
 from unstick.pipeline.courier import Courier
 from unstick.pipeline.emitting import emit
+from unstick.pipeline.ending import MOMENT_SECONDS, in_time
 from unstick.pipeline.runner import Runner
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import OpenWatched, Planning, Watched
@@ -369,7 +370,7 @@ async def worker_on(
         async with reachable(engine.sync_engine):
             lacking = await schema.missing(engine, schema.branches(own_jobs=False))
     finally:
-        await engine.dispose()
+        await _close(engine)
     if lacking:
         raise LedgerMissingError(
             f"A worker of {declared.full_name} needs Unstick's own tables in the same database, for its lease and its "
@@ -382,7 +383,7 @@ async def worker_on(
         try:
             yield SqlJobQueue(name, declared, EngineConnections(engine))
         finally:
-            await engine.dispose()
+            await _close(engine)
 
     identity = this_process()
     heartbeats = Heartbeats(opened, identity, every=every, lease=lease)
@@ -584,7 +585,7 @@ async def inspect_url(url: str, table: str | None = None) -> Inspection:
         async with reachable(engine.sync_engine):
             return await inspect_table(engine, table)
     finally:
-        await engine.dispose()
+        await _close(engine)
 
 
 def proposed_toml(url: str, inspection: Inspection) -> str:
@@ -650,13 +651,19 @@ def _ledger_home(settings: Settings, name: str) -> _Home:
     )
 
 
+async def _close(engine: AsyncEngine) -> None:
+    """Close an engine's connections, and take no leave of a server that is silent: some drivers would wait for it."""
+    with suppress(TimeoutError):
+        await in_time(engine.dispose(), MOMENT_SECONDS)
+
+
 @asynccontextmanager
 async def _open(home: _Home, *, create: bool = False) -> AsyncIterator[AsyncEngine]:
     engine = open_engine(home.url, create=home.own_jobs or (create and not home.has_jobs))
     try:
         yield engine
     finally:
-        await engine.dispose()
+        await _close(engine)
 
 
 _BY_ANOTHER = " (unstick db sql prints the statements, for whoever may run them)"
