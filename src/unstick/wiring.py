@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import sqlalchemy as sa
 from fastapi import FastAPI
@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from unstick.api.auth import jwt_principal
 from unstick.api.factory import create_app
 from unstick.config import ChannelSettings, Settings, SourceSettings, secret_bytes
+from unstick.console.router import console_router
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
 from unstick.domain.plan import PLAN_LIFETIME, derive_key
 from unstick.domain.policy import Policy
@@ -57,14 +58,12 @@ from unstick.sql.unmapped import unmapped_words
 from unstick.sql.watches import SqlWatches
 from unstick.telemetry.alerts import AlertListener
 from unstick.telemetry.log import LogListener
+from unstick.telemetry.messages import Templates
 from unstick.telemetry.metrics import Metrics
 from unstick.telemetry.scraping import listening
 from unstick.telemetry.spans import SpanListener
 from unstick.witnesses.progress import Progress
 from unstick.worker import Heartbeats, Worker, this_process
-
-if TYPE_CHECKING:
-    from unstick.telemetry.messages import Templates
 
 _DEFAULT_SOURCE = "main"
 
@@ -169,13 +168,11 @@ def open_channels(settings: Settings) -> tuple[Channel, ...]:
     """
     if not settings.alerts.channels:
         return ()
-    with _needing("jinja2", "Telling somebody of alerts", "alerts"):
-        from unstick.telemetry.messages import Templates  # noqa: PLC0415 - of an extra
     templates = Templates(settings.alerts)
     return tuple(_channel(name, chosen, templates) for name, chosen in settings.alerts.channels.items())
 
 
-def _channel(name: str, chosen: ChannelSettings, templates: "Templates") -> Channel:
+def _channel(name: str, chosen: ChannelSettings, templates: Templates) -> Channel:
     if chosen.apprise is not None:
         with _needing("apprise", f"The channel {name!r}", "alerts"):
             from unstick.telemetry.apprise import AppriseChannel  # noqa: PLC0415 - of an extra
@@ -462,13 +459,15 @@ def create_service(settings: Settings) -> FastAPI:
             yield watched
 
     watched: dict[str, OpenWatched] = {name: partial(lend, name) for name in settings.sources}
+    principal = jwt_principal(settings.secret_key, settings.auth)
     return create_app(
         watched=watched,
-        principal=jwt_principal(settings.secret_key, settings.auth),
+        principal=principal,
         timetable=settings.sweep.timetable(),
         lifespan=lifespan,
         metrics=metrics,
         metrics_token=settings.metrics.token,
+        console=console_router(watched=watched, principal=principal),
     )
 
 

@@ -119,6 +119,11 @@ class Call:
         return parameters
 
 
+def call_of(request: Request) -> Call | None:
+    """Return the call that a request is, None where it is none that is recorded."""
+    return cast("Call | None", request.scope.get(_SCOPE_KEY))
+
+
 async def _current_call(request: Request) -> Call:
     return cast("Call", request.scope[_SCOPE_KEY])
 

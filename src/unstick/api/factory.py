@@ -1,9 +1,10 @@
 """The service's app."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import SecretStr
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -34,8 +35,9 @@ def create_app(
     lifespan: Lifespan[FastAPI] | None = None,
     metrics: Metrics | None = None,
     metrics_token: SecretStr | None = None,
+    console: APIRouter | None = None,
 ) -> FastAPI:
-    """Return the service for these sources, with `/metrics` where there are any.
+    """Return the service for these sources, with `/metrics` where there are any, and with the console's pages.
 
     Raises:
         ConfigurationError: there is no source.
@@ -54,16 +56,26 @@ def create_app(
     app.include_router(health_router(watched, timetable or Timetable()))
     if metrics is not None:
         app.include_router(metrics_router(metrics, metrics_token))
-    app.add_api_route("/", _root, include_in_schema=False)
+    if console is not None:
+        app.include_router(console)
+    app.add_api_route("/", _root(console), response_model=None, include_in_schema=False)
     for kind in (HTTPException, Exception):
         app.add_exception_handler(kind, _render)
     app.add_middleware(_SecurityHeaders)
     return app
 
 
-async def _root(request: Request) -> dict[str, str]:
-    root = request.scope.get("root_path", "")
-    return {"name": "Unstick", "version": __version__, "api": root + PREFIX, "openapi": root + _OPENAPI}
+def _root(console: APIRouter | None) -> Callable[[Request], Awaitable[Response]]:
+    async def root(request: Request) -> Response:
+        """Tell a program where the API is, and bring a person to the console."""
+        path = request.scope.get("root_path", "")
+        if console is not None and "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse(f"{path}{console.prefix}/", 303)
+        return JSONResponse(
+            {"name": "Unstick", "version": __version__, "api": path + PREFIX, "openapi": path + _OPENAPI}
+        )
+
+    return root
 
 
 async def _render(request: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -68,6 +68,12 @@ class Problem:
         """Render it."""
         body = {"type": "about:blank", "title": _title(self.status), "status": self.status, "detail": self.detail}
         return JSONResponse({**body, **self.members}, self.status, dict(self.headers), MEDIA_TYPE)
+
+
+def as_json(request: Request, problem: Problem) -> JSONResponse:
+    """Show a problem to a program."""
+    del request
+    return problem.response()
 
 
 def is_outage(error: BaseException | None) -> bool:

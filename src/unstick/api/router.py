@@ -45,7 +45,7 @@ def admin_router(
         responses=PROBLEMS,
         lifespan=lifespan,
     )
-    needs = _gate(principal)
+    needs = gate(principal)
     add_jobs(router, needs)
     add_plans(router, needs)
     add_stats(router, needs)
@@ -57,7 +57,7 @@ def admin_router(
     return router
 
 
-def _gate(principal: Callable[..., Any]) -> Callable[[Role], params.Depends]:
+def gate(principal: Callable[..., Any]) -> Callable[[Role], params.Depends]:
     """Return what makes a call need a role.
 
     It is a dependency of the route, not of the function: those are resolved before any parameter is read, so
