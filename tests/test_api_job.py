@@ -23,7 +23,7 @@ from tests.api_support import (
 from tests.jobs import open_bench
 from tests.one_job import whole
 from tests.servers import Database
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal
 from unstick.api.factory import create_app
 from unstick.domain.access import Role
 from unstick.domain.audit import AuditOutcome
@@ -253,7 +253,7 @@ async def test_what_was_refused_is_part_of_the_story_and_what_was_only_read_is_n
     async def opened() -> AsyncIterator[Watched]:
         yield watched
 
-    app = create_app(watched={"main": opened}, principal=jwt_principal(SECRET, AUTH))
+    app = create_app(watched={"main": opened}, principal=bearer_principal(SECRET, AUTH))
     path = f"/api/v1/admin/jobs/main/{job_id}"
     async with client(app, Role.OPERATOR) as caller:
         assert_problem(await caller.post(f"{path}/recover", headers=bearer(token(Role.VIEWER, "eve"))), 403)

@@ -16,21 +16,25 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal, read_bearer
 from unstick.api.factory import create_app
+from unstick.api.metrics import metrics_router
 from unstick.config import ChannelSettings, Settings, SourceSettings, secret_bytes
 from unstick.console.router import console_router
+from unstick.console.session import SignIn
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
 from unstick.domain.plan import PLAN_LIFETIME, derive_key
 from unstick.domain.policy import Policy
 from unstick.domain.work import BEAT_EVERY, LEASE
+from unstick.passwords import Argon2Passwords
 from unstick.pipeline.courier import Courier
 from unstick.pipeline.emitting import emit
 from unstick.pipeline.runner import Runner
 from unstick.pipeline.settling import settle_intents
-from unstick.pipeline.watched import OpenWatched, Planning, Watched
+from unstick.pipeline.watched import Access, OpenWatched, Planning, Watched
 from unstick.ports import Channel, Listener, Witness
 from unstick.sql import schema
+from unstick.sql.access import SqlAttempts, SqlCredentials, SqlUsers
 from unstick.sql.alerts import SqlAlerts
 from unstick.sql.backends import Backends
 from unstick.sql.brakes import SqlBrakes
@@ -114,6 +118,7 @@ def watch(
         alerts=SqlAlerts(ledger or connections),
         event_log=SqlEventLog(ledger or connections),
         pruner=SqlPruner(ledger or connections),
+        access=_access(ledger or connections),
         story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
@@ -123,6 +128,15 @@ def watch(
             mapping=_fingerprint(declared),
             lifetime=plan_lifetime,
         ),
+    )
+
+
+def _access(ledger: Connections) -> Access:
+    return Access(
+        credentials=SqlCredentials(ledger),
+        users=SqlUsers(ledger),
+        attempts=SqlAttempts(ledger),
+        passwords=Argon2Passwords(),
     )
 
 
@@ -459,15 +473,18 @@ def create_service(settings: Settings) -> FastAPI:
             yield watched
 
     watched: dict[str, OpenWatched] = {name: partial(lend, name) for name in settings.sources}
-    principal = jwt_principal(settings.secret_key, settings.auth)
+    # Who gets in is kept where a call is recorded that names no source.
+    kept = watched[chosen_source(settings)[0]]
+    sign_in = SignIn(opened=kept, read=read_bearer(settings.secret_key, settings.auth, kept))
     return create_app(
         watched=watched,
-        principal=principal,
+        principal=bearer_principal(settings.secret_key, settings.auth, kept),
         timetable=settings.sweep.timetable(),
         lifespan=lifespan,
-        metrics=metrics,
-        metrics_token=settings.metrics.token,
-        console=console_router(watched=watched, principal=principal),
+        metrics=metrics_router(metrics, settings.metrics.token),
+        console=console_router(watched=watched, principal=sign_in, read_only=settings.read_only),
+        keeps_tokens=True,
+        read_only=settings.read_only,
     )
 
 

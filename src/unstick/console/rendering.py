@@ -13,6 +13,8 @@ from unstick.api.problems import Problem
 from unstick.console.assets import assets
 from unstick.console.language import LANGUAGES, language_of, words_of
 
+SESSION = "unstick.session"
+"""Where a request's scope says by which session of ours it came."""
 THEME_COOKIE = "unstick_theme"
 THEMES = ("system", "light", "dark")
 HEADERS = {
@@ -30,7 +32,8 @@ def render(request: Request, template: str, /, *, status: int = 200, **values: o
     """Return a page made of a template and these values.
 
     Every template also knows `path(name, **parameters)` of a route, `asset(name)`, `viewer` (None where nobody is
-    signed in), `language`, `theme`, `here` (the address asked for, to come back to) and gettext's functions.
+    known), `signed_in` (whether by a session of ours, which can be ended), `language`, `theme`, `here` (the address
+    asked for, to come back to) and gettext's functions.
     """
     call = call_of(request)
     page = _environment(language_of(request)).get_template(template)
@@ -39,11 +42,12 @@ def render(request: Request, template: str, /, *, status: int = 200, **values: o
         asset=lambda name: path_to(request, "console.asset", name=assets()[name].name),
         viewer=call.actor if call is not None and call.is_known else None,
         role=None if call is None else call.role,
+        signed_in=SESSION in request.scope,
         language=language_of(request),
         languages=LANGUAGES,
         theme=theme_of(request),
         themes=THEMES,
-        here=_here(request),
+        here=here(request),
         version=__version__,
         **values,
     )
@@ -69,7 +73,8 @@ def theme_of(request: Request) -> str:
     return chosen if chosen in THEMES else THEMES[0]
 
 
-def _here(request: Request) -> str:
+def here(request: Request) -> str:
+    """Return the address that was asked for, to come back to."""
     query = request.url.query
     return request.url.path + (f"?{query}" if query else "")
 

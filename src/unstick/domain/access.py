@@ -47,7 +47,7 @@ class CredentialKind(StrEnum):
     """What a caller can show."""
 
     SESSION = "session"
-    TOKEN = "token"
+    TOKEN = "token"  # noqa: S105 - the word for it
     LINK = "link"
 
 
@@ -98,6 +98,16 @@ class Visit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bearer:
+    """Who sends a token, and how far what it opens may reach."""
+
+    principal: Principal
+    until: datetime
+    token_id: str | None = None
+    """None where it is a signed one, which nobody keeps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewCredential:
     """A credential to be kept for so long."""
 
@@ -110,7 +120,9 @@ class NewCredential:
     until: datetime | None = None
     """It ends then at the latest, as what it was opened by does."""
     opened_by: str | None = None
-    """The id of the token that it ends with."""
+    """The id of the token that opened it, and that it ends with."""
+    password_hash: str | None = field(default=None, repr=False)
+    """What was kept of the password that opened it."""
     visit: Visit | None = None
 
 
