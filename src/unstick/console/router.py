@@ -15,7 +15,8 @@ from unstick.console.overview import add_overview
 from unstick.console.preferences import add_preferences
 from unstick.console.rendering import render_problem
 from unstick.console.session import SignIn, sign_in_first
-from unstick.console.sign_in import add_sign_in
+from unstick.console.sign_in import LINK_PATH, add_sign_in
+from unstick.domain.access import Secret
 from unstick.pipeline.watched import OpenWatched
 
 PREFIX = "/console"
@@ -50,3 +51,8 @@ def console_router(
         add_credentials(pages, needs)
     router.include_router(pages)
     return router
+
+
+def link_path(secret: Secret) -> str:
+    """Return the path of a sign-in link, below the service's own address."""
+    return f"{PREFIX}{LINK_PATH}?key={secret.text}"

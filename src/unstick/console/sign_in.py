@@ -17,6 +17,7 @@ from unstick.domain.errors import SignInRefusedError, TooManyAttemptsError, Unst
 from unstick.pipeline.signing_in import SignedIn, sign_in_by_bearer, sign_in_by_link, sign_in_by_password, sign_out
 from unstick.pipeline.watched import Watched
 
+LINK_PATH = "/sign-in/link"
 _REFERRER = {"Referrer-Policy": "strict-origin"}
 """Not even a file of ours, which a proxy logs, is asked for with the link in `Referer`."""
 
@@ -60,8 +61,8 @@ def add_sign_in(router: APIRouter, sign_in: SignIn) -> None:
 
     router.add_api_route("/sign-in", show_sign_in, name="console.sign_in")
     router.add_api_route("/sign-in", send_sign_in, methods=["POST"], name="console.send_sign_in")
-    router.add_api_route("/sign-in/link", show_link, name="console.link")
-    router.add_api_route("/sign-in/link", use_link, methods=["POST"], name="console.use_link")
+    router.add_api_route(LINK_PATH, show_link, name="console.link")
+    router.add_api_route(LINK_PATH, use_link, methods=["POST"], name="console.use_link")
     router.add_api_route("/sign-out", send_sign_out, methods=["POST"], name="console.sign_out")
 
 
