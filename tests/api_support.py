@@ -12,7 +12,7 @@ import httpx
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from unstick.api.auth import jwt_principal, mint_token
+from unstick.api.auth import bearer_principal, mint_token
 from unstick.api.factory import create_app
 from unstick.api.router import admin_router
 from unstick.config import AuthSettings
@@ -346,7 +346,7 @@ class World:
 def service(world: World, **others: World) -> FastAPI:
     """Return the service on these worlds; the first is `main`."""
     watched = {"main": world.open, **{name: other.open for name, other in others.items()}}
-    return create_app(watched=watched, principal=jwt_principal(SECRET, AUTH))
+    return create_app(watched=watched, principal=bearer_principal(SECRET, AUTH))
 
 
 def host(world: World, principal: Callable[..., Any]) -> FastAPI:

@@ -536,7 +536,11 @@ async def test_a_ledger_that_is_silent_keeps_nobody_from_being_told_of_another_s
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(courier_module, "_END_WITHIN_SECONDS", 0.2)
-    async with open_post(mortal_database) as silent, open_post(sqlite_database) as post, serving(in_turn(OK)) as receiver:
+    async with (
+        open_post(mortal_database) as silent,
+        open_post(sqlite_database) as post,
+        serving(in_turn(OK)) as receiver,
+    ):
         for each in (silent, post):
             await each.hear(observed(mail=3))
         mortal.fall_silent()

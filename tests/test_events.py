@@ -19,7 +19,7 @@ from tests.api_support import AUTH, SECRET, assert_problem, bearer, token
 from tests.jobs import SqlBench, open_bench
 from tests.servers import EACH_KIND
 from tests.test_worker import until
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal
 from unstick.api.factory import create_app
 from unstick.domain.access import Role
 from unstick.domain.diagnosis import Reason
@@ -186,7 +186,7 @@ async def served(bench: SqlBench) -> AsyncIterator[tuple[str, FastAPI]]:
     async def lend(watched: Watched) -> AsyncIterator[Watched]:
         yield watched
 
-    app = create_app(watched={"main": partial(lend, logged(bench))}, principal=jwt_principal(SECRET, AUTH))
+    app = create_app(watched={"main": partial(lend, logged(bench))}, principal=bearer_principal(SECRET, AUTH))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
     serving = asyncio.create_task(server.serve())
 

@@ -25,7 +25,7 @@ from tests.test_plans import AGO, ONE_TO
 from tests.test_races import FINISH, MOVES, commits, elsewhere, host, on_databases
 from tests.test_rulings import REFUSING
 from tests.test_snoozes import put_to_sleep
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal
 from unstick.api.factory import create_app
 from unstick.config import ProgressSettings
 from unstick.domain.access import Role
@@ -1149,7 +1149,7 @@ def service(watched: Watched) -> FastAPI:
     async def opened() -> AsyncIterator[Watched]:
         yield watched
 
-    return create_app(watched={"main": opened}, principal=jwt_principal(SECRET, AUTH))
+    return create_app(watched={"main": opened}, principal=bearer_principal(SECRET, AUTH))
 
 
 async def test_the_api_makes_shows_and_applies_a_plan(light: SqlBench) -> None:

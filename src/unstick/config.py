@@ -47,6 +47,7 @@ from unstick.domain.naming import NamePattern
 from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import Action
+from unstick.domain.redaction import SECRET_KEYS
 from unstick.domain.retention import Retention
 from unstick.domain.schedule import CLEAN_EVERY, OBSERVE_EVERY, Every, Timetable
 
@@ -451,6 +452,13 @@ def _some_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+class PayloadSettings(_Section):
+    """What of a job's payload is shown."""
+
+    redact: tuple[Name, ...] = SECRET_KEYS
+    """Globs of the keys whose values are left out, in lower case with `_` between the words."""
+
+
 class MetricsSettings(_Section):
     """How metrics are scraped."""
 
@@ -539,6 +547,9 @@ class Settings(BaseSettings):
     sweep: SweepSettings = SweepSettings()
     alerts: AlertSettings = AlertSettings()
     auth: AuthSettings = AuthSettings()
+    read_only: bool = False
+    """Whoever calls the API or opens the console can change nothing; the watch and the command line still do."""
+    payloads: PayloadSettings = PayloadSettings()
     metrics: MetricsSettings = MetricsSettings()
 
     @classmethod
@@ -649,6 +660,7 @@ _SECTIONS: Mapping[str, type[_Section]] = {
     "sweep": SweepSettings,
     "alerts": AlertSettings,
     "auth": AuthSettings,
+    "payloads": PayloadSettings,
     "metrics": MetricsSettings,
 }
 _WITNESSES: Mapping[str, type[_Section]] = {

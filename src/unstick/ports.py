@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from unstick.domain.access import Credential, CredentialKind, NewCredential, Role, Secret, User
 from unstick.domain.aftermath import End, Finished, LateCounts, LateFinish, LateRuns, Recovered
 from unstick.domain.alert import Alert, AlertRules, Change, Delivery, Heard
+from unstick.domain.attempts import Attempt
 from unstick.domain.audit import AuditEntry
 from unstick.domain.brake import Brake, Pass
 from unstick.domain.events import EventRecord, Observed, PipelineEvent, QueueState
@@ -575,6 +577,73 @@ class Pruner(Protocol):
 
     def prune(self, retention: Retention) -> AsyncIterator[tuple[str, int]]:
         """Strike all that is older than is to be kept, by the ledger's clock; yield each batch's table and number."""
+
+
+class Credentials(Protocol):
+    """Sessions, tokens and sign-in links, of which only the digest of the secret is kept, by the ledger's clock."""
+
+    async def keep(self, new: NewCredential, entry: AuditEntry) -> Credential | None:
+        """Keep a credential, and write the entry with it; None where what opened it is there no more."""
+
+    async def present(self, kind: CredentialKind, secret: Secret) -> Credential | None:
+        """Return the credential of a kind that a secret opens, and note that it was used; None if none that lives."""
+
+    async def spend(self, secret: Secret, session: NewCredential, entry: AuditEntry) -> Credential | None:
+        """Strike the sign-in link that a secret opens, and keep a session in its stead, and the entry.
+
+        The session is its principal's. None, and nothing is kept or written, where there is no such link, or none any
+        more: of several who spend one at the same time one does.
+        """
+
+    async def strike(
+        self, kind: CredentialKind, credential_id: str, entry: AuditEntry, *, of: str | None = None
+    ) -> bool:
+        """Strike a credential and the sessions it opened, and write the entry.
+
+        False, and nothing is written, where there is none, or it doesn't stand for the name it has to be of.
+        """
+
+    async def strike_all(self, kind: CredentialKind, name: str, entry: AuditEntry) -> int:
+        """Strike all of a kind that stand for a name, write the entry with their number, and return it."""
+
+    async def living(self, kind: CredentialKind, limit: int, *, of: str | None = None) -> Sequence[Credential]:
+        """Return the credentials of a kind, or of a name, that haven't expired: the newest first, so many at most."""
+
+
+class Users(Protocol):
+    """Those who sign in by a password, of which only a hash is kept."""
+
+    async def add(self, name: str, role: Role, password_hash: str, entry: AuditEntry) -> bool:
+        """Keep a user, made by who the entry says, and write the entry; False where the name is taken."""
+
+    async def find(self, name: str) -> tuple[User, str] | None:
+        """Return a user and the hash of the password, None where there is none of that name."""
+
+    async def remove(self, name: str, entry: AuditEntry) -> bool:
+        """Strike a user and all that opens for that name, and write the entry; False where there is none."""
+
+    async def all(self) -> Sequence[User]:
+        """Return the users by name."""
+
+
+class Attempts(Protocol):
+    """How often signing in failed lately, by the ledger's clock."""
+
+    async def begin(self, attempt: Attempt) -> timedelta:
+        """Count an attempt as failed until it has succeeded, or return how long it has to wait, and count nothing."""
+
+    async def succeed(self, attempt: Attempt) -> None:
+        """Take back that an attempt was counted, and forget what failed before it under its name."""
+
+
+class Passwords(Protocol):
+    """How passwords are kept and compared."""
+
+    async def hash(self, password: str) -> str:
+        """Return what is kept of a password."""
+
+    async def matches(self, password: str, kept: str | None) -> bool:
+        """Tell whether a password is the one that was kept; without one to compare it takes as long, and isn't."""
 
 
 class Listener(Protocol):

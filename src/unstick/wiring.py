@@ -9,29 +9,34 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import sqlalchemy as sa
 from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal, read_bearer
 from unstick.api.factory import create_app
+from unstick.api.metrics import metrics_router
 from unstick.config import ChannelSettings, Settings, SourceSettings, secret_bytes
+from unstick.console.router import console_router
+from unstick.console.session import SignIn
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
 from unstick.domain.plan import PLAN_LIFETIME, derive_key
 from unstick.domain.policy import Policy
 from unstick.domain.work import BEAT_EVERY, LEASE
+from unstick.passwords import Argon2Passwords
 from unstick.pipeline.courier import Courier
 from unstick.pipeline.emitting import emit
 from unstick.pipeline.ending import MOMENT_SECONDS, in_time
 from unstick.pipeline.runner import Runner
 from unstick.pipeline.settling import settle_intents
-from unstick.pipeline.watched import OpenWatched, Planning, Watched
+from unstick.pipeline.watched import Access, OpenWatched, Planning, Watched
 from unstick.ports import Channel, JobSource, Listener, Witness
 from unstick.presets.preset import registry_of
 from unstick.sql import schema
+from unstick.sql.access import SqlAttempts, SqlCredentials, SqlUsers
 from unstick.sql.alerts import SqlAlerts
 from unstick.sql.backends import Backends
 from unstick.sql.brakes import SqlBrakes
@@ -59,14 +64,12 @@ from unstick.sql.unmapped import unmapped_words
 from unstick.sql.watches import SqlWatches
 from unstick.telemetry.alerts import AlertListener
 from unstick.telemetry.log import LogListener
+from unstick.telemetry.messages import Templates
 from unstick.telemetry.metrics import Metrics
 from unstick.telemetry.scraping import listening
 from unstick.telemetry.spans import SpanListener
 from unstick.witnesses.progress import Progress
 from unstick.worker import Heartbeats, Worker, this_process
-
-if TYPE_CHECKING:
-    from unstick.telemetry.messages import Templates
 
 _DEFAULT_SOURCE = "main"
 
@@ -132,8 +135,18 @@ def _recorded_in(ledger: Connections, source: JobSource, policy: Policy, plannin
         alerts=SqlAlerts(ledger),
         event_log=SqlEventLog(ledger),
         pruner=SqlPruner(ledger),
+        access=_access(ledger),
         story_readers=story_readers(ledger),
         planning=planning,
+    )
+
+
+def _access(ledger: Connections) -> Access:
+    return Access(
+        credentials=SqlCredentials(ledger),
+        users=SqlUsers(ledger),
+        attempts=SqlAttempts(ledger),
+        passwords=Argon2Passwords(),
     )
 
 
@@ -209,13 +222,11 @@ def open_channels(settings: Settings) -> tuple[Channel, ...]:
     """
     if not settings.alerts.channels:
         return ()
-    with _needing("jinja2", "Telling somebody of alerts", "alerts"):
-        from unstick.telemetry.messages import Templates  # noqa: PLC0415 - of an extra
     templates = Templates(settings.alerts)
     return tuple(_channel(name, chosen, templates) for name, chosen in settings.alerts.channels.items())
 
 
-def _channel(name: str, chosen: ChannelSettings, templates: "Templates") -> Channel:
+def _channel(name: str, chosen: ChannelSettings, templates: Templates) -> Channel:
     if chosen.apprise is not None:
         with _needing("apprise", f"The channel {name!r}", "alerts"):
             from unstick.telemetry.apprise import AppriseChannel  # noqa: PLC0415 - of an extra
@@ -509,13 +520,18 @@ def create_service(settings: Settings) -> FastAPI:
             yield watched
 
     watched: dict[str, OpenWatched] = {name: partial(lend, name) for name in settings.sources}
+    # Who gets in is kept where a call is recorded that names no source.
+    kept = watched[chosen_source(settings)[0]]
+    sign_in = SignIn(opened=kept, read=read_bearer(settings.secret_key, settings.auth, kept))
     return create_app(
         watched=watched,
-        principal=jwt_principal(settings.secret_key, settings.auth),
+        principal=bearer_principal(settings.secret_key, settings.auth, kept),
         timetable=settings.sweep.timetable(),
         lifespan=lifespan,
-        metrics=metrics,
-        metrics_token=settings.metrics.token,
+        metrics=metrics_router(metrics, settings.metrics.token),
+        console=console_router(watched=watched, principal=sign_in, read_only=settings.read_only),
+        keeps_tokens=True,
+        read_only=settings.read_only,
     )
 
 

@@ -17,6 +17,7 @@ from unstick.api.problems import PROBLEMS
 from unstick.api.route import recorded_route
 from unstick.api.sources import Sources
 from unstick.api.stats import add_stats
+from unstick.api.tokens import add_tokens
 from unstick.api.undo import add_undo
 from unstick.domain.access import Role
 from unstick.pipeline.watched import OpenWatched
@@ -29,11 +30,14 @@ def admin_router(
     watched: Mapping[str, OpenWatched],
     principal: Callable[..., Any],
     lifespan: Lifespan[Any] | None = None,
+    keeps_tokens: bool = False,
+    read_only: bool = False,
 ) -> APIRouter:
     """Return the router for these sources.
 
     `principal` is a FastAPI dependency that returns the caller as a `Principal`, or refuses them by raising an
-    `HTTPException`: `jwt_principal`, or the host's own.
+    `HTTPException`: `bearer_principal`, or the host's own. Where it takes tokens that the ledger keeps, they are made
+    and revoked here, too. If `read_only`, nothing can be changed.
 
     Raises:
         ConfigurationError: there is no source.
@@ -45,7 +49,7 @@ def admin_router(
         responses=PROBLEMS,
         lifespan=lifespan,
     )
-    needs = _gate(principal)
+    needs = gate(principal, read_only=read_only)
     add_jobs(router, needs)
     add_plans(router, needs)
     add_stats(router, needs)
@@ -54,10 +58,12 @@ def admin_router(
     add_hindsight(router, needs)
     add_job(router, needs)
     add_events(router, needs)
+    if keeps_tokens:
+        add_tokens(router, needs)
     return router
 
 
-def _gate(principal: Callable[..., Any]) -> Callable[[Role], params.Depends]:
+def gate(principal: Callable[..., Any], *, read_only: bool = False) -> Callable[[Role], params.Depends]:
     """Return what makes a call need a role.
 
     It is a dependency of the route, not of the function: those are resolved before any parameter is read, so
@@ -66,6 +72,7 @@ def _gate(principal: Callable[..., Any]) -> Callable[[Role], params.Depends]:
 
     def needs(role: Role) -> params.Depends:
         async def admit(call: CurrentCall, caller: Annotated[object, Depends(principal)]) -> None:
+            call.read_only = read_only
             call.admit(caller, role)
 
         return params.Depends(admit)

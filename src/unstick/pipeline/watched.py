@@ -11,7 +11,9 @@ from unstick.domain.policy import Policy
 from unstick.domain.retention import Retention
 from unstick.ports import (
     Alerts,
+    Attempts,
     Brakes,
+    Credentials,
     EventLog,
     JobHistory,
     JobSource,
@@ -19,10 +21,12 @@ from unstick.ports import (
     Ledger,
     Listener,
     Looks,
+    Passwords,
     Plans,
     Pruner,
     Snoozes,
     StoryReader,
+    Users,
     Watches,
     Witness,
 )
@@ -42,6 +46,16 @@ class Planning:
     mapping: str = ""
     """Names the mapping in force: a plan made by another one would compare the wrong columns."""
     lifetime: timedelta = PLAN_LIFETIME
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who gets in, as a ledger knows it."""
+
+    credentials: Credentials
+    users: Users
+    attempts: Attempts
+    passwords: Passwords
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +92,8 @@ class Watched:
     retention: Retention = field(default_factory=Retention)
     event_log: EventLog | None = None
     """Where events are kept for the stream of them; without it nobody who comes later can read them."""
+    access: Access | None = None
+    """Who gets in, if this source's ledger is the one that says so."""
     listeners: tuple[Listener, ...] = ()
     """Who is told what each stage did."""
 

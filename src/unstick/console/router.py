@@ -1,0 +1,58 @@
+"""The console's router: to include in a host's FastAPI app, with the host's own login, or in the service."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import APIRouter, Depends
+
+from unstick.api.route import recorded_route
+from unstick.api.router import gate
+from unstick.api.sources import Sources
+from unstick.console.credentials import add_credentials
+from unstick.console.files import add_files
+from unstick.console.origin import from_here
+from unstick.console.overview import add_overview
+from unstick.console.preferences import add_preferences
+from unstick.console.rendering import render_problem
+from unstick.console.session import SignIn, sign_in_first
+from unstick.console.sign_in import LINK_PATH, add_sign_in
+from unstick.domain.access import Secret
+from unstick.pipeline.watched import OpenWatched
+
+PREFIX = "/console"
+
+
+def console_router(
+    *,
+    watched: Mapping[str, OpenWatched],
+    principal: Callable[..., Any] | SignIn,
+    prefix: str = PREFIX,
+    read_only: bool = False,
+) -> APIRouter:
+    """Return the pages for these sources.
+
+    `principal` is a FastAPI dependency that returns the caller as a `Principal`, or refuses them by raising an
+    `HTTPException`; or the console's own sign-in. Where `read_only`, nothing can be changed. Every page and
+    every change is a call in the audit log, as those of the API are.
+
+    Raises:
+        ConfigurationError: there is no source.
+    """
+    sign_in = principal if isinstance(principal, SignIn) else None
+    shown = render_problem if sign_in is None else sign_in_first
+    pages = APIRouter(route_class=recorded_route(Sources(watched), shown))
+    needs = gate(principal.principal if isinstance(principal, SignIn) else principal, read_only=read_only)
+    add_overview(pages, needs)
+    router = APIRouter(prefix=prefix, include_in_schema=False, dependencies=[Depends(from_here)])
+    add_files(router)
+    add_preferences(router)
+    if sign_in is not None:
+        add_sign_in(router, sign_in)
+        add_credentials(pages, needs)
+    router.include_router(pages)
+    return router
+
+
+def link_path(secret: Secret) -> str:
+    """Return the path of a sign-in link, below the service's own address."""
+    return f"{PREFIX}{LINK_PATH}?key={secret.text}"

@@ -1,0 +1,1 @@
+// Keeps pages live; everything works without it.
