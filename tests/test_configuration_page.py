@@ -55,7 +55,7 @@ def default_of(field: FieldInfo) -> object:
             return "none"
         case bool():
             return str(default).lower()
-        case BaseModel():
+        case BaseModel() | tuple():
             return "below"
         case _:
             return default.apart if isinstance(default, Every) else default
