@@ -46,6 +46,7 @@ from unstick.sql.looks import SqlLooks
 from unstick.sql.mapping import JobTable
 from unstick.sql.plans import SqlPlans
 from unstick.sql.queue import SqlJobQueue
+from unstick.sql.records import SqlRecords
 from unstick.sql.reflection import mapped_table
 from unstick.sql.registry import WorkerRegistry
 from unstick.sql.rescue import said_by_database
@@ -114,6 +115,7 @@ def watch(
         alerts=SqlAlerts(ledger or connections),
         event_log=SqlEventLog(ledger or connections),
         pruner=SqlPruner(ledger or connections),
+        records=SqlRecords(ledger or connections),
         story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),

@@ -21,6 +21,7 @@ from unstick.ports import (
     Looks,
     Plans,
     Pruner,
+    Records,
     Snoozes,
     StoryReader,
     Watches,
@@ -78,6 +79,8 @@ class Watched:
     retention: Retention = field(default_factory=Retention)
     event_log: EventLog | None = None
     """Where events are kept for the stream of them; without it nobody who comes later can read them."""
+    records: Records | None = None
+    """Where the record is read back; without it nobody can look at the audit log."""
     listeners: tuple[Listener, ...] = ()
     """Who is told what each stage did."""
 
