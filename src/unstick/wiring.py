@@ -469,7 +469,7 @@ def create_service(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         metrics=metrics,
         metrics_token=settings.metrics.token,
-        console=console_router(watched=watched, principal=principal),
+        console=console_router(watched=watched, principal=principal, timetable=settings.sweep.timetable()),
     )
 
 

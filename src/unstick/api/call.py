@@ -47,6 +47,11 @@ class Call:
         return self._name
 
     @property
+    def sources(self) -> Sources:
+        """The sources that can be named."""
+        return self._sources
+
+    @property
     def actor(self) -> str:
         """Who asks, as the audit log names them."""
         return self._actor or _ANONYMOUS
@@ -60,6 +65,10 @@ class Call:
     def is_known(self) -> bool:
         """Whether anybody was authenticated."""
         return self._actor is not None
+
+    def may(self, needed: Role) -> bool:
+        """Tell whether whoever was let in could also make a call that needs this role."""
+        return self._admitted and Role(self._role or Role.VIEWER).allows(needed)
 
     def admit(self, caller: object, needed: Role) -> None:
         """Let a caller in, or refuse them."""
