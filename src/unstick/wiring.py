@@ -52,6 +52,7 @@ from unstick.sql.looks import SqlLooks
 from unstick.sql.mapping import JobTable
 from unstick.sql.plans import SqlPlans
 from unstick.sql.queue import SqlJobQueue
+from unstick.sql.records import SqlRecords
 from unstick.sql.reflection import mapped_table
 from unstick.sql.registry import WorkerRegistry
 from unstick.sql.rescue import said_by_database
@@ -135,6 +136,7 @@ def _recorded_in(ledger: Connections, source: JobSource, policy: Policy, plannin
         alerts=SqlAlerts(ledger),
         event_log=SqlEventLog(ledger),
         pruner=SqlPruner(ledger),
+        records=SqlRecords(ledger),
         access=_access(ledger),
         story_readers=story_readers(ledger),
         planning=planning,
@@ -529,7 +531,12 @@ def create_service(settings: Settings) -> FastAPI:
         timetable=settings.sweep.timetable(),
         lifespan=lifespan,
         metrics=metrics_router(metrics, settings.metrics.token),
-        console=console_router(watched=watched, principal=sign_in, read_only=settings.read_only),
+        console=console_router(
+            watched=watched,
+            principal=sign_in,
+            timetable=settings.sweep.timetable(),
+            read_only=settings.read_only,
+        ),
         keeps_tokens=True,
         read_only=settings.read_only,
     )

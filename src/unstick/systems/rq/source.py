@@ -110,8 +110,9 @@ class RqSource:
             error=seen.error if kept.place is Place.FAILED else None,
         )
 
-    async def count_suspects(self, look: Look) -> StuckCounts:
-        """Count the suspects among the jobs that are read at one look."""
+    async def count_suspects(self, look: Look, most: int | None = None) -> StuckCounts:
+        """Count the suspects among the jobs that are read at one look, which are never too many."""
+        del most
         found = await self._accuser.find(look)
         states = Counter(each.job.state for each in found.accused)
         return StuckCounts(queued=states[JobState.QUEUED], running=states[JobState.RUNNING], exact=found.exact)
