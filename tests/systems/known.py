@@ -18,4 +18,19 @@ SYSTEMS = (
         retried={"state": "succeeded", "attempts": 2},
         undoable=False,
     ),
+    System(
+        name="pgqueuer",
+        unknown="ALTER TABLE pgqueuer ADD COLUMN shard text",
+        failed={"state": "failed"},
+        retried={"state": "successful"},
+        undoable=False,
+    ),
+    System(
+        name="django_tasks",
+        databases=("sqlite", "postgres18", "mariadb"),
+        grow_old="UPDATE django_tasks_database_dbtaskresult SET started_at = '2026-01-01 00:00:00' WHERE id IN :ids",
+        unknown="UPDATE django_migrations SET name = '0099_another' WHERE app = 'django_tasks_database'",
+        failed={"state": "FAILED", "class": "unstick.StuckJob"},
+        retried={"state": "SUCCESSFUL"},
+    ),
 )
