@@ -100,8 +100,8 @@ class MemorySource:
             return None
         return JobRow(job_id=found.id, read_at=await self.clock(), status=found.status, job=found)
 
-    async def count_suspects(self, look: Look) -> StuckCounts:
-        states = Counter(suspect.state for suspect in self._accused(look))
+    async def count_suspects(self, look: Look, most: int | None = None) -> StuckCounts:
+        states = Counter(suspect.state for suspect in self._accused(look)[:most])
         return StuckCounts(queued=states[JobState.QUEUED], running=states[JobState.RUNNING])
 
     async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:

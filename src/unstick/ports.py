@@ -21,6 +21,7 @@ from unstick.domain.leadership import Leadership
 from unstick.domain.plan import KeptPage, Plan, PlanDraft
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
+from unstick.domain.record import EntryFilter, EntryPage, Recorded, Span
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
 from unstick.domain.retention import Retention
 from unstick.domain.sighting import Sighted, Sighting, Stuck
@@ -150,8 +151,8 @@ class JobSource(Protocol):
         The id may be text, as a person gave it; what is returned bears the source's own.
         """
 
-    async def count_suspects(self, look: Look) -> StuckCounts:
-        """Count the suspects exactly."""
+    async def count_suspects(self, look: Look, most: int | None = None) -> StuckCounts:
+        """Count the suspects exactly, or no more of them than `most`, whose cost is theirs alone."""
 
     async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
         """Count the suspects exactly, by queue."""
@@ -385,6 +386,22 @@ class Ledger(AftermathLedger, Protocol):
 
     async def recoveries(self, source: str, window: timedelta) -> RecoveryCounts:
         """Count the recoveries of a source within the window, by the ledger's clock."""
+
+
+class Records(Protocol):
+    """Unstick's own record, read back: who did what, and what came of it over time."""
+
+    async def entries(self, wanted: EntryFilter, *, before: int | None, limit: int) -> EntryPage:
+        """Return the newest entries of the audit log that are wanted, of those older than the entry `before`.
+
+        How many are looked through is bounded, however few are wanted.
+        """
+
+    async def operation(self, operation_id: int) -> Sequence[Recorded]:
+        """Return the entries that began and ended an operation, the oldest first."""
+
+    async def over_time(self, source: str, window: timedelta, spans: int) -> Sequence[Span]:
+        """Count recoveries and late finishes of a source in so many spans of the window, by the ledger's clock."""
 
 
 class Brakes(Protocol):

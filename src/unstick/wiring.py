@@ -50,6 +50,7 @@ from unstick.sql.looks import SqlLooks
 from unstick.sql.mapping import JobTable
 from unstick.sql.plans import SqlPlans
 from unstick.sql.queue import SqlJobQueue
+from unstick.sql.records import SqlRecords
 from unstick.sql.reflection import mapped_table
 from unstick.sql.registry import WorkerRegistry
 from unstick.sql.rescue import said_by_database
@@ -119,6 +120,7 @@ def watch(
         event_log=SqlEventLog(ledger or connections),
         pruner=SqlPruner(ledger or connections),
         access=_access(ledger or connections),
+        records=SqlRecords(ledger or connections),
         story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
@@ -482,7 +484,12 @@ def create_service(settings: Settings) -> FastAPI:
         timetable=settings.sweep.timetable(),
         lifespan=lifespan,
         metrics=metrics_router(metrics, settings.metrics.token),
-        console=console_router(watched=watched, principal=sign_in, read_only=settings.read_only),
+        console=console_router(
+            watched=watched,
+            principal=sign_in,
+            timetable=settings.sweep.timetable(),
+            read_only=settings.read_only,
+        ),
         keeps_tokens=True,
         read_only=settings.read_only,
     )

@@ -51,6 +51,11 @@ class Call:
         return self._name
 
     @property
+    def sources(self) -> Sources:
+        """The sources that can be named."""
+        return self._sources
+
+    @property
     def actor(self) -> str:
         """Who asks, as the audit log names them."""
         return self._actor or _ANONYMOUS
@@ -71,6 +76,11 @@ class Call:
         if self._admitted is None:
             raise RuntimeError(f"The call {self._name} is answered without having let anybody in.")
         return self._admitted
+
+    def may(self, needed: Role) -> bool:
+        """Tell whether whoever was let in could also make a call that needs this role."""
+        allowed = self._admitted is not None and self._admitted.role.allows(needed)
+        return allowed and (needed is Role.VIEWER or not self.read_only)
 
     def admit(self, caller: object, needed: Role) -> None:
         """Let a caller in, or refuse them."""

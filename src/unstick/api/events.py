@@ -16,8 +16,8 @@ from unstick.domain.access import Role
 from unstick.domain.errors import UnstickError
 from unstick.domain.events import EventRecord
 
-_EVERY_SECONDS = 1
-_ALIVE_SECONDS = 15
+EVERY_SECONDS = 1
+ALIVE_SECONDS = 15
 """How often something is said where nothing happens: proxies cut what is silent, and a client that is gone shows."""
 _LONGEST_SECONDS = 3_600
 """Then the client comes back, and shows again that it may."""
@@ -57,17 +57,16 @@ def _id(said: str) -> int:
 
 async def _frames(request: Request, call: Call, source: str | None, last: int) -> AsyncIterator[str]:
     begun = said = time.monotonic()
-    yield f"retry: {_EVERY_SECONDS * 3_000}\n\n"
-    longest = _LONGEST_SECONDS if hasattr(request.app.state, "stopping") else _LONGEST_IN_A_HOST_SECONDS
-    while time.monotonic() - begun < longest and not is_stopping(request):
+    yield f"retry: {EVERY_SECONDS * 3_000}\n\n"
+    while time.monotonic() - begun < longest_seconds(request) and not is_stopping(request):
         records, last = await _next(call, source, last)
         for record in records:
             said = time.monotonic()
             yield _frame(record)
-        if time.monotonic() - said > _ALIVE_SECONDS:
+        if time.monotonic() - said > ALIVE_SECONDS:
             said = time.monotonic()
             yield ": nothing new\n\n"
-        await asyncio.sleep(_EVERY_SECONDS)
+        await asyncio.sleep(EVERY_SECONDS)
 
 
 async def _next(call: Call, source: str | None, last: int) -> tuple[Sequence[EventRecord], int]:
@@ -83,6 +82,11 @@ async def _next(call: Call, source: str | None, last: int) -> tuple[Sequence[Eve
 def _frame(record: EventRecord) -> str:
     told = {"source": record.source, "kind": record.kind, "noted_at": record.at.isoformat(), **record.told}
     return f"id: {record.id}\nevent: {record.kind}\ndata: {json.dumps(told)}\n\n"
+
+
+def longest_seconds(request: Request) -> int:
+    """Return for how long a stream may go on."""
+    return _LONGEST_SECONDS if hasattr(request.app.state, "stopping") else _LONGEST_IN_A_HOST_SECONDS
 
 
 def is_stopping(request: Request) -> bool:

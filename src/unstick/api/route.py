@@ -35,8 +35,11 @@ _ANSWERED_ANYWAY = (
 """Answers that let nobody in and tell nothing of a job, and the one that says as much: recorded where that can be."""
 
 
-def recorded_route(sources: Sources, render: Render = as_json) -> type[APIRoute]:
-    """Return the route class for calls on these sources; a route's name is what the audit log calls it."""
+def recorded_route(sources: Sources, render: Render = as_json, face: str = "") -> type[APIRoute]:
+    """Return the route class for calls on these sources; a route's name is what the audit log calls it.
+
+    `face` is what names begin with besides, where a call of the same name has another route elsewhere.
+    """
     taken: defaultdict[str, set[str]] = defaultdict(set)
     """Which methods each address takes, by however many routes."""
 
@@ -49,7 +52,7 @@ def recorded_route(sources: Sources, render: Render = as_json) -> type[APIRoute]
             handler = super().get_route_handler()
 
             async def answer(request: Request) -> Response:
-                return _kept_by_no_cache(await _answer(Call(self.name, request, sources), handler, render))
+                return _kept_by_no_cache(await _answer(self.call(request), handler, render))
 
             return answer
 
@@ -59,9 +62,12 @@ def recorded_route(sources: Sources, render: Render = as_json) -> type[APIRoute]
                 await super().handle(scope, receive, send)
                 return
             request = Request(scope, receive)
-            call, error = Call(self.name, request, sources), _wrong_method(request, taken[self.path])
-            response = await _answer_error(call, error, render)
+            error = _wrong_method(request, taken[self.path])
+            response = await _answer_error(self.call(request), error, render)
             await _kept_by_no_cache(response)(scope, receive, send)
+
+        def call(self, request: Request) -> Call:
+            return Call(self.name.removeprefix(face), request, sources)
 
     return RecordedRoute
 

@@ -1,10 +1,12 @@
 """What a form sends. Forms of ours carry a few short fields and no file, so no more than that is read."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi import Depends, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 
 _LONGEST = 16_384
 _MOST_FIELDS = 50
@@ -28,6 +30,17 @@ async def form_of(request: Request) -> Mapping[str, str]:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MOST_FIELDS))
     except ValueError as error:
         raise HTTPException(422, "The form can't be read.") from error
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_form(form: Mapping[str, str], model: type[Model]) -> Model:
+    """Read a form's fields as a model has them; raise `RequestValidationError` where they mean nothing."""
+    try:
+        return model.model_validate(dict(form))
+    except ValidationError as error:
+        raise RequestValidationError([{**each, "loc": ("form", *each["loc"])} for each in error.errors()]) from error
 
 
 Form = Annotated[Mapping[str, str], Depends(form_of)]

@@ -10,6 +10,7 @@ from importlib import resources
 from babel import negotiate_locale
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
+from babel.numbers import format_decimal
 from babel.support import NullTranslations, Translations
 from fastapi import Request
 from markupsafe import Markup
@@ -17,7 +18,7 @@ from markupsafe import Markup
 LANGUAGES = {"en": "English", "uk": "Українська"}
 """Each in its own word."""
 COOKIE = "unstick_language"
-_DEFAULT = "en"
+DEFAULT = "en"
 _MOST_WANTED = 20
 
 
@@ -26,7 +27,7 @@ def language_of(request: Request) -> str:
     chosen = request.cookies.get(COOKIE)
     if chosen in LANGUAGES:
         return chosen
-    return negotiate_locale(_wanted(request.headers.get("accept-language", "")), LANGUAGES, sep="-") or _DEFAULT
+    return negotiate_locale(_wanted(request.headers.get("accept-language", "")), LANGUAGES, sep="-") or DEFAULT
 
 
 def _wanted(header: str) -> list[str]:
@@ -48,14 +49,22 @@ class Words:
         self.language = language
         self._catalogue = _catalogue(language)
 
+    def text(self, text: str) -> Markup:
+        """Return a text in this language that is still to be filled in."""
+        return Markup(self._catalogue.gettext(text))  # noqa: S704 - texts are the source's and the catalogue's
+
     def gettext(self, text: str, **values: object) -> Markup:
         """Return a text in this language."""
-        return Markup(self._catalogue.gettext(text)) % values  # noqa: S704 - texts are the source's and the catalogue's
+        return self.text(text) % values
 
     def ngettext(self, one: str, many: str, number: int, **values: object) -> Markup:
         """Return a text in the form that fits a number, which it names `number`."""
         text = self._catalogue.ngettext(one, many, number)
-        return Markup(text) % {"number": number, **values}  # noqa: S704 - likewise
+        return Markup(text) % {"number": self.number(number), **values}  # noqa: S704 - likewise
+
+    def number(self, value: float) -> str:
+        """Write a number with the language's own separators."""
+        return format_decimal(value, locale=self.language)
 
 
 @cache
@@ -66,7 +75,7 @@ def words_of(language: str) -> Words:
 
 def _catalogue(language: str) -> NullTranslations:
     """Return the catalogue of a language; English is what stands in the source."""
-    if language == _DEFAULT:
+    if language == DEFAULT:
         return NullTranslations()
     file = resources.files("unstick.console") / "locale" / f"{language}.po"
     compiled = io.BytesIO()

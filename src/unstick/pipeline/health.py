@@ -66,10 +66,10 @@ async def _checked(
     except Exception as error:  # noqa: BLE001 - whatever it is, the source is not healthy
         level = logging.DEBUG if isinstance(error, UnstickError | TimeoutError) else logging.ERROR
         _log.log(level, "Source %r is not healthy", name, exc_info=True)
-        return SourceHealth(source=name, checks=(Check(name="answer", health=Health.FAIL, said=_said(error)),))
+        return SourceHealth(source=name, checks=(Check(name="answer", health=Health.FAIL, said=say_trouble(error)),))
 
 
-def _said(error: Exception) -> str:
+def say_trouble(error: Exception) -> str:
     """Say what is wrong to whoever asks: no address of a database, which the log has."""
     match error:
         case LedgerMissingError():

@@ -24,6 +24,7 @@ from unstick.ports import (
     Passwords,
     Plans,
     Pruner,
+    Records,
     Snoozes,
     StoryReader,
     Users,
@@ -94,6 +95,8 @@ class Watched:
     """Where events are kept for the stream of them; without it nobody who comes later can read them."""
     access: Access | None = None
     """Who gets in, if this source's ledger is the one that says so."""
+    records: Records | None = None
+    """Where the record is read back; without it nobody can look at the audit log."""
     listeners: tuple[Listener, ...] = ()
     """Who is told what each stage did."""
 

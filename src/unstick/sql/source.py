@@ -148,10 +148,11 @@ class SqlSource:
             row = (await connection.execute(finding.one_job(mapped), finding.one_job_values(key, now))).one_or_none()
             return None if row is None else finding.read_job(mapped, row, now)
 
-    async def count_suspects(self, look: Look) -> StuckCounts:
+    async def count_suspects(self, look: Look, most: int | None = None) -> StuckCounts:
         """Count by the table's own word, in one statement."""
         async with self._judging(look) as (connection, mapped):
-            rows = await connection.execute(statements.count_suspects(mapped), statements.look_values(mapped, look))
+            counted = statements.count_suspects(mapped, most)
+            rows = await connection.execute(counted, statements.look_values(mapped, look))
             found = by_state(mapped, rows)
         return StuckCounts(queued=found.get(JobState.QUEUED, 0), running=found.get(JobState.RUNNING, 0))
 

@@ -150,9 +150,9 @@ class MemorySource:
             error=stored.error,
         )
 
-    async def count_suspects(self, look: Look) -> StuckCounts:
-        """Count the suspects exactly."""
-        states = [suspect.state for suspect in self._suspects(look)]
+    async def count_suspects(self, look: Look, most: int | None = None) -> StuckCounts:
+        """Count the suspects exactly, or no more of them than `most`."""
+        states = [suspect.state for suspect in self._suspects(look)][:most]
         return StuckCounts(queued=states.count(JobState.QUEUED), running=states.count(JobState.RUNNING))
 
     async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
