@@ -36,9 +36,9 @@ def render(request: Request, template: str, /, *, status: int = 200, **values: o
     """Return a page made of a template and these values.
 
     Every template also knows `path(name, **parameters)` of a route, `asset(name)`, `viewer` (None where nobody is
-    known) and `may(role)`, `read_only`, `signed_in` (whether by a session of ours, which can be ended), `sources` and `source` (the
-    names, and the one that is shown), `language`, `theme`, `here` (the address asked for, to come back to), gettext's
-    functions, and what `saying` says.
+    known) and `may(role)`, `read_only`, `signed_in` (whether by a session of ours, which can be ended), `sources` and
+    `source` (the names, and the one that is shown), `language`, `theme`, `here` (the address asked for, to come back
+    to), gettext's functions, and what `saying` says.
     """
     call, language = call_of(request), language_of(request)
     standing: dict[str, object] = {
