@@ -111,6 +111,7 @@ def _environment(language: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}  # people read it, and as it was written
     words = words_of(language)
     said = (
         saying.duration,
