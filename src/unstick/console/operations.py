@@ -12,7 +12,7 @@ from unstick.console.queries import PAGE, ReasonForm, SweepsQuery
 from unstick.console.rendering import redirect, render
 from unstick.domain.access import Role
 from unstick.domain.audit import RECOVER_CALL, AuditOutcome
-from unstick.domain.record import EntryFilter
+from unstick.domain.record import EntryFilter, Recorded
 from unstick.pipeline.applying import APPLY_CALL
 from unstick.pipeline.records import read_entries, tell_operation
 from unstick.pipeline.sweep import CLEANUP_CALL
@@ -56,8 +56,15 @@ async def sweeps(call: CurrentCall, query: Annotated[SweepsQuery, Query()]) -> R
         watch = None if watched.watches is None else await watched.watches.find(watched.source.name)
         source = watched.source.name
     ended = {each.operation_id for each in page.entries}
-    shown = [each for each in page.entries if each.outcome is not AuditOutcome.STARTED or each.id not in ended]
+    shown = [each for each in page.entries if _is_told(each, ended)]
     return render(call.request, "sweeps.html", source=source, entries=shown, page=page, now=now, watch=watch)
+
+
+def _is_told(entry: Recorded, ended: set[int | None]) -> bool:
+    """Tell whether an entry says most of its operation; a preview is none, but a sweep that was refused is told."""
+    if entry.outcome is AuditOutcome.STARTED:
+        return entry.id not in ended
+    return entry.operation is not None or entry.outcome is not AuditOutcome.DONE
 
 
 def add_operations(router: APIRouter, needs: Callable[[Role], params.Depends]) -> None:

@@ -123,6 +123,7 @@ def _environment(language: str) -> Environment:
         saying.action,
         saying.outcome,
         saying.call_name,
+        saying.entry_name,
         saying.parameter,
         saying.reason_word,
         saying.state_word,

@@ -8,6 +8,7 @@ from markupsafe import Markup, escape
 from unstick.console.language import Words
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import JobState
+from unstick.domain.record import Recorded
 from unstick.domain.recovery import Action, Outcome
 from unstick.domain.standing import Standing
 from unstick.domain.wording import say_worker
@@ -204,6 +205,13 @@ def call_name(words: Words, value: str) -> Markup:
         "snoozes": _("List of snoozes"),
     }
     return names.get(value, escape(value))
+
+
+def entry_name(words: Words, entry: Recorded) -> Markup:
+    """Name what an entry of the audit log is about; a cleanup that changed nothing was a preview."""
+    if "would_clean" in entry.result:
+        return words.gettext("Preview of a cleanup")
+    return call_name(words, entry.call)
 
 
 def instant(said: str) -> datetime:

@@ -144,13 +144,19 @@ def _healthy(words: Words, standing: Standing, case: Case) -> Markup:
         case Standing.WAITING:
             return _("It has waited since %(at)s, %(ago)s, and may wait for %(may)s.", may=may, **times)
         case Standing.OVER if case.job.completed_at is not None:
-            return _(
-                "It ended at %(at)s, %(ago)s.",
-                at=clock(case.job.completed_at),
-                ago=ago(words, case.job.completed_at, case.now),
-            )
+            return _ended(words, case.job.state, case.job.completed_at, case.now)
         case _:
             return Markup("{}").format(case.said)
+
+
+def _ended(words: Words, state: JobState, at: datetime, now: datetime) -> Markup:
+    _ = words.text
+    said = {
+        JobState.SUCCEEDED: _("It succeeded at %(at)s, %(ago)s."),
+        JobState.FAILED: _("It failed at %(at)s, %(ago)s."),
+        JobState.CANCELLED: _("It was cancelled at %(at)s, %(ago)s."),
+    }
+    return said.get(state, _("It ended at %(at)s, %(ago)s.")) % {"at": clock(at), "ago": ago(words, at, now)}
 
 
 def event_sentence(words: Words, event: Event) -> Markup:
