@@ -196,6 +196,7 @@ def _watched(
                 watched,
                 unattended=host_settings().sweep.unattended(),
                 retention=host_settings().retention.retention(),
+                secret_keys=host_settings().payloads.redact,
                 listeners=(log,),
             )
             yield with_alerts(watched, host_settings(), wake)

@@ -310,6 +310,7 @@ async def open_watched(
             watched,
             unattended=settings.sweep.unattended(),
             retention=settings.retention.retention(),
+            secret_keys=settings.payloads.redact,
             listeners=tuple(listeners),
         )
         await watched.source.clock()  # holds the mapping against the table: what doesn't fit is told now

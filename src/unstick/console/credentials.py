@@ -4,11 +4,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from fastapi import APIRouter, Response, params
-from fastapi.responses import RedirectResponse
 
 from unstick.api.call import Call, CurrentCall
 from unstick.console.forms import Form
-from unstick.console.rendering import SESSION, path_to, render
+from unstick.console.rendering import SESSION, redirect, render
 from unstick.domain.access import LONGEST_NAME, LONGEST_TOKEN, TOKEN_LASTS, Role, read_secret
 from unstick.domain.errors import InvalidRequestError
 from unstick.pipeline.credentials import (
@@ -46,7 +45,7 @@ async def revoke_a_token(call: CurrentCall, token_id: str) -> Response:
     async with call.open(None) as watched:
         await revoke_token(watched, call.principal, token_id)
         call.swept = True
-    return RedirectResponse(path_to(call.request, "console.tokens"), 303)
+    return redirect(call.request, "console.tokens")
 
 
 async def show_sessions(call: CurrentCall) -> Response:
@@ -61,7 +60,7 @@ async def revoke_a_session(call: CurrentCall, session_id: str) -> Response:
     async with call.open(None) as watched:
         await revoke_session(watched, call.principal, session_id)
         call.swept = True
-    return RedirectResponse(path_to(call.request, "console.sessions"), 303)
+    return redirect(call.request, "console.sessions")
 
 
 async def revoke_all_sessions(call: CurrentCall, form: Form) -> Response:
@@ -69,7 +68,7 @@ async def revoke_all_sessions(call: CurrentCall, form: Form) -> Response:
     async with call.open(None) as watched:
         await revoke_sessions(watched, call.principal, form.get("name", ""))
         call.swept = True
-    return RedirectResponse(path_to(call.request, "console.sessions"), 303)
+    return redirect(call.request, "console.sessions")
 
 
 def add_credentials(router: APIRouter, needs: Callable[[Role], params.Depends]) -> None:
@@ -77,17 +76,23 @@ def add_credentials(router: APIRouter, needs: Callable[[Role], params.Depends]) 
     admin, anybody = [needs(Role.ADMIN)], [needs(Role.VIEWER)]
     add = router.add_api_route
     add("/tokens", show_tokens, name="console.tokens", dependencies=admin)
-    add("/tokens", make_a_token, methods=["POST"], name="console.make_token", dependencies=admin)
-    add("/tokens/{token_id}/revoke", revoke_a_token, methods=["POST"], name="console.revoke_token", dependencies=admin)
+    add("/tokens", make_a_token, methods=["POST"], name="console.tokens.make", dependencies=admin)
+    add("/tokens/{token_id}/revoke", revoke_a_token, methods=["POST"], name="console.tokens.revoke", dependencies=admin)
     add("/sessions", show_sessions, name="console.sessions", dependencies=anybody)
     add(
         "/sessions/{session_id}/revoke",
         revoke_a_session,
         methods=["POST"],
-        name="console.revoke_session",
+        name="console.sessions.revoke",
         dependencies=anybody,
     )
-    add("/sessions/revoke", revoke_all_sessions, methods=["POST"], name="console.revoke_all", dependencies=anybody)
+    add(
+        "/sessions/revoke",
+        revoke_all_sessions,
+        methods=["POST"],
+        name="console.sessions.revoke_all",
+        dependencies=anybody,
+    )
 
 
 async def _tokens(

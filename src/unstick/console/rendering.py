@@ -36,9 +36,9 @@ def render(request: Request, template: str, /, *, status: int = 200, **values: o
     """Return a page made of a template and these values.
 
     Every template also knows `path(name, **parameters)` of a route, `asset(name)`, `viewer` (None where nobody is
-    known) and `may(role)`, `sources` and `source` (the names, and the one that is shown), `language`, `theme`,
-    `signed_in` (whether by a session of ours, which can be ended), `here` (the address asked for, to come back to),
-    gettext's functions, and what `saying` says.
+    known) and `may(role)`, `read_only`, `signed_in` (whether by a session of ours, which can be ended), `sources` and
+    `source` (the names, and the one that is shown), `language`, `theme`, `here` (the address asked for, to come back
+    to), gettext's functions, and what `saying` says.
     """
     call, language = call_of(request), language_of(request)
     standing: dict[str, object] = {
@@ -47,9 +47,10 @@ def render(request: Request, template: str, /, *, status: int = 200, **values: o
         "viewer": call.actor if call is not None and call.is_known else None,
         "role": None if call is None else call.role,
         "may": lambda role: call is not None and call.may(Role(role)),
+        "read_only": call is not None and call.read_only,
+        "signed_in": SESSION in request.scope,
         "sources": () if call is None else call.sources.names,
         "source": None if call is None else call.sources.default,
-        "signed_in": SESSION in request.scope,
         "language": language,
         "languages": LANGUAGES,
         "theme": theme_of(request),
@@ -110,6 +111,7 @@ def _environment(language: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}  # people read it, and as it was written
     words = words_of(language)
     said = (
         saying.duration,

@@ -13,7 +13,22 @@ SECRET_KEYS = (
     "session_id", "jwt", "*_jwt", "bearer", "otp", "cvv", "cvc", "*card_number*", "ssn", "iban",
 )  # fmt: skip
 """Globs of the keys that are left out where nothing else is configured, in lower case with `_` between the words."""
+LONGEST_PAYLOAD = 16_384
+"""Characters of a payload that are looked at; of a longer one none is shown, for it can't be read."""
 _DEEPEST = 50
+
+
+def shown_payload(text: str, keys: Sequence[str] = SECRET_KEYS) -> object:
+    """Return a payload that is kept as text as it may be shown: what isn't JSON has no keys to go by, and isn't.
+
+    Where no key is to be left out, it is shown as it is.
+    """
+    if len(text) > LONGEST_PAYLOAD:
+        return f"({LONGEST_PAYLOAD} characters or more)"
+    try:
+        return redacted(json.loads(text), keys)
+    except (ValueError, RecursionError):
+        return REDACTED if keys else text
 
 
 def redacted(payload: object, keys: Sequence[str] = SECRET_KEYS) -> object:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from unstick.domain.brake import Unattended
 from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy
+from unstick.domain.redaction import SECRET_KEYS
 from unstick.domain.retention import Retention
 from unstick.ports import (
     Alerts,
@@ -97,6 +98,8 @@ class Watched:
     """Who gets in, if this source's ledger is the one that says so."""
     records: Records | None = None
     """Where the record is read back; without it nobody can look at the audit log."""
+    secret_keys: tuple[str, ...] = SECRET_KEYS
+    """Globs of the keys in payloads whose values are never shown."""
     listeners: tuple[Listener, ...] = ()
     """Who is told what each stage did."""
 
