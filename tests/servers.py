@@ -355,6 +355,7 @@ class Valkey(Server):
         return f"unix://{driver}{self._socket}?db={database}"
 
     def drop(self, database: str) -> None:
+        del database  # all of them
         self.execute("FLUSHALL")
 
 
@@ -394,8 +395,8 @@ class Servers:
     def broker(self) -> Iterator[str]:
         """Lend an empty broker by its address."""
         self._broker.start()
-        self._broker.execute("FLUSHALL")
         yield self._broker.url()
+        self._broker.drop("0")
 
     @contextmanager
     def database(self, name: str) -> Iterator[Database]:

@@ -3,6 +3,8 @@
 Run as a program it reads one call a line, as JSON, and writes what it came to.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import signal
@@ -10,17 +12,18 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 from rq import Queue, Worker
-from rq.job import Job
+from rq.job import Dependency, Job
 from rq.registry import FailedJobRegistry, StartedJobRegistry
 from rq.suspension import resume, suspend
 
 LEASE_SECONDS = 2
 
 
-def work(journal, token, hold=False):
+def work(journal: str, token: str, *, hold: bool = False) -> str:
     """Tell that it began, wait until it may go on, and tell that it ended."""
     with Path(journal, f"{token}.begun").open("a") as begun:
         begun.write(f"{os.getpid()} {os.getppid()}\n")
@@ -33,35 +36,43 @@ def work(journal, token, hold=False):
 class QuickWorker(Worker):
     """Gives its executions and itself seconds to live where RQ gives them a minute and a half."""
 
-    def get_heartbeat_ttl(self, job, working_time=0.0):
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return LEASE_SECONDS
 
-    def heartbeat(self, timeout=None, pipeline=None):
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:  # noqa: ANN401
         super().heartbeat(timeout and LEASE_SECONDS, pipeline)
 
 
 class DiesWithAJobInHand(QuickWorker):
     """Is killed after it took a job and before it said so."""
 
-    def prepare_execution(self, job):
+    def prepare_execution(self, job: Job) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class DiesBeforeItBegins(QuickWorker):
     """Is killed after it said that it has a job and before it began."""
 
-    def fork_work_horse(self, job, queue):
+    def fork_work_horse(self, job: Job, queue: Queue) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Hands:
     """What the application's owner does by RQ's own interface."""
 
-    def __init__(self, url, journal):
+    def __init__(self, url: str, journal: str) -> None:
         self.redis = Redis.from_url(url)
         self.journal = journal
 
-    def enqueue(self, token, *, hold=False, queue="default", wait=None, **options):
+    def enqueue(
+        self,
+        token: str,
+        *,
+        hold: bool = False,
+        queue: str = "default",
+        wait: float | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
         """Put a job into a queue; its id is its token."""
         target = Queue(queue, connection=self.redis)
         arguments = {"args": (self.journal, token), "kwargs": {"hold": hold}, "job_id": token, **options}
@@ -70,13 +81,11 @@ class Hands:
         else:
             target.enqueue_in(timedelta(seconds=wait), "app.work", **arguments)
 
-    def depend(self, token, on, *, allow_failure=False):
+    def depend(self, token: str, on: str, *, allow_failure: bool = False) -> None:
         """Put a job after another one."""
-        from rq.job import Dependency
-
         self.enqueue(token, depends_on=Dependency(jobs=[on], allow_failure=allow_failure))
 
-    def show(self, token):
+    def show(self, token: str) -> dict[str, object]:
         """Tell how a job stands, by nothing but RQ's own interface."""
         job = Job.fetch(token, connection=self.redis)
         latest = job.latest_result()
@@ -89,24 +98,24 @@ class Hands:
             "error": None if latest is None else latest.exc_string,
             "returned": job.return_value(),
             "retries": job.number_of_retries,
-            "executions": len(job.get_executions()),
+            "executions": job.execution_registry.get_job_count(cleanup=False),
             "ended": job.ended_at is not None,
         }
 
-    def requeue(self, token):
+    def requeue(self, token: str) -> None:
         Job.fetch(token, connection=self.redis).requeue()
 
-    def delete(self, token):
+    def delete(self, token: str) -> None:
         Job.fetch(token, connection=self.redis).delete()
 
-    def suspend(self):
+    def suspend(self) -> None:
         suspend(self.redis)
 
-    def resume(self):
+    def resume(self) -> None:
         resume(self.redis)
 
 
-def main():
+def main() -> None:
     hands = Hands(*sys.argv[1:])
     for line in sys.stdin:
         name, arguments, options = json.loads(line)
