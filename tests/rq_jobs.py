@@ -66,6 +66,7 @@ class RqBench:
     memory: MemoryJobs = field(default_factory=MemoryJobs)
     sightings: MemorySightings = field(default_factory=MemorySightings)
     numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    executions: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
     def source(self) -> RecordedSource:
@@ -102,7 +103,7 @@ class RqBench:
             await self.broker.ask("RPUSH", "rq:queue:default", str(job_id))
         elif state is JobState.RUNNING:
             ran_out = int(now.timestamp()) - 1
-            await self.broker.ask("ZADD", "rq:wip:default", ran_out, f"{job_id}:execution{next(self.numbers)}")
+            await self.broker.ask("ZADD", "rq:wip:default", ran_out, f"{job_id}:execution{next(self.executions)}")
         else:
             await self.broker.ask("ZADD", REGISTRIES[state], int((now + A_DAY).timestamp()), str(job_id))
 

@@ -372,7 +372,8 @@ class Valkey(Server):
     def url(self, driver: str = "", database: str = "0") -> str:
         return f"unix://{driver}{self._socket}?db={database}"
 
-    def drop(self, database: str) -> None:  # noqa: ARG002 - there is one database
+    def drop(self, database: str) -> None:
+        del database  # all of them
         self.execute("FLUSHALL")
 
 
@@ -412,8 +413,8 @@ class Servers:
     def broker(self) -> Iterator[str]:
         """Lend an empty broker by its address."""
         self._broker.start()
-        self._broker.execute("FLUSHALL")
         yield self._broker.url()
+        self._broker.drop("0")
 
     @contextmanager
     def database(self, name: str) -> Iterator[Database]:

@@ -185,7 +185,7 @@ def _time(said: Mapping[str, str], name: str) -> datetime | None:
 
 def read_time(raw: str) -> datetime:
     """Read an instant as RQ writes it; anything else is a ValueError."""
-    return datetime.strptime(raw, _TIME).replace(tzinfo=UTC)
+    return datetime.fromisoformat(raw.removesuffix("Z")).replace(tzinfo=UTC)
 
 
 def say_time(at: datetime) -> str:
