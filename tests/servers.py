@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import importlib.util
 import itertools
@@ -13,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
@@ -23,7 +24,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 Backend = Literal["sqlite", "postgresql", "mysql"]
 
@@ -33,6 +34,8 @@ EACH_KIND = ("sqlite", "postgres18", "mariadb")
 """One of each, for modules whose statements have nothing of a version's or a driver's own in them."""
 ENVIRONMENTS = Path(__file__).parent.parent / ".systems"
 """Where `scripts/install-systems` puts job systems, and what they run on."""
+SILENT_SECONDS = 9
+"""Longer than whoever has a deadline of its own waits, and shorter than drivers wait for whom they cancel."""
 SERVED = ("postgres18", "postgres18-asyncpg", "postgres15", "mariadb")
 
 # Whatever ends the run, even SIGKILL, releases its lock; then this shell stops the server and removes its directory.
@@ -232,25 +235,31 @@ class MortalPostgres(Postgres):
         """End at once and without a checkpoint, as `pg_ctl stop -m immediate` does."""
         if self.process is not None:
             self.process.send_signal(signal.SIGQUIT)
-            self.go_on()
             self.process.wait()
 
-    def fall_silent(self) -> None:
-        """Halt where it stands: it accepts what connects, keeps what is connected, and answers nobody."""
-        for pid in self._processes():
-            os.kill(pid, signal.SIGSTOP)
+    @asynccontextmanager
+    async def silence(self) -> AsyncIterator[None]:
+        """Halt where it stands meanwhile: it accepts what connects, keeps what is connected, and answers nobody.
 
-    def go_on(self) -> None:
-        """Go on where it was halted."""
-        for pid in self._processes():
-            os.kill(pid, signal.SIGCONT)
+        Whoever waits for it fails the test, and is answered in the end.
+        """
+        loop = asyncio.get_running_loop()
+        self._send_all(signal.SIGSTOP)
+        goes_on = loop.call_later(SILENT_SECONDS, self._send_all, signal.SIGCONT)
+        try:
+            yield
+            assert loop.time() < goes_on.when(), "it was waited for until it went on"
+        finally:
+            goes_on.cancel()
+            self._send_all(signal.SIGCONT)
 
-    def _processes(self) -> list[int]:
-        """The one that starts the others comes first."""
-        if self.process is None:
-            return []
+    def _send_all(self, sent: signal.Signals) -> None:
+        """Send a signal to all of its processes, first to the one that starts the others."""
+        assert self.process is not None
         pid = self.process.pid
-        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+        os.kill(pid, sent)
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            os.kill(int(child), sent)
 
 
 class PgBouncer(Server):

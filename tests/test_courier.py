@@ -543,9 +543,8 @@ async def test_a_ledger_that_is_silent_keeps_nobody_from_being_told_of_another_s
     ):
         for each in (silent, post):
             await each.hear(observed(mail=3))
-        mortal.fall_silent()
         courier = Courier({"silent": silent.opened, "main": post.opened}, [webhook(receiver.url)])
-        await courier.deliver_due(DEADLINE)
-        mortal.go_on()
+        async with mortal.silence():
+            await courier.deliver_due(DEADLINE)
     assert changes(receiver) == [["opened"]]
     assert (silent.ear.outcomes, post.ear.outcomes) == ([], [("ops", "delivered")])
