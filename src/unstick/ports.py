@@ -384,7 +384,10 @@ class Ledger(AftermathLedger, Protocol):
     async def undoable(
         self, source: str, operation_id: int, *, after: int = 0, job_id: JobId | None = None
     ) -> UndoPage:
-        """Return a page of an operation's applied recoveries, or those of one job, by ascending record."""
+        """Return a page of the applied recoveries of an operation, which is no undo, by ascending record.
+
+        Those of one job only, where one is named.
+        """
 
     async def history(self, source: str, job_id: JobId) -> Sequence[tuple[int, bool]]:
         """Return the operations that recovered a job, the latest first, and whether that was undone."""
