@@ -33,4 +33,17 @@ SYSTEMS = (
         failed={"state": "FAILED", "class": "unstick.StuckJob"},
         retried={"state": "SUCCESSFUL"},
     ),
+    System(
+        name="chancy",
+        source={
+            "registry": {
+                "table": "chancy_workers",
+                "columns": {"id": "worker_id", "heartbeat_at": "last_seen"},
+                "alive_for": "3s",
+            }
+        },
+        unknown="UPDATE chancy_schema_version SET version = 9 WHERE version_of = 'chancy'",
+        failed={"state": "failed", "attempts": 1},
+        retried={"state": "succeeded", "attempts": 1, "max_attempts": 2},
+    ),
 )
