@@ -18,4 +18,12 @@ SYSTEMS = (
         retried={"state": "succeeded", "attempts": 2},
         undoable=False,
     ),
+    System(
+        name="graphile_worker",
+        grow_old="UPDATE graphile_worker._private_jobs SET locked_at = now() - interval '2 hours' WHERE id = ANY(:ids)",
+        unknown="INSERT INTO graphile_worker.migrations (id, breaking) VALUES (20, false)",
+        failed={"state": "failed", "attempts": 25, "queue_is_free": True},
+        retried={"state": "completed"},
+        undoable=False,
+    ),
 )
