@@ -357,9 +357,9 @@ async def test_a_message_that_is_refused_keeps_no_other_back(sqlite_database: Da
 
 
 async def test_what_fails_for_an_hour_is_tried_again_and_what_fails_for_a_day_is_given_up_and_told_so(
-    database: Database,
+    sqlite_database: Database,
 ) -> None:
-    async with open_post(database) as post, serving(in_turn(answer({}, status="500 Oops"))) as receiver:
+    async with open_post(sqlite_database) as post, serving(in_turn(answer({}, status="500 Oops"))) as receiver:
         await post.hear(observed(mail=3))
         for passed in (timedelta(0), timedelta(hours=1), timedelta(hours=22), timedelta(hours=1), timedelta(hours=1)):
             await post.desk.back_then(notifications, passed, "at", "next_try_at")
@@ -548,7 +548,11 @@ async def test_a_ledger_that_is_silent_keeps_nobody_from_being_told_of_another_s
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(courier_module, "_END_WITHIN_SECONDS", 0.2)
-    async with open_post(mortal_database) as silent, open_post(sqlite_database) as post, serving(in_turn(OK)) as receiver:
+    async with (
+        open_post(mortal_database) as silent,
+        open_post(sqlite_database) as post,
+        serving(in_turn(OK)) as receiver,
+    ):
         for each in (silent, post):
             await each.hear(observed(mail=3))
         courier = Courier({"silent": silent.opened, "main": post.opened}, [webhook(receiver.url)])

@@ -163,7 +163,7 @@ async def test_who_strikes_keeps_nobody_from_writing_beside(mariadb_database: Da
         await log.append("main", "young", {})
     struck, go_on = asyncio.Event(), asyncio.Event()
 
-    def hold(connection: sa.Connection) -> None:
+    def hold(_connection: sa.Connection) -> None:
         struck.set()
         await_only(go_on.wait())
 
