@@ -356,6 +356,18 @@ async def test_a_message_that_is_refused_keeps_no_other_back(sqlite_database: Da
     assert len(set(deliveries(receiver))) == 2
 
 
+async def test_what_fails_for_an_hour_is_tried_again_and_what_fails_for_a_day_is_given_up_and_told_so(
+    sqlite_database: Database,
+) -> None:
+    async with open_post(sqlite_database) as post, serving(in_turn(answer({}, status="500 Oops"))) as receiver:
+        await post.hear(observed(mail=3))
+        for passed in (timedelta(0), timedelta(hours=1), timedelta(hours=22), timedelta(hours=1), timedelta(hours=1)):
+            await post.desk.back_then(notifications, passed, "at", "next_try_at")
+            await post.deliver(webhook(receiver.url))
+    assert post.ear.outcomes == [("ops", "failed")] * 3 + [("ops", "gave_up")]
+    assert len(receiver.requests) == 4
+
+
 async def test_a_redirect_is_not_followed(sqlite_database: Database) -> None:
     async with open_post(sqlite_database) as post, serving(in_turn(OK)) as elsewhere:
         moved = answer({}, status="307 Moved", headers=f"Location: {elsewhere.url}\r\n")

@@ -200,6 +200,13 @@ async def test_the_ledger_that_lost_its_tables_is_not_ready(bench: SqlBench) -> 
     assert (status, shape["status"]) == (503, "fail")
 
 
+async def test_a_source_that_lost_its_table_is_not_ready(bench: SqlBench) -> None:
+    async with bench.engine.begin() as connection:
+        await connection.execute(sa.text(f"DROP TABLE {bench.table.name}"))
+    status, shape = await asked(app_over(main=partial(lend, kept(bench))), "/health/ready")
+    assert (status, shape["status"]) == (503, "fail")
+
+
 async def test_stuck_jobs_warn_and_a_watch_that_is_not_kept_is_503_only_where_asked(bench: SqlBench) -> None:
     watched = kept(bench)
     assert watched.watches is not None

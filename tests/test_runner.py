@@ -34,6 +34,8 @@ from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import EngineConnections
 from unstick.sql.event_log import SqlEventLog
 from unstick.sql.leaders import SqlLeaders
+from unstick.sql.retention import SqlPruner
+from unstick.sql.tables import events
 from unstick.sql.watches import SqlWatches
 from unstick.telemetry.log import LogListener
 from unstick.testing.conformance import MINUTE, Ages
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.servers import Database, MortalPostgres
+    from unstick.domain.retention import Retention
     from unstick.pipeline.watched import OpenWatched, Watched
     from unstick.ports import Leaders
 
@@ -241,6 +244,58 @@ async def test_a_sweep_that_takes_too_long_is_cut_off_and_the_next_one_comes(
     failed = next(event for event in heard.events if isinstance(event, SweepFailed))
     assert "it took longer than" in failed.problem
     assert (await light.rows())[0]["status"] == "failed"
+
+
+async def test_an_observation_that_takes_too_long_is_cut_off_and_told_and_the_next_one_comes(
+    light: SqlBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "_SHORTEST_DEADLINE", timedelta(milliseconds=200))
+    hangs, real = True, light.source.open_jobs
+
+    async def open_jobs(*given: Any) -> Any:  # noqa: ANN401
+        if hangs:
+            await asyncio.Event().wait()
+        return await real(*given)
+
+    vars(light.source)["open_jobs"] = open_jobs
+    heard = Heard()
+    async with kept_up(main=kept(light, heard)):
+        await heard.wait(ObservationFailed)
+        hangs = False
+        await heard.wait(Observed)
+    failed = next(event for event in heard.events if isinstance(event, ObservationFailed))
+    assert failed.problem.startswith("no answer within")
+
+
+async def test_old_records_are_struck_and_a_prune_that_takes_too_long_is_cut_off_and_gone_on_with(
+    light: SqlBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And keeps nobody from sweeping."""
+    monkeypatch.setattr(runner_module, "_SHORTEST_DEADLINE", timedelta(milliseconds=200))
+    monkeypatch.setattr(runner_module, "_PRUNED_FIRST", timedelta(0))
+    connections, heard = EngineConnections(light.engine), Heard()
+    await SqlEventLog(connections).append("main", "old", {})
+    async with light.engine.begin() as connection:
+        await connection.execute(sa.update(events).values(at=datetime(2020, 1, 1, tzinfo=UTC)))
+    pruner, hangs = SqlPruner(connections), asyncio.Event()
+    real = pruner.prune
+
+    async def prune(retention: Retention) -> AsyncIterator[tuple[str, int]]:
+        if not hangs.is_set():
+            hangs.set()
+            await asyncio.Event().wait()
+        async for struck in real(retention):
+            yield struck
+
+    async def is_struck() -> bool:
+        async with light.engine.connect() as connection:
+            return not (await connection.execute(sa.select(events.c.id))).all()
+
+    vars(pruner)["prune"] = prune
+    async with kept_up(main=replace(kept(light, heard), pruner=pruner)):
+        await asyncio.wait_for(hangs.wait(), 20)
+        await heard.wait(Swept, heard.count(Swept) + 1)
+        await until(is_struck)
 
 
 async def test_who_is_stopped_in_the_middle_of_a_sweep_records_its_end_and_gives_the_lease_back(

@@ -1,6 +1,7 @@
 """The router: to include in a host's FastAPI app, with the host's own login, or in the service."""
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, params
@@ -8,7 +9,7 @@ from starlette.types import Lifespan
 
 from unstick.api.brakes import add_brakes
 from unstick.api.call import CurrentCall
-from unstick.api.events import add_events
+from unstick.api.events import LONGEST_UNTOLD, add_events
 from unstick.api.hindsight import add_hindsight
 from unstick.api.job import add_job
 from unstick.api.jobs import add_jobs
@@ -32,8 +33,11 @@ def admin_router(
     lifespan: Lifespan[Any] | None = None,
     keeps_tokens: bool = False,
     read_only: bool = False,
+    longest_untold: timedelta = LONGEST_UNTOLD,
 ) -> APIRouter:
     """Return the router for these sources.
+
+    A stream of events ends after `longest_untold`, unless the app's `state.stopping` tells whether its server stops.
 
     `principal` is a FastAPI dependency that returns the caller as a `Principal`, or refuses them by raising an
     `HTTPException`: `bearer_principal`, or the host's own. Where it takes tokens that the ledger keeps, they are made
@@ -57,7 +61,7 @@ def admin_router(
     add_undo(router, needs)
     add_hindsight(router, needs)
     add_job(router, needs)
-    add_events(router, needs)
+    add_events(router, needs, longest_untold)
     if keeps_tokens:
         add_tokens(router, needs)
     return router

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -30,15 +31,19 @@ class SqlPruner:
         (key,) = table.primary_key.columns
         while True:
             async with self._connections.writing() as (connection, now):
-                # By literal keys: with a subquery MariaDB and MySQL read, and lock, the whole table.
+                # Key by key: for a subquery, and for many keys of few rows, MariaDB and MySQL read, and lock, all rows.
                 some = sa.select(key).where(column < now - age).order_by(column).limit(BATCH)
                 old = list(await connection.scalars(some))
                 if old:
-                    await connection.execute(sa.delete(table).where(key.in_(old)))
+                    await connection.execute(_by_key(table, key), [{"old": each} for each in old])
             if old:
                 yield len(old)
             if len(old) < BATCH:
                 return
+
+
+def _by_key(table: sa.Table, key: sa.Column[Any]) -> sa.Delete:
+    return sa.delete(table).where(key == sa.bindparam("old"))
 
 
 def _old(retention: Retention) -> Iterator[tuple[sa.Column[object], timedelta]]:
