@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 DATABASES = EACH_KIND
 
 SECRETS = (
-    "password", "Password", "userPassword", "db_passwd", "client-secret", "clientSecret", "api_key", "apiKey", "API-KEY",
-    "token", "access_token", "refreshToken", "Authorization", "proxy-authorization", "private_key", "AWS_ACCESS_KEY_ID",
-    "credentials", "Set-Cookie", "session_id", "pwd", "cvv", "card_number",
+    "password", "Password", "userPassword", "db_passwd", "client-secret", "clientSecret", "api_key", "apiKey",
+    "API-KEY", "token", "access_token", "refreshToken", "Authorization", "proxy-authorization", "private_key",
+    "AWS_ACCESS_KEY_ID", "credentials", "Set-Cookie", "session_id", "pwd", "cvv", "card_number",
 )  # fmt: skip
 HARMLESS = ("tokens", "max_tokens", "token_count", "prompt", "author", "key", "keyboard", "session")
 
