@@ -130,6 +130,13 @@ async def grace_signs_in(house: House, visit: Visit = HOME) -> SignedIn:
     return await sign_in_by_password(house.watched, "grace", PASSWORD, visit)
 
 
+async def opened(house: House, visit: Visit = HOME) -> SignedIn:
+    """Begin a session of Grace's without a password, which takes its time."""
+    return await sign_in_by_bearer(
+        house.watched, Bearer(principal=GRACE, until=datetime(2999, 1, 1, tzinfo=UTC)), visit
+    )
+
+
 async def fail(house: House, name: str = "grace", times: int = FREE + 6) -> None:
     """Have so many attempts fail that the next one has to wait for a minute."""
     for _ in range(times):
@@ -246,7 +253,7 @@ async def test_a_link_signs_in_once_however_many_use_it_at_once(house: House) ->
 
 
 async def test_credentials_expire_by_the_database_and_not_by_our_clock(house: House) -> None:
-    session, link = await grace_signs_in(house), await make_sign_in_link(house.watched, GRACE)
+    session, link = await opened(house), await make_sign_in_link(house.watched, GRACE)
     _, token = await make_token(house.watched, token_order())
     with time_machine.travel(datetime.now(UTC) + timedelta(days=1000), tick=True):
         assert await session_principal(house.watched, session.secret.text) == GRACE
@@ -262,7 +269,7 @@ async def test_credentials_expire_by_the_database_and_not_by_our_clock(house: Ho
 
 
 async def test_one_kind_of_credential_opens_nothing_of_another(house: House) -> None:
-    session, link = await grace_signs_in(house), await make_sign_in_link(house.watched, GRACE)
+    session, link = await opened(house), await make_sign_in_link(house.watched, GRACE)
     _, token = await make_token(house.watched, token_order())
     assert await session_principal(house.watched, link.text) is None
     assert await session_principal(house.watched, token.removeprefix(TOKEN_PREFIX)) is None
@@ -272,13 +279,13 @@ async def test_one_kind_of_credential_opens_nothing_of_another(house: House) -> 
 
 
 async def test_the_right_id_with_another_secret_opens_nothing(house: House) -> None:
-    secret = (await grace_signs_in(house)).secret
+    secret = (await opened(house)).secret
     assert await session_principal(house.watched, replace(secret, key="x" * 43).text) is None
     assert await session_principal(house.watched, secret.text + "x") is None
 
 
 async def test_a_session_that_is_ended_opens_nothing_and_the_others_stay(house: House) -> None:
-    here, there, third = await grace_signs_in(house), await grace_signs_in(house, AWAY), await grace_signs_in(house)
+    here, there, third = await opened(house), await opened(house, AWAY), await opened(house)
     await sign_out(house.watched, here.secret.text, HOME)
     await revoke_session(house.watched, GRACE, third.secret.id)
     opened = [await session_principal(house.watched, each.secret.text) for each in (here, there, third)]
@@ -292,7 +299,7 @@ async def test_a_session_that_is_ended_opens_nothing_and_the_others_stay(house: 
 
 
 async def test_a_viewer_sees_and_ends_their_own_sessions_alone(house: House) -> None:
-    theirs = await grace_signs_in(house)
+    theirs = await opened(house)
     assert await living_sessions(house.watched, VERA) == []
     with pytest.raises(UnknownCredentialError):
         await revoke_session(house.watched, VERA, theirs.secret.id)
@@ -302,7 +309,7 @@ async def test_a_viewer_sees_and_ends_their_own_sessions_alone(house: House) -> 
 
 
 async def test_whoever_is_removed_is_out_at_once(house: House) -> None:
-    signed_in = await grace_signs_in(house)
+    signed_in = await opened(house)
     with pytest.raises(UserExistsError):
         await add_user(house.watched, "grace", Role.VIEWER, PASSWORD, by="cli:root")
     await remove_user(house.watched, "grace", by="cli:root")
@@ -365,8 +372,8 @@ async def test_a_session_ends_with_the_token_that_opened_it(house: House) -> Non
 
 
 async def test_what_is_over_is_struck_when_it_is_old(house: House) -> None:
-    await grace_signs_in(house)
-    await guess(house)
+    await opened(house)
+    await fail(house, times=1)
     await house.age(CredentialKind.SESSION, SESSION_LASTS + Retention().events)
     await house.wait(KNOWN_FOR + timedelta(minutes=1))
     assert house.watched.pruner is not None
