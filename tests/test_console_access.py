@@ -23,7 +23,7 @@ from unstick.console.origin import is_from_here
 from unstick.console.router import console_router, link_path
 from unstick.console.session import SignIn
 from unstick.domain.access import Principal, Role
-from unstick.domain.attempts import FREE
+from unstick.domain.sign_in_failures import FREE
 from unstick.pipeline.credentials import TokenOrder, make_token
 from unstick.pipeline.signing_in import make_sign_in_link
 from unstick.pipeline.users import add_user

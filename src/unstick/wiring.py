@@ -34,7 +34,7 @@ from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.watched import Access, OpenWatched, Planning, Watched
 from unstick.ports import Channel, Listener, Witness
 from unstick.sql import schema
-from unstick.sql.access import SqlAttempts, SqlCredentials, SqlUsers
+from unstick.sql.access import SqlCredentials, SqlSignInFailures, SqlUsers
 from unstick.sql.alerts import SqlAlerts
 from unstick.sql.backends import Backends
 from unstick.sql.brakes import SqlBrakes
@@ -137,7 +137,7 @@ def _access(ledger: Connections) -> Access:
     return Access(
         credentials=SqlCredentials(ledger),
         users=SqlUsers(ledger),
-        attempts=SqlAttempts(ledger),
+        failures=SqlSignInFailures(ledger),
         passwords=Argon2Passwords(),
     )
 

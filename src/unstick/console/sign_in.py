@@ -13,7 +13,7 @@ from unstick.console.preferences import local_path
 from unstick.console.rendering import path_to, render, render_problem
 from unstick.console.session import SignIn, begin_session, end_session, shown_session, visit_of
 from unstick.domain.access import Bearer
-from unstick.domain.errors import SignInRefusedError, TooManyAttemptsError, UnstickError
+from unstick.domain.errors import SignInRefusedError, TooManyFailuresError, UnstickError
 from unstick.pipeline.signing_in import SignedIn, sign_in_by_bearer, sign_in_by_link, sign_in_by_password, sign_out
 from unstick.pipeline.watched import Watched
 
@@ -104,9 +104,9 @@ async def _begin(
     try:
         async with sign_in.opened() as watched:
             signed_in = await begin(watched, request)
-    except (SignInRefusedError, TooManyAttemptsError) as error:
+    except (SignInRefusedError, TooManyFailuresError) as error:
         problem = problem_of(error)
-        wait = error.seconds if isinstance(error, TooManyAttemptsError) else 0
+        wait = error.seconds if isinstance(error, TooManyFailuresError) else 0
         page = again(status=problem.status, refused=True, wait=wait)
         page.headers.update(problem.headers)
         return page
