@@ -268,7 +268,8 @@ def test_an_unknown_key_is_told_with_its_place_and_the_nearest_known_one(text: s
             "UNSTICK_",
             (
                 "UNSTICK_ is no setting; "
-                "there are: secret_key, sources, ledger, retention, policy, sweep, alerts, auth, metrics."
+                "there are: secret_key, sources, ledger, retention, policy, sweep, alerts, auth, read_only, payloads, "
+                "metrics."
             ),
         ),
     ],
