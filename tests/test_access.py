@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 import time_machine
+from pwdlib import PasswordHash
 
 from tests.servers import EACH_KIND
 from unstick.config import Settings, SourceSettings
@@ -24,16 +25,26 @@ from unstick.domain.access import (
     Role,
     Visit,
     requested_name,
+    requested_password,
 )
-from unstick.domain.attempts import FORGOTTEN_AFTER, FREE, KNOWN_FOR, LONGEST_WAIT, Attempt, Failures, time_to_wait
+from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import (
     InvalidRequestError,
     SignInRefusedError,
-    TooManyAttemptsError,
+    TooManyFailuresError,
     UnknownCredentialError,
     UserExistsError,
 )
 from unstick.domain.retention import Retention
+from unstick.domain.sign_in_failures import (
+    FORGOTTEN_AFTER,
+    FREE,
+    KNOWN_FOR,
+    LONGEST_WAIT,
+    Failures,
+    SignInTry,
+    time_to_wait,
+)
 from unstick.passwords import Argon2Passwords
 from unstick.pipeline.credentials import (
     TokenOrder,
@@ -46,6 +57,7 @@ from unstick.pipeline.credentials import (
 )
 from unstick.pipeline.signing_in import (
     SignedIn,
+    access_of,
     make_sign_in_link,
     session_principal,
     sign_in_by_bearer,
@@ -69,10 +81,12 @@ if TYPE_CHECKING:
 
 DATABASES = EACH_KIND
 PASSWORD = "correct horse battery"
+HASH = PasswordHash.recommended().hash(PASSWORD)
+ADDED = AuditEntry(actor="cli:root", call="users.add", outcome=AuditOutcome.DONE)
 GRACE = Principal(name="grace", role=Role.ADMIN)
 VERA = Principal(name="vera", role=Role.VIEWER)
 HOME, AWAY = Visit(address="192.0.2.7", browser="Lynx"), Visit(address="198.51.100.9")
-LEDGER = (tables.audit, tables.credentials, tables.users, tables.attempts)
+LEDGER = (tables.audit, tables.credentials, tables.users, tables.sign_in_failures)
 
 
 @dataclass(frozen=True)
@@ -96,10 +110,10 @@ class House:
 
     async def wait(self, duration: timedelta) -> None:
         """Have everything that failed be so much older, by the database's clock."""
-        for row in await self.rows(tables.attempts):
+        for row in await self.rows(tables.sign_in_failures):
             older = {name: row[name] and row[name] - duration for name in ("failed_at", "succeeded_at", "at")}
-            this = tables.attempts.c.subject == row["subject"]
-            await self.execute(sa.update(tables.attempts).where(this).values(older))
+            this = tables.sign_in_failures.c.subject == row["subject"]
+            await self.execute(sa.update(tables.sign_in_failures).where(this).values(older))
 
     async def age(self, kind: CredentialKind, duration: timedelta) -> None:
         """Have all credentials of a kind be so much older, by the database's clock."""
@@ -115,7 +129,7 @@ async def house(database: Database) -> AsyncIterator[House]:
     await upgrade_database(settings)
     engine = open_engine(database.url)
     async with open_watched(settings) as watched:
-        await add_user(watched, "grace", Role.ADMIN, PASSWORD, by="cli:root")
+        await access_of(watched).users.add("grace", Role.ADMIN, HASH, ADDED)
         yield House(watched, engine)
     await engine.dispose()
 
@@ -124,19 +138,25 @@ async def grace_signs_in(house: House, visit: Visit = HOME) -> SignedIn:
     return await sign_in_by_password(house.watched, "grace", PASSWORD, visit)
 
 
+async def session_of_grace(house: House, visit: Visit = HOME) -> SignedIn:
+    """Begin a session without a password, which takes its time."""
+    bearer = Bearer(principal=GRACE, until=datetime(2999, 1, 1, tzinfo=UTC))
+    return await sign_in_by_bearer(house.watched, bearer, visit)
+
+
 async def fail(house: House, name: str = "grace", times: int = FREE + 6) -> None:
-    """Have so many attempts fail that the next one has to wait for a minute."""
-    assert house.watched.access is not None
+    """Have so many tries fail that the next one has to wait for a minute."""
     for _ in range(times):
         await house.wait(LONGEST_WAIT)
-        assert await house.watched.access.attempts.begin(Attempt(address=AWAY.address, name=name)) == timedelta(0)
+        tried = SignInTry(address=AWAY.address, name=name)
+        assert await access_of(house.watched).failures.begin(tried) == timedelta(0)
 
 
 async def guess(house: House, visit: Visit = AWAY, name: str = "grace") -> type[Exception] | None:
     """Sign in by a wrong password, and return how that ended."""
     try:
         await sign_in_by_password(house.watched, name, "not it, surely", visit)
-    except (SignInRefusedError, TooManyAttemptsError) as error:
+    except (SignInRefusedError, TooManyFailuresError) as error:
         return type(error)
     return None
 
@@ -182,46 +202,46 @@ async def test_whoever_fails_too_often_waits_whatever_they_show(house: House) ->
     assert [await guess(house) for _ in range(2)] == [SignInRefusedError] * 2
     await fail(house)
     for _ in range(2):
-        with pytest.raises(TooManyAttemptsError) as slowed:
+        with pytest.raises(TooManyFailuresError) as slowed:
             await grace_signs_in(house, AWAY)
     assert 30 < slowed.value.seconds <= 60
-    assert await guess(house) is TooManyAttemptsError
+    assert await guess(house) is TooManyFailuresError
 
     await house.wait(LONGEST_WAIT)
     await grace_signs_in(house, AWAY)
-    assert await guess(house) is TooManyAttemptsError
+    assert await guess(house) is TooManyFailuresError
 
 
 async def test_of_many_who_guess_at_once_one_is_heard_where_one_may(house: House) -> None:
     await fail(house)
     await house.wait(LONGEST_WAIT)
     ends = await asyncio.gather(*(guess(house) for _ in range(8)))
-    assert (ends.count(SignInRefusedError), ends.count(TooManyAttemptsError)) == (1, 7)
+    assert (ends.count(SignInRefusedError), ends.count(TooManyFailuresError)) == (1, 7)
 
 
 async def test_guessing_from_everywhere_slows_a_name_but_not_where_it_is_at_home(house: House) -> None:
     await grace_signs_in(house)
     await fail(house)
-    with pytest.raises(TooManyAttemptsError):
+    with pytest.raises(TooManyFailuresError):
         await grace_signs_in(house, Visit(address="203.0.113.9"))
     await grace_signs_in(house)
 
 
 async def test_an_account_of_ones_own_doesnt_help_to_guess_at_others(house: House) -> None:
-    await add_user(house.watched, "vera", Role.VIEWER, PASSWORD, by="cli:root")
+    await access_of(house.watched).users.add("vera", Role.VIEWER, HASH, ADDED)
     await fail(house)
     await house.wait(LONGEST_WAIT)
     await sign_in_by_password(house.watched, "vera", PASSWORD, AWAY)
-    assert await guess(house) is TooManyAttemptsError
+    assert await guess(house) is TooManyFailuresError
 
 
 async def test_a_token_or_a_link_is_never_kept_waiting(house: House) -> None:
     _, token = await make_token(house.watched, token_order())
     link = await make_sign_in_link(house.watched, GRACE)
     await fail(house)
-    with pytest.raises(TooManyAttemptsError):
+    with pytest.raises(TooManyFailuresError):
         await sign_in_by_link(house.watched, "0" * 16 + "x" * 43, AWAY)
-    with pytest.raises(TooManyAttemptsError):
+    with pytest.raises(TooManyFailuresError):
         await sign_in_by_bearer(house.watched, None, AWAY)
 
     await sign_in_by_bearer(house.watched, await token_bearer(house.watched, token), AWAY)
@@ -240,7 +260,7 @@ async def test_a_link_signs_in_once_however_many_use_it_at_once(house: House) ->
 
 
 async def test_credentials_expire_by_the_database_and_not_by_our_clock(house: House) -> None:
-    session, link = await grace_signs_in(house), await make_sign_in_link(house.watched, GRACE)
+    session, link = await session_of_grace(house), await make_sign_in_link(house.watched, GRACE)
     _, token = await make_token(house.watched, token_order())
     with time_machine.travel(datetime.now(UTC) + timedelta(days=1000), tick=True):
         assert await session_principal(house.watched, session.secret.text) == GRACE
@@ -256,7 +276,7 @@ async def test_credentials_expire_by_the_database_and_not_by_our_clock(house: Ho
 
 
 async def test_one_kind_of_credential_opens_nothing_of_another(house: House) -> None:
-    session, link = await grace_signs_in(house), await make_sign_in_link(house.watched, GRACE)
+    session, link = await session_of_grace(house), await make_sign_in_link(house.watched, GRACE)
     _, token = await make_token(house.watched, token_order())
     assert await session_principal(house.watched, link.text) is None
     assert await session_principal(house.watched, token.removeprefix(TOKEN_PREFIX)) is None
@@ -266,13 +286,17 @@ async def test_one_kind_of_credential_opens_nothing_of_another(house: House) -> 
 
 
 async def test_the_right_id_with_another_secret_opens_nothing(house: House) -> None:
-    secret = (await grace_signs_in(house)).secret
+    secret = (await session_of_grace(house)).secret
     assert await session_principal(house.watched, replace(secret, key="x" * 43).text) is None
     assert await session_principal(house.watched, secret.text + "x") is None
 
 
 async def test_a_session_that_is_ended_opens_nothing_and_the_others_stay(house: House) -> None:
-    here, there, third = await grace_signs_in(house), await grace_signs_in(house, AWAY), await grace_signs_in(house)
+    here, there, third = (
+        await session_of_grace(house),
+        await session_of_grace(house, AWAY),
+        await session_of_grace(house),
+    )
     await sign_out(house.watched, here.secret.text, HOME)
     await revoke_session(house.watched, GRACE, third.secret.id)
     opened = [await session_principal(house.watched, each.secret.text) for each in (here, there, third)]
@@ -286,7 +310,7 @@ async def test_a_session_that_is_ended_opens_nothing_and_the_others_stay(house: 
 
 
 async def test_a_viewer_sees_and_ends_their_own_sessions_alone(house: House) -> None:
-    theirs = await grace_signs_in(house)
+    theirs = await session_of_grace(house)
     assert await living_sessions(house.watched, VERA) == []
     with pytest.raises(UnknownCredentialError):
         await revoke_session(house.watched, VERA, theirs.secret.id)
@@ -296,7 +320,7 @@ async def test_a_viewer_sees_and_ends_their_own_sessions_alone(house: House) -> 
 
 
 async def test_whoever_is_removed_is_out_at_once(house: House) -> None:
-    signed_in = await grace_signs_in(house)
+    signed_in = await session_of_grace(house)
     with pytest.raises(UserExistsError):
         await add_user(house.watched, "grace", Role.VIEWER, PASSWORD, by="cli:root")
     await remove_user(house.watched, "grace", by="cli:root")
@@ -318,8 +342,7 @@ class RemovedMeanwhile(Argon2Passwords):
 
 
 async def test_whoever_is_removed_while_they_sign_in_gets_no_session(house: House) -> None:
-    assert house.watched.access is not None
-    access = replace(house.watched.access, passwords=RemovedMeanwhile(house))
+    access = replace(access_of(house.watched), passwords=RemovedMeanwhile(house))
     with pytest.raises(SignInRefusedError):
         await sign_in_by_password(replace(house.watched, access=access), "grace", PASSWORD, HOME)
     assert await house.rows(tables.credentials) == []
@@ -360,19 +383,19 @@ async def test_a_session_ends_with_the_token_that_opened_it(house: House) -> Non
 
 
 async def test_what_is_over_is_struck_when_it_is_old(house: House) -> None:
-    await grace_signs_in(house)
-    await guess(house)
+    await session_of_grace(house)
+    await fail(house, times=1)
     await house.age(CredentialKind.SESSION, SESSION_LASTS + Retention().events)
     await house.wait(KNOWN_FOR + timedelta(minutes=1))
     assert house.watched.pruner is not None
     struck = [table async for table, _ in house.watched.pruner.prune(Retention())]
-    assert struck == ["unstick_credentials", "unstick_attempts"]
+    assert struck == ["unstick_credentials", "unstick_sign_in_failures"]
 
 
 @pytest.mark.parametrize("password", ["", "elevenchars", "x" * 1_025])
-async def test_a_password_that_is_soon_guessed_is_refused(house: House, password: str) -> None:
+def test_a_password_that_is_soon_guessed_is_refused(password: str) -> None:
     with pytest.raises(InvalidRequestError, match="12 to 1024 characters"):
-        await add_user(house.watched, "vera", Role.VIEWER, password, by="cli:root")
+        requested_password(password)
 
 
 @pytest.mark.parametrize("name", ["", "token:ci", "cli:root", "a b", "-x", "x" * 65, "a\nb", "a/b"], ids=repr)
@@ -401,12 +424,12 @@ def test_whoever_is_known_here_waits_for_their_own_failures_alone() -> None:
     assert time_to_wait([many], now) == LONGEST_WAIT
 
 
-def test_an_attempt_is_counted_for_the_network_that_one_customer_has() -> None:
+def test_a_try_is_counted_for_the_network_that_one_customer_has() -> None:
     def counted(address: str) -> str:
-        return Attempt(address=address).subjects[0]
+        return SignInTry(address=address).subjects[0]
 
     assert counted("2001:db8:1:2::7") == counted("2001:db8:1:2:ffff::9")
     assert counted("2001:db8:1:2::7") != counted("2001:db8:1:3::7")
     assert counted("::ffff:192.0.2.7") == counted("192.0.2.7") != counted("192.0.2.8")
     assert counted("unknown") != counted("192.0.2.7")
-    assert len(set(Attempt(address="192.0.2.7", name="grace").subjects)) == 3
+    assert len(set(SignInTry(address="192.0.2.7", name="grace").subjects)) == 3

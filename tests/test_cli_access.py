@@ -21,7 +21,7 @@ from tests.test_cli import SECRET, USER, Run, _empty_directory, embedded, free_p
 __all__ = ["_empty_directory", "embedded", "run"]  # the fixtures of the command line's other tests
 
 PASSWORD = "correct horse battery"
-KEPT = ("unstick_audit", "unstick_credentials", "unstick_users", "unstick_attempts")
+KEPT = ("unstick_audit", "unstick_credentials", "unstick_users", "unstick_sign_in_failures")
 
 
 def given(monkeypatch: pytest.MonkeyPatch, said: str) -> None:

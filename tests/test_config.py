@@ -281,8 +281,8 @@ def test_every_wrong_setting_is_told_at_once_each_in_a_line_of_its_own(monkeypat
             "UNSTICK_",
             (
                 "UNSTICK_ is no setting; "
-                "there are: secret_key, sources, ledger, retention, policy, sweep, alerts, auth, read_only, "
-                "payloads, metrics."
+                "there are: secret_key, sources, ledger, retention, policy, sweep, alerts, auth, read_only, payloads, "
+                "metrics."
             ),
         ),
     ],

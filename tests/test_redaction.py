@@ -25,8 +25,7 @@ DATABASES = EACH_KIND
 SECRETS = (
     "password", "Password", "userPassword", "db_passwd", "client-secret", "clientSecret", "api_key", "apiKey",
     "API-KEY", "token", "access_token", "refreshToken", "Authorization", "proxy-authorization", "private_key",
-    "AWS_ACCESS_KEY_ID",
-    "credentials", "Set-Cookie", "session_id", "pwd", "cvv", "card_number",
+    "AWS_ACCESS_KEY_ID", "credentials", "Set-Cookie", "session_id", "pwd", "cvv", "card_number",
 )  # fmt: skip
 HARMLESS = ("tokens", "max_tokens", "token_count", "prompt", "author", "key", "keyboard", "session")
 

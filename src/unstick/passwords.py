@@ -1,6 +1,7 @@
 """Passwords, as Argon2id hashes: so slow to try that a stolen ledger gives none of them away soon."""
 
 import asyncio
+import secrets
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -28,9 +29,9 @@ class Argon2Passwords:
 def _matches(password: str, kept: str | None) -> bool:
     if len(password) > LONGEST_PASSWORD:
         return False
-    return _ARGON2.verify(password, kept or _nobodys()) and kept is not None
+    return _ARGON2.verify(password, kept or _nobodys())
 
 
 @cache
 def _nobodys() -> str:
-    return _ARGON2.hash("nobody's")
+    return _ARGON2.hash(secrets.token_urlsafe())

@@ -9,7 +9,6 @@ from typing import Protocol
 from unstick.domain.access import Credential, CredentialKind, NewCredential, Role, Secret, User
 from unstick.domain.aftermath import End, Finished, LateCounts, LateFinish, LateRuns, Recovered
 from unstick.domain.alert import Alert, AlertRules, Change, Delivery, Heard
-from unstick.domain.attempts import Attempt
 from unstick.domain.audit import AuditEntry
 from unstick.domain.brake import Brake, Pass
 from unstick.domain.events import EventRecord, Observed, PipelineEvent, QueueState
@@ -25,6 +24,7 @@ from unstick.domain.record import EntryFilter, EntryPage, Recorded, Span
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
 from unstick.domain.retention import Retention
 from unstick.domain.sighting import Sighted, Sighting, Stuck
+from unstick.domain.sign_in_failures import SignInTry
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import Event, JobRow
 from unstick.domain.suspect import GroupedSuspects, Look, Page, Position, StuckCounts
@@ -649,14 +649,14 @@ class Users(Protocol):
         """Return the users by name."""
 
 
-class Attempts(Protocol):
+class SignInFailures(Protocol):
     """How often signing in failed lately, by the ledger's clock."""
 
-    async def begin(self, attempt: Attempt) -> timedelta:
-        """Count an attempt as failed until it has succeeded, or return how long it has to wait, and count nothing."""
+    async def begin(self, tried: SignInTry) -> timedelta:
+        """Count a try as failed until it has succeeded, or return how long it has to wait, and count nothing."""
 
-    async def succeed(self, attempt: Attempt) -> None:
-        """Take back that an attempt was counted, and forget what failed before it under its name."""
+    async def succeed(self, tried: SignInTry) -> None:
+        """Take back that a try was counted, and forget what failed before it under its name."""
 
 
 class Passwords(Protocol):

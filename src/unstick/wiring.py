@@ -36,7 +36,7 @@ from unstick.pipeline.watched import Access, OpenWatched, Planning, Watched
 from unstick.ports import Channel, JobSource, Listener, Witness
 from unstick.presets.preset import registry_of
 from unstick.sql import schema
-from unstick.sql.access import SqlAttempts, SqlCredentials, SqlUsers
+from unstick.sql.access import SqlCredentials, SqlSignInFailures, SqlUsers
 from unstick.sql.alerts import SqlAlerts
 from unstick.sql.backends import Backends
 from unstick.sql.brakes import SqlBrakes
@@ -147,7 +147,7 @@ def _access(ledger: Connections) -> Access:
     return Access(
         credentials=SqlCredentials(ledger),
         users=SqlUsers(ledger),
-        attempts=SqlAttempts(ledger),
+        failures=SqlSignInFailures(ledger),
         passwords=Argon2Passwords(),
     )
 

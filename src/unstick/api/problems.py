@@ -22,7 +22,7 @@ from unstick.domain.errors import (
     RecoveryStoppedError,
     SignInRefusedError,
     SourceUnavailableError,
-    TooManyAttemptsError,
+    TooManyFailuresError,
     TooManySnoozesError,
     UnknownCredentialError,
     UnknownJobError,
@@ -103,7 +103,7 @@ def problem_of(error: Exception) -> Problem:
         case RecoveryStoppedError():
             return _stopped(error)
         case UnstickError():
-            later = {"Retry-After": str(error.seconds)} if isinstance(error, TooManyAttemptsError) else {}
+            later = {"Retry-After": str(error.seconds)} if isinstance(error, TooManyFailuresError) else {}
             return Problem(status=_status_of(error), detail=str(error), headers=later)
         case _:
             return Problem(status=500, detail=_UNEXPECTED)
@@ -115,7 +115,7 @@ def _status_of(error: BaseException | None) -> int:
             return 503
         case SignInRefusedError():
             return 401
-        case TooManyAttemptsError():
+        case TooManyFailuresError():
             return 429
         case UnknownRecoveryError() | UnknownJobError() | UnknownPlanError() | UnknownCredentialError():
             return 404

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
+from fastapi.security.utils import get_authorization_scheme_param
 from starlette.datastructures import URL
 
 from unstick.api.auth import ReadBearer
@@ -28,7 +29,10 @@ class SignIn:
     """Reads the tokens that people sign in with."""
 
     async def principal(self, request: Request) -> Principal:
-        """Return whom the session in the cookie is of: the dependency of every page."""
+        """Return whom the session in the cookie is of, or a bearer's token: the dependency of every page."""
+        scheme, sent = get_authorization_scheme_param(request.headers.get("authorization"))
+        if scheme.lower() == "bearer":
+            return (await self.read(sent)).principal
         shown = shown_session(request)
         if shown is not None:
             async with self.opened() as watched:

@@ -13,23 +13,24 @@ from unstick.console.preferences import local_path
 from unstick.console.rendering import path_to, render, render_problem
 from unstick.console.session import SignIn, begin_session, end_session, shown_session, visit_of
 from unstick.domain.access import Bearer
-from unstick.domain.errors import SignInRefusedError, TooManyAttemptsError, UnstickError
+from unstick.domain.errors import SignInRefusedError, TooManyFailuresError, UnstickError
 from unstick.pipeline.signing_in import SignedIn, sign_in_by_bearer, sign_in_by_link, sign_in_by_password, sign_out
 from unstick.pipeline.watched import Watched
 
 LINK_PATH = "/sign-in/link"
+_NOT_YET = {"refused": False, "wait": 0}
 _REFERRER = {"Referrer-Policy": "strict-origin"}
 """Not even a file of ours, which a proxy logs, is asked for with the link in `Referer`."""
 
 
 async def show_sign_in(request: Request) -> Response:
     """Show where to sign in."""
-    return render(request, "access/sign_in.html", next=_next(request, request.query_params), problem=None)
+    return _sign_in_page(request, request.query_params)
 
 
 async def show_link(request: Request) -> Response:
     """Show the button that uses a link: who only looks at it, such as a chat's preview, doesn't use it up."""
-    page = render(request, "access/link.html", key=request.query_params.get("key", ""), problem=None)
+    page = render(request, "access/link.html", key=request.query_params.get("key", ""), **_NOT_YET)
     page.headers.update(_REFERRER)
     return page
 
@@ -40,7 +41,7 @@ def add_sign_in(router: APIRouter, sign_in: SignIn) -> None:
     async def send_sign_in(request: Request, form: Form) -> Response:
         """Begin a session by password or token, and go on to the page that was asked for."""
         begin = _by_token(sign_in.read, form) if form.get("token") else _by_password(form)
-        again = partial(render, request, "access/sign_in.html", next=_next(request, form))
+        again = partial(_sign_in_page, request, form)
         return await _begin(request, sign_in, begin, again, _next(request, form))
 
     async def use_link(request: Request, form: Form) -> Response:
@@ -103,14 +104,30 @@ async def _begin(
     try:
         async with sign_in.opened() as watched:
             signed_in = await begin(watched, request)
-    except (SignInRefusedError, TooManyAttemptsError) as error:
+    except (SignInRefusedError, TooManyFailuresError) as error:
         problem = problem_of(error)
-        page = again(status=problem.status, problem=problem)
+        wait = error.seconds if isinstance(error, TooManyFailuresError) else 0
+        page = again(status=problem.status, refused=True, wait=wait)
         page.headers.update(problem.headers)
         return page
     except UnstickError as error:
         return _failed(request, error)
     return begin_session(request, signed_in, RedirectResponse(then, 303))
+
+
+def _sign_in_page(
+    request: Request, said: Mapping[str, str], *, status: int = 200, refused: bool = False, wait: int = 0
+) -> Response:
+    return render(
+        request,
+        "access/sign_in.html",
+        status=status,
+        refused=refused,
+        wait=wait,
+        next=_next(request, said),
+        name=said.get("name", ""),
+        by_token=bool(said.get("token")),
+    )
 
 
 def _failed(request: Request, error: UnstickError) -> Response:

@@ -9,7 +9,7 @@ UnstickError
 ├── TooManySnoozesError      a source of which as many jobs are snoozed as may be
 ├── UnknownPlanError         there is no plan of that id
 ├── SignInRefusedError       nobody signs in by what was shown
-├── TooManyAttemptsError     somebody failed to sign in so often that they have to wait
+├── TooManyFailuresError     somebody failed to sign in so often that they have to wait
 ├── UnknownUserError         there is no user of that name
 ├── UserExistsError          there is a user of that name already
 ├── UnknownCredentialError   there is no such token or session, or none any more
@@ -65,7 +65,7 @@ class SignInRefusedError(UnstickError):
     """Nobody signs in by what was shown; the message doesn't say whether the name or the password was wrong."""
 
 
-class TooManyAttemptsError(UnstickError):
+class TooManyFailuresError(UnstickError):
     """Somebody failed to sign in so often that they have to wait.
 
     Args:

@@ -21,9 +21,9 @@ from unstick.domain.access import (
     read_secret,
     read_token,
 )
-from unstick.domain.attempts import Attempt
 from unstick.domain.audit import AuditEntry, AuditOutcome
-from unstick.domain.errors import InvalidRequestError, SignInRefusedError, TooManyAttemptsError
+from unstick.domain.errors import InvalidRequestError, SignInRefusedError, TooManyFailuresError
+from unstick.domain.sign_in_failures import SignInTry
 from unstick.pipeline.watched import Access, Watched
 
 SIGN_IN_CALL = "access.sign_in"
@@ -59,17 +59,17 @@ async def sign_in_by_password(watched: Watched, name: str, password: str, visit:
 
     Raises:
         SignInRefusedError: there is no such user, or the password is another; nobody learns which.
-        TooManyAttemptsError: there were too many failures before it; the password wasn't even compared.
+        TooManyFailuresError: there were too many failures before it; the password wasn't even compared.
     """
-    access, attempt = access_of(watched), Attempt(address=visit.address, name=name[:_LONGEST_NAME])
-    await _begin(watched, attempt, "password", visit)
-    user, kept = await access.users.find(attempt.name or "") or (None, None)
+    access, tried = access_of(watched), SignInTry(address=visit.address, name=name[:_LONGEST_NAME])
+    await _begin(watched, tried, "password", visit)
+    user, kept = await access.users.find(tried.name or "") or (None, None)
     if not await access.passwords.matches(password, kept) or user is None:
         raise await _refused(watched, "password", visit, None if user is None else user.name)
     principal = Principal(name=user.name, role=user.role)
     session = _session(principal, visit, password_hash=kept)
     signed_in = await _keep(watched, session, "password")
-    await access.attempts.succeed(attempt)
+    await access.failures.succeed(tried)
     return signed_in
 
 
@@ -80,10 +80,10 @@ async def sign_in_by_bearer(watched: Watched, bearer: Bearer | None, visit: Visi
 
     Raises:
         SignInRefusedError: the token isn't valid.
-        TooManyAttemptsError: it isn't, and there were too many of that kind before.
+        TooManyFailuresError: it isn't, and there were too many of that kind before.
     """
     if bearer is None:
-        await _begin(watched, Attempt(address=visit.address), "token", visit)
+        await _begin(watched, SignInTry(address=visit.address), "token", visit)
         raise await _refused(watched, "token", visit)
     session = _session(bearer.principal, visit, until=bearer.until, opened_by=bearer.token_id)
     return await _keep(watched, session, "token")
@@ -94,7 +94,7 @@ async def sign_in_by_link(watched: Watched, shown: str, visit: Visit) -> SignedI
 
     Raises:
         SignInRefusedError: there is no such link, or it was used, or has expired.
-        TooManyAttemptsError: likewise, and there were too many of that kind before.
+        TooManyFailuresError: likewise, and there were too many of that kind before.
     """
     secret = read_secret(shown)
     nobody = Principal(name=_ANONYMOUS, role=Role.VIEWER)
@@ -102,7 +102,7 @@ async def sign_in_by_link(watched: Watched, shown: str, visit: Visit) -> SignedI
     entry = _entry(nobody, SIGN_IN_CALL, AuditOutcome.DONE, {"by": "link", **_from(visit)})
     kept = None if secret is None else await access_of(watched).credentials.spend(secret, session, entry)
     if kept is None:
-        await _begin(watched, Attempt(address=visit.address), "link", visit)
+        await _begin(watched, SignInTry(address=visit.address), "link", visit)
         raise await _refused(watched, "link", visit)
     return SignedIn(secret=session.secret, principal=kept.principal, expires_at=kept.expires_at)
 
@@ -144,11 +144,11 @@ async def sign_out(watched: Watched, shown: str, visit: Visit) -> None:
         await credentials.strike(CredentialKind.SESSION, session.id, entry)
 
 
-async def _begin(watched: Watched, attempt: Attempt, by: str, visit: Visit) -> None:
-    wait = await access_of(watched).attempts.begin(attempt)
+async def _begin(watched: Watched, tried: SignInTry, by: str, visit: Visit) -> None:
+    wait = await access_of(watched).failures.begin(tried)
     if wait:
-        await _note_refused(watched, by, visit, None, "too many attempts")
-        raise TooManyAttemptsError(wait)
+        await _note_refused(watched, by, visit, None, "too many failures")
+        raise TooManyFailuresError(wait)
 
 
 async def _refused(watched: Watched, by: str, visit: Visit, name: str | None = None) -> SignInRefusedError:

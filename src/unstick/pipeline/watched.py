@@ -12,7 +12,6 @@ from unstick.domain.redaction import SECRET_KEYS
 from unstick.domain.retention import Retention
 from unstick.ports import (
     Alerts,
-    Attempts,
     Brakes,
     Credentials,
     EventLog,
@@ -26,6 +25,7 @@ from unstick.ports import (
     Plans,
     Pruner,
     Records,
+    SignInFailures,
     Snoozes,
     StoryReader,
     Users,
@@ -56,7 +56,7 @@ class Access:
 
     credentials: Credentials
     users: Users
-    attempts: Attempts
+    failures: SignInFailures
     passwords: Passwords
 
 

@@ -14,11 +14,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.domain.access import Credential, CredentialKind, NewCredential, Principal, Role, Secret, User, Visit
-from unstick.domain.attempts import Attempt, Failures, time_to_wait
 from unstick.domain.audit import AuditEntry
+from unstick.domain.sign_in_failures import Failures, SignInTry, time_to_wait
 from unstick.sql.connections import Connections
 from unstick.sql.ledger import audit_row
-from unstick.sql.tables import attempts, audit, credentials, users
+from unstick.sql.tables import audit, credentials, sign_in_failures, users
 from unstick.sql.upserting import upsert
 
 _USED_WITHIN = timedelta(minutes=1)
@@ -134,42 +134,44 @@ class SqlUsers:
             return [_user(row) for row in await connection.execute(sa.select(users).order_by(users.c.name))]
 
 
-class SqlAttempts:
+class SqlSignInFailures:
     """Failures to sign in, in a SQL database: a row an address, a name, and a name from an address."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
 
-    async def begin(self, attempt: Attempt) -> timedelta:
-        """Count an attempt as failed, or return how long it has to wait; of several at once each counts."""
+    async def begin(self, tried: SignInTry) -> timedelta:
+        """Count an tried as failed, or return how long it has to wait; of several at once each counts."""
         async with self._connections.writing() as (connection, now):
-            failures = await self._lock(connection, attempt, now)
+            failures = await self._lock(connection, tried, now)
             wait = time_to_wait(failures.values(), now)
             if not wait:
                 for subject, each in failures.items():
                     await connection.execute(_changed(subject, each.again(now), now))
         return wait
 
-    async def succeed(self, attempt: Attempt) -> None:
+    async def succeed(self, tried: SignInTry) -> None:
         """Take one failure of the address back, and forget those of the name and of the name from there.
 
         The address keeps what failed before: else whoever has an account there could guess at others without end.
         """
         async with self._connections.writing() as (connection, now):
-            failures = await self._lock(connection, attempt, now)
+            failures = await self._lock(connection, tried, now)
             for place, (subject, each) in enumerate(failures.items()):
                 number = max(0, each.number - 1) if place == 0 else 0
                 succeeded = replace(each, number=number, succeeded_at=now)
                 await connection.execute(_changed(subject, succeeded, now))
 
-    async def _lock(self, connection: AsyncConnection, attempt: Attempt, now: datetime) -> Mapping[str, Failures]:
+    async def _lock(self, connection: AsyncConnection, tried: SignInTry, now: datetime) -> Mapping[str, Failures]:
         """Return what is known of each subject, and keep others from changing it; always in the same order."""
         found: dict[str, Failures] = {}
-        for subject in attempt.subjects:
+        for subject in tried.subjects:
             none_yet = {"subject": subject, "number": 0, "at": now}
             stays = {"subject": subject}
-            await connection.execute(upsert(self._connections.dialect.name, attempts, "subject", none_yet, stays))
-            known = sa.select(attempts).where(attempts.c.subject == subject).with_for_update()
+            await connection.execute(
+                upsert(self._connections.dialect.name, sign_in_failures, "subject", none_yet, stays)
+            )
+            known = sa.select(sign_in_failures).where(sign_in_failures.c.subject == subject).with_for_update()
             row = (await connection.execute(known)).one()
             found[subject] = Failures(number=row.number, failed_at=row.failed_at, succeeded_at=row.succeeded_at)
         return found
@@ -181,8 +183,8 @@ def _of(name: str | None) -> sa.ColumnElement[bool]:
 
 def _changed(subject: str, failures: Failures, now: datetime) -> sa.Update:
     return (
-        sa.update(attempts)
-        .where(attempts.c.subject == subject)
+        sa.update(sign_in_failures)
+        .where(sign_in_failures.c.subject == subject)
         .values(number=failures.number, failed_at=failures.failed_at, succeeded_at=failures.succeeded_at, at=now)
     )
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from unstick.domain.attempts import KNOWN_FOR
 from unstick.domain.retention import Retention
+from unstick.domain.sign_in_failures import KNOWN_FOR
 from unstick.sql import tables
 from unstick.sql.connections import Connections
 
@@ -52,7 +52,7 @@ def _old(retention: Retention) -> Iterator[tuple[sa.Column[object], timedelta]]:
     yield tables.snoozes.c.until, retention.events
     yield tables.alerts.c.resolved_at, retention.events
     yield tables.credentials.c.expires_at, retention.events
-    yield tables.attempts.c.at, KNOWN_FOR
+    yield tables.sign_in_failures.c.at, KNOWN_FOR
     yield tables.sightings.c.seen_at, retention.sightings
     if retention.audit is not None:
         # What refers to another goes first, so that whoever is cut off leaves nothing that hangs in the air.

@@ -435,15 +435,15 @@ users = sa.Table(
 )
 """Those who sign in by a password."""
 
-attempts = sa.Table(
-    "unstick_attempts",
+sign_in_failures = sa.Table(
+    "unstick_sign_in_failures",
     metadata,
     sa.Column("subject", sa.String(64), primary_key=True),
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("failed_at", UtcDateTime, nullable=True),
     sa.Column("succeeded_at", UtcDateTime, nullable=True),
     sa.Column("at", UtcDateTime, nullable=False),
-    sa.Index("unstick_attempts_at", "at"),
+    sa.Index("unstick_sign_in_failures_at", "at"),
 )
 """How often signing in failed in a row, by fingerprints of addresses and names, and when it last succeeded."""
 

@@ -301,14 +301,14 @@ def _create_access() -> None:
         sa.Column("made_at", UtcDateTime, nullable=False),
     )
     op.create_table(
-        "unstick_attempts",
+        "unstick_sign_in_failures",
         sa.Column("subject", sa.String(64), primary_key=True),
         sa.Column("number", sa.Integer, nullable=False),
         sa.Column("failed_at", UtcDateTime, nullable=True),
         sa.Column("succeeded_at", UtcDateTime, nullable=True),
         sa.Column("at", UtcDateTime, nullable=False),
     )
-    op.create_index("unstick_attempts_at", "unstick_attempts", ["at"])
+    op.create_index("unstick_sign_in_failures_at", "unstick_sign_in_failures", ["at"])
 
 
 _JOB_RECOVERIES = """
@@ -346,7 +346,7 @@ _EACH_JOB = {
 
 def downgrade() -> None:
     op.execute("DROP VIEW unstick_job_recoveries")
-    for table in ("attempts", "users", "credentials", "couriers", "notifications", "alert_rounds", "alerts"):
+    for table in ("sign_in_failures", "users", "credentials", "couriers", "notifications", "alert_rounds", "alerts"):
         op.drop_table(f"unstick_{table}")
     op.drop_table("unstick_events")
     op.drop_table("unstick_watches")

@@ -23,7 +23,7 @@ _IPV6_NETWORK = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class SignInTry:
     """One try to sign in: from where, and as whom where a name was given."""
 
     address: str
@@ -68,7 +68,7 @@ class Failures:
 
 
 def time_to_wait(failures: Iterable[Failures], now: datetime) -> timedelta:
-    """Return how long an attempt has to wait, by the failures of each of its subjects, in their order.
+    """Return how long a try has to wait, by the failures of each of its subjects, in their order.
 
     Whoever has signed in from here before isn't slowed by those who try the same name from elsewhere.
     """
