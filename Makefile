@@ -7,10 +7,10 @@ RUNTIME := .venv/requirements.stamp
 DEVELOPMENT := .venv/requirements-dev.stamp
 CHECKS := "ruff check" "ruff format --check" mypy lint-imports "deptry src"
 
-.PHONY: help run check test mutants chaos soak bench lock
+.PHONY: help run check test screenshots mutants chaos soak bench lock
 
 help:  ## Show the targets; ARGS="…" is passed on to what a target runs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 run: ARGS ?= demo
 run: $(RUNTIME)  ## Set up and run unstick; without ARGS the demo
@@ -23,6 +23,10 @@ test: $(DEVELOPMENT)  ## Run the tests against real, private database servers
 	@scripts/install-servers
 	@scripts/install-systems
 	.venv/bin/pytest -n 2 $(ARGS)
+
+screenshots: $(DEVELOPMENT)  ## Take a picture of every page of the console, to look at
+	@scripts/install-servers
+	.venv/bin/python -m tests.screenshots $(ARGS)
 
 mutants: $(DEVELOPMENT)  ## Change guards one at a time and see that a test notices (hours); ARGS="unstick.domain.*" tries only these
 	@scripts/install-servers

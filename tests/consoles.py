@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import sqlalchemy as sa
@@ -24,7 +25,7 @@ from unstick.sql.engine import open_engine
 from unstick.wiring import create_service, upgrade_database
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
 
     from tests.servers import Database
 
@@ -38,6 +39,15 @@ FLAGS = (
     "--no-first-run",
 )
 PHONE, DESK = (390, 844), (1280, 900)
+
+
+_Result = TypeVar("_Result")
+
+
+def run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a coroutine beside the browser, whose own loop takes up this thread."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 @dataclass(kw_only=True)
@@ -56,8 +66,7 @@ class Console:
         at = datetime.now(UTC) - timedelta(minutes=minutes)
         started = {"started_at": at, "updated_at": at} if status != "queued" else {}
         row = {"job_type": "essay.write", "status": status, "created_at": at - timedelta(minutes=1), **started}
-        (job_id,) = self.run(sa.insert(tables.jobs).values(row | values)).inserted_primary_key or (0,)
-        return int(job_id)
+        return int(self.run(sa.insert(tables.jobs).values(row | values).returning(tables.jobs.c.id)).scalar_one())
 
     def update(self, job_id: int, **values: Any) -> None:  # noqa: ANN401
         self.run(sa.update(tables.jobs).where(tables.jobs.c.id == job_id).values(values))
@@ -75,7 +84,7 @@ class Console:
             finally:
                 await engine.dispose()
 
-        return asyncio.run(once())
+        return run(once())
 
     def token(self, role: Role, name: str) -> str:
         return mint_token(SECRET, role=role, subject=name, lifetime=timedelta(hours=1), auth=AuthSettings())
@@ -92,7 +101,7 @@ def running_console(database: Database, **sections: Any) -> Iterator[Console]:  
             **sections,
         }
     )
-    asyncio.run(upgrade_database(settings))
+    run(upgrade_database(settings))
     service = create_service(settings)
     service.state.stopping = False
     server = uvicorn.Server(uvicorn.Config(service, port=0, log_config=None))
@@ -104,7 +113,10 @@ def running_console(database: Database, **sections: Any) -> Iterator[Console]:  
                 raise RuntimeError("The service did not start.")
             thread.join(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Console(url=f"http://127.0.0.1:{port}", database_url=database.url, settings=settings)
+        console = Console(url=f"http://127.0.0.1:{port}", database_url=database.url, settings=settings)
+        while console.run(sa.select(tables.passes.c.at)).first() is None:
+            thread.join(0.05)  # the first round of the watch, after which it is kept
+        yield console
     finally:
         service.state.stopping = True
         server.should_exit = True

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from unstick.api import health, router
 from unstick.api.auth import bearer_principal
+from unstick.console import router as pages
 from unstick.domain.errors import ConfigurationError, LedgerMissingError
 from unstick.domain.policy import Policy, requested_action, requested_threshold
 from unstick.hosting import host_settings, hosted
@@ -164,6 +165,36 @@ def admin_router(
         principal=auth or _token_auth(watched),
         lifespan=lifespan,
         keeps_tokens=auth is None,
+        read_only=host_settings().read_only,
+    )
+
+
+def console_router(
+    sessions: Sessions,
+    *,
+    auth: Callable[..., Any],
+    jobs: JobTable | None = None,
+    policy: Policy | None = None,
+    prefix: str = pages.PREFIX,
+) -> APIRouter:
+    """Return the web console, to include in a FastAPI app beside `admin_router`, which keeps the watch.
+
+    Args:
+        sessions: the app's own session factory, such as `AsyncSessionLocal`.
+        auth: a FastAPI dependency of the app's that returns a `Principal` or refuses the caller by raising
+            `HTTPException`. The app guards its own sessions against forged requests.
+        jobs: the table, where it is not the one `configure` or the configuration names.
+        policy: likewise.
+        prefix: where the pages are.
+
+    Raises:
+        ConfigurationError: there is no table.
+    """
+    return pages.console_router(
+        watched=_watched(sessions, jobs, policy),
+        principal=auth,
+        timetable=host_settings().sweep.timetable(),
+        prefix=prefix,
         read_only=host_settings().read_only,
     )
 

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict
 from unstick.api.call import Call, CurrentCall
 from unstick.console.forms import Form, read_form
 from unstick.console.queries import ReasonForm, RecoverForm, SnoozeForm
+from unstick.console.recent import Recent
 from unstick.console.rendering import redirect, render, words_for
 from unstick.console.sentences import event_sentence, story_sentence
 from unstick.domain.access import Role
 from unstick.domain.audit import RECOVER_CALL, SNOOZE_CALL, UNSNOOZE_CALL
-from unstick.domain.history import Figures
+from unstick.domain.history import Durations, Figures
 from unstick.domain.job import JobId
 from unstick.domain.recovery import Outcome
 from unstick.pipeline.recovering import RecoverOrder, recover_job
@@ -50,37 +51,12 @@ class Usual:
         return 100 * (self.elapsed / self.figures.p95)
 
 
-async def show_job(call: CurrentCall, source: str, job_id: str, query: Annotated[JobQuery, Query()]) -> Response:
-    """Show a job."""
-    words = words_for(call.request)
-    async with call.open(source) as watched:
-        story = await tell_story(watched, job_id)
-        history = await watched.ledger.history(source, story.job_id)
-        usual = await _usual(watched, story)
-        able = watched.source.capabilities
-    return render(
-        call.request,
-        "job.html",
-        source=source,
-        story=story,
-        verdict=story.verdict,
-        job=None if story.verdict is None else story.verdict.row.job,
-        sentence_of_story=story_sentence(words, story),
-        events=[(event, event_sentence(words, event)) for event in story.events],
-        undoable=next((operation for operation, undone in history if not undone), None),
-        was_recovered=bool(history),
-        usual=usual,
-        able=able,
-        came_to=query.came_to,
-    )
-
-
-async def _usual(watched: Watched, story: Story) -> Usual | None:
-    row = None if story.verdict is None else story.verdict.row
+async def _usual(watched: Watched, story: Story, recent: Recent[Durations]) -> Usual | None:
+    row, history = None if story.verdict is None else story.verdict.row, watched.history
     job = None if row is None else row.job
-    if row is None or job is None or job.started_at is None or watched.history is None:
+    if row is None or job is None or job.started_at is None or history is None:
         return None
-    found = (await watched.history.durations()).runs
+    found = (await recent.get(watched.source.name, history.durations)).runs
     ended = row.read_at if job.completed_at is None else job.completed_at
     figures = next((each for each in found if each.kind == job.kind), None)
     return Usual(elapsed=ended - job.started_at, figures=figures)
@@ -138,6 +114,32 @@ def _back(call: Call, source: str, job_id: JobId, query: dict[str, str]) -> Resp
 
 def add_job(router: APIRouter, needs: Callable[[Role], params.Depends]) -> None:
     """Add the pages to a router; an id may hold any character, and so it comes last."""
+    recent = Recent[Durations]()
+
+    async def show_job(call: CurrentCall, source: str, job_id: str, query: Annotated[JobQuery, Query()]) -> Response:
+        """Show a job."""
+        words = words_for(call.request)
+        async with call.open(source) as watched:
+            story = await tell_story(watched, job_id)
+            history = await watched.ledger.history(source, story.job_id)
+            usual = await _usual(watched, story, recent)
+            able = watched.source.capabilities
+        return render(
+            call.request,
+            "job.html",
+            source=source,
+            story=story,
+            verdict=story.verdict,
+            job=None if story.verdict is None else story.verdict.row.job,
+            sentence_of_story=story_sentence(words, story),
+            events=[(event, event_sentence(words, event)) for event in story.events],
+            undoable=next((operation for operation, undone in history if not undone), None),
+            was_recovered=bool(history),
+            usual=usual,
+            able=able,
+            came_to=query.came_to,
+        )
+
     changes = (
         ("recover", recover_one, RECOVER_CALL, Role.OPERATOR),
         ("snooze", snooze_one, SNOOZE_CALL, Role.ADMIN),

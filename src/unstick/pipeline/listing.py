@@ -43,7 +43,7 @@ class StuckList:
     complete: bool
     """Otherwise not all jobs could be searched for the text or reason: what follows is found by going on."""
     classes: tuple[JobClass, ...]
-    """The kinds and queues of all open jobs, to choose from; the first `MOST_CLASSES` of them."""
+    """The kinds and queues of open jobs, to choose from, `MOST_CLASSES` at most; none where there are too many jobs."""
 
 
 async def list_stuck(watched: Watched, wanted: StuckFilter, *, limit: int, cursor: str | None = None) -> StuckList:
@@ -64,7 +64,7 @@ async def list_stuck(watched: Watched, wanted: StuckFilter, *, limit: int, curso
     chosen, going_on = _merged(parts, limit)
     number, exact = await _count(watched, scopes, wanted, parts, is_all=cursor is None and not going_on)
     told = await with_outlook(watched, look, chosen)
-    classes = sorted(await watched.source.open_classes(), key=lambda each: (each.kind or "", each.queue or ""))
+    classes = await watched.source.open_classes() if exact else ()
     return StuckList(
         look=look,
         jobs=tuple(Found(finding, found.policy) for finding, found in zip(told, chosen, strict=True)),
@@ -72,7 +72,7 @@ async def list_stuck(watched: Watched, wanted: StuckFilter, *, limit: int, curso
         exact=exact,
         next_cursor=encode_positions(going_on) if going_on else None,
         complete=all(part.complete for part in parts.values()),
-        classes=tuple(classes[:MOST_CLASSES]),
+        classes=tuple(sorted(classes, key=lambda each: (each.kind or "", each.queue or ""))[:MOST_CLASSES]),
     )
 
 
@@ -92,7 +92,7 @@ async def _search(
 ) -> _Part:
     found: list[Found] = []
     searched, begun = 0, after
-    size = limit if wanted.text is None and wanted.reason is None else max(limit, MOST_SEARCHED // 4)
+    size = limit if wanted.text is None and wanted.reason is None else MOST_SEARCHED
     while True:
         read = await oldest_found(watched, scopes, state, size, after)
         found += [each for each in read if wanted.takes(each.finding.job, each.finding.diagnosis.reason)]
