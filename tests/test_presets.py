@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.renders import TestRenders as _Renders
 from tests.servers import EACH_KIND
 from unstick.presets.preset import load_preset
 
@@ -21,8 +20,6 @@ HOW_TO = (Path(__file__).parents[1] / "docs" / "how-to" / "presets.md").read_tex
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", HOW_TO, re.DOTALL | re.MULTILINE)
 RENDERS_TOML = next(text for kind, text in BLOCKS if kind == "toml" and "renders" in text)
 
-example = sys.modules["example"] = ModuleType("example")
-exec(next(text for kind, text in BLOCKS if kind == "python"), vars(example))  # noqa: S102 - a page of our own
 
 IN_SQL = {
     "sqlite": (),
@@ -40,7 +37,13 @@ IN_SQL = {
 """The example's SQL for other databases than that of the page."""
 
 
-class TestTheHowTosExample(example.TestRenders):
+def test_the_page_shows_the_example_that_is_run() -> None:
+    shown = next(text for kind, text in BLOCKS if kind == "python")
+    module = Path(__file__).with_name("renders.py").read_text(encoding="utf-8")
+    assert module.partition('"""\n\n')[2] == shown
+
+
+class TestTheHowTosExample(_Renders):
     """What is computed is read, judged, fenced, written and undone as a column is, by the page's own words."""
 
     @pytest.fixture
