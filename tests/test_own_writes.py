@@ -234,6 +234,22 @@ class TestOnPostgres:
         assert await bench.outcomes(often) == [Outcome.FAILED]
         await bench.close()
 
+    async def test_a_write_may_take_away_what_the_job_was_found_by(self, postgres_database: Database) -> None:
+        """As where a job runs for as long as another table has a row for it."""
+        running = (
+            "CASE WHEN EXISTS (SELECT 1 FROM notes WHERE job_id = {jobs}.id) THEN 'running' ELSE {jobs}.status END"
+        )
+        let_go = "DELETE FROM notes WHERE job_id IN (SELECT {id} FROM {stuck})"
+        columns = {**COLUMNS, "state": {"sql": running}}
+        bench = await opened(postgres_database, columns=columns, fail=[{"set": FAILED, "each": [let_go]}])
+        job_id = await bench.add(JobState.QUEUED, RAN)
+        await bench.execute(f"INSERT INTO notes VALUES ({job_id}, 'claimed')")
+
+        assert (await recover_all(bench)).applied == {job_id}
+        assert await states(bench) == [JobState.FAILED]
+        assert await notes(bench) == []
+        await bench.close()
+
     async def test_a_beat_in_another_table_while_the_row_is_being_locked_saves_the_job(
         self, postgres_database: Database
     ) -> None:
