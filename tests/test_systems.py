@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from tests.jobs import jobs_table
 from tests.systems.harness import Installed, installed, wait_until
 from tests.systems.known import SYSTEMS
+from tests.systems.page import rows, show
 from unstick.config import Settings, load_settings
 from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import InvalidRequestError
@@ -25,6 +26,7 @@ from unstick.pipeline.recovering import RecoverOrder, recover_job
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.undo import UndoOrder, undo
 from unstick.pipeline.verdict import judge
+from unstick.presets.preset import load_preset, shipped
 from unstick.sql.engine import open_engine
 from unstick.sql.inspection import inspect_database, to_toml
 from unstick.testing.conformance import batch_of
@@ -47,6 +49,8 @@ class Scene:
 
     app: Installed
     settings: Settings
+    version: str
+    """Of the system that is installed."""
 
     @property
     def system(self) -> System:
@@ -86,8 +90,7 @@ def scene(system: System, database: Database, tmp_path: Path) -> Iterator[Scene]
     policy = {"running_after": "1h" if system.grow_old else "2s", "retry_backoff": "1s"}
     settings = Settings.model_validate({"sources": {"main": source}, "policy": policy})
     with installed(system, database, tmp_path) as app:
-        app.run("migrate")
-        yield Scene(app=app, settings=settings)
+        yield Scene(app=app, settings=settings, version=app.run("migrate"))
 
 
 everywhere = pytest.mark.parametrize(
@@ -127,6 +130,12 @@ async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alo
         scene.await_end(retried)
         assert scene.tell(retried).items() >= scene.system.retried.items()
         await _finishing_wins(scene, watched, healthy)
+        await _only_read_in_another_version(scene, watched)
+    seen = ("found", "failed", "retried", "healthy left alone", "finish wins", "version")
+    show(
+        load_preset(scene.system.name), scene.system.name, scene.version, app.database.backend, "its own", seen,
+        undoable=scene.system.undoable,
+    )  # fmt: skip
 
 
 async def _found_stuck(watched: Watched, *job_ids: int | str) -> None:
@@ -172,15 +181,17 @@ async def _finishing_wins(scene: Scene, watched: Watched, job_id: int | str) -> 
     assert scene.tell(job_id)["state"] == scene.system.retried["state"]
 
 
-@everywhere
-async def test_tables_of_a_version_that_nobody_has_tried_are_only_read(scene: Scene) -> None:
-    await upgrade_database(scene.settings)
-    async with scene.watched() as watched:
+async def _only_read_in_another_version(scene: Scene, watched: Watched) -> None:
+    await scene.execute(scene.system.unknown)
+    with pytest.raises(InvalidRequestError, match=r"only read: its tables of .* are of version"):
         await sweep(watched, SweepOrder(actor="test"))
-        await scene.execute(scene.system.unknown)
-        with pytest.raises(InvalidRequestError, match=r"only read: its tables of .* are of version"):
-            await sweep(watched, SweepOrder(actor="test"))
-        assert (await watched.source.open_jobs()).by_state == {}
+    assert (await watched.source.usage()).window_jobs > 0
+
+
+def test_the_page_tells_of_every_preset_and_of_nothing_else() -> None:
+    told = {row.split(" | ")[1].strip("`") for row in rows()}
+    assert told == set(shipped())
+    assert {(row.split(" | ")[1].strip("`")) for row in rows()} == {system.name for system in SYSTEMS}
 
 
 async def test_several_systems_in_one_database_are_recognised_and_swept(
