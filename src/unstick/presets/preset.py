@@ -68,9 +68,9 @@ class SchemaVersion(_Section):
 class Waiting(_Section):
     """Why a queued job isn't stuck, however long it waits."""
 
-    reason: Literal["paused", "scheduled", "blocked"]
+    reason: Literal["paused", "blocked"]
     sql: Sql
-    """A condition that holds for such jobs."""
+    """What it waits for, as text to follow a colon (`its queue mails is paused`); null where it doesn't."""
 
 
 class Write(_Section):
@@ -118,7 +118,7 @@ class Preset(_Section):
     """Its table of workers, without a schema."""
     waiting: tuple[Waiting, ...] = ()
     blocks: Sql | None = None
-    """The ids of those who wait for this job, as text."""
+    """Which queued jobs wait for a running one, as text (`jobs 4, 7`); null where none does."""
     fail: tuple[Write, ...] = ()
     retry: tuple[Write, ...] = ()
 
@@ -140,6 +140,12 @@ class Preset(_Section):
         """Return how it is done to jobs of a state, None where the mapping tells all that is to be written."""
         told = {Action.MARK_FAILED: self.fail, Action.RETRY: self.retry}[action]
         return next((each for each in told if each.is_of(state)), None)
+
+    @property
+    def other_tables(self) -> frozenset[str]:
+        """The system's tables besides that of the jobs, as far as they are named, without a schema."""
+        named = frozenset(re.findall(r"\{schema\}(\w+)", self.model_dump_json()))
+        return named if self.registry is None else named | {self.registry.table}
 
     @property
     def columns_by_name(self) -> dict[ColumnKey, str]:
