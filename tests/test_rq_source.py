@@ -144,8 +144,11 @@ async def test_a_long_queue_of_young_jobs_is_read_no_further_than_its_head(bench
 
 async def test_a_job_that_cannot_be_read_is_told_and_the_others_are_recovered(bench: RqBench) -> None:
     """Promise 8: one bad row never stops a sweep."""
-    bad, good = [await bench.add(JobState.QUEUED, WAITED) for _ in range(2)]
+    bad, no_job, good = [await bench.add(JobState.QUEUED, WAITED) for _ in range(3)]
     await says(bench, bad, enqueued_at="yesterday")
+    await bench.broker.ask("DEL", f"rq:job:{no_job}")
+    await bench.broker.ask("SET", f"rq:job:{no_job}", "of another kind")
+    await says(bench, good, failure_ttl="long", ttl="", dependency_ids="{")
 
     report = await sweep(watched(bench), SweepOrder(actor="test"))
 
