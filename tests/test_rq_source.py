@@ -29,7 +29,7 @@ from unstick.pipeline.watched import Watched
 from unstick.systems.rq.accusing import LOST_AFTER
 from unstick.systems.rq.broker import Broker, number, open_broker, text, texts
 from unstick.systems.rq.changes import NOTHING_KEPT
-from unstick.systems.rq.reading import MOST_READ
+from unstick.systems.rq.reading import MOST_READ, Reader
 from unstick.systems.rq.source import RqSource
 from unstick.systems.rq.witness import RqExecutions
 from unstick.testing.conformance import MINUTE, Ages, JobSourceConformance, batch_of, look_at, suspects_of, undo_of
@@ -367,6 +367,7 @@ async def test_who_passes_through_is_not_lost(bench: RqBench) -> None:
     look = await lost_ones(bench)
 
     assert [(each.job_id, each.lost) for each in await suspects_of(bench, look)] == [(again, None)]
+    assert [kept.id for kept in await Reader(bench.broker).taken(["default"])] == [begins]
 
 
 async def test_what_rq_leaves_of_an_earlier_attempt_says_nothing_of_this_one(bench: RqBench) -> None:
