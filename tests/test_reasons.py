@@ -399,7 +399,7 @@ def play_workers_behind_a_broker(stage: Stage) -> None:
     stage.rq.start_worker(kind="DiesWithAJobInHand").wait()
     asyncio.run(see_it_taken_a_while_ago())
 
-    lost = {"letter": Reason.MESSAGE_LOST}
+    lost: dict[JobId, Reason] = {"letter": Reason.MESSAGE_LOST}
     stage.see_stuck("mail", lost)
     stage.see_job("mail", "letter", Reason.MESSAGE_LOST, "stuck")
     stage.run("sweep", "--source", "mail")

@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
+import re
+import sys
+from asyncio.subprocess import PIPE
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.rq_jobs import NAME, WORDS, RqBench, open_rq_bench, written
-from unstick.domain.errors import SourceUnavailableError
+from unstick.config import Settings, load_settings
+from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.evidence import Holding
 from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.policy import Policy
@@ -35,10 +42,10 @@ from unstick.systems.rq.witness import RqExecutions
 from unstick.testing.conformance import MINUTE, Ages, JobSourceConformance, batch_of, look_at, suspects_of, undo_of
 from unstick.testing.memory import MemoryLedger
 from unstick.testing.witnesses import WitnessConformance
+from unstick.wiring import guard_table, open_watched, open_worker, upgrade_database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-    from pathlib import Path
 
     from unstick.domain.suspect import Look
 
@@ -607,3 +614,85 @@ async def test_a_write_whose_answer_is_lost_is_not_done_again(broker: str, tmp_p
             await cut_off.ask("INCR", "writes")
     async with open_broker(broker) as opened:
         assert await opened.ask("GET", "writes") == "1"
+
+
+async def test_the_page_on_rq_says_what_works(bench: RqBench, broker: str, tmp_path: Path) -> None:
+    """Its file and its commands, with nothing changed but the broker's address."""
+    page = PAGE.read_text()
+    (configured,), (commands,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("toml", "sh"))
+    (tmp_path / "unstick.toml").write_text(configured.replace("redis://localhost:6379/0", broker))
+    job_id = await bench.add(JobState.RUNNING, STUCK)
+    await says(bench, job_id, description="reports.monthly('may')")
+
+    (made, _), (found, stuck), (foreseen, swept) = [await run(each, tmp_path) for each in commands.splitlines()]
+
+    assert (made, found, foreseen) == (0, 1, 0)
+    assert f"{job_id}  started  reports.monthly" in stuck
+    assert "its worker is gone: rq says the lease of its worker ran out at" in stuck
+    assert "retry 1" in swept
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "rq.md"
+
+
+async def run(command: str, directory: Path) -> tuple[int, str]:
+    """Run a command; return its exit code and what it says on a wide screen."""
+    running = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", *command.split()), cwd=directory, stdout=PIPE, env=os.environ | {"COLUMNS": "300"}
+    )
+    said, _ = await running.communicate()
+    return running.returncode or 0, said.decode()
+
+
+# Its settings
+
+
+def settings(text: str, directory: Path) -> Settings:
+    file = directory / "unstick.toml"
+    file.write_text(text)
+    return load_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('url = "redis://host"', "with a url of a broker (redis://, rediss://, unix://), and not without one."),
+        ('url = "sqlite:///jobs.db"\npreset = "rq"', "with a url of a broker (redis://, rediss://, unix://)"),
+        ('url = "redis://host"\npreset = "rq"\ntable = "jobs"', "must not have `table`, which is about a table"),
+        ('url = "redis://host"\npreset = "rq"\ntimezone = "UTC"', "must not have `timezone`"),
+    ],
+)
+def test_a_broker_is_named_with_its_system_and_without_a_table(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        settings(f"[sources.mail]\n{text}", tmp_path)
+
+    assert said in str(refused.value)
+
+
+async def test_what_needs_a_table_or_a_ledger_says_so(tmp_path: Path) -> None:
+    """A broker has neither a place for the ledger nor rows for a trigger, a worker's lease or `AdminService`."""
+    bare = settings('[sources.mail]\nurl = "redis://nobody.invalid"\npreset = "rq"', tmp_path)
+
+    for refusing, said in (
+        (open_watched(bare).__aenter__, "The jobs of source 'mail' are behind a broker"),
+        (partial(upgrade_database, bare), "name a database for it"),
+        (open_worker(bare).__aenter__, "this takes a jobs table"),
+        (partial(guard_table, bare), "this takes a jobs table"),
+    ):
+        with pytest.raises(ConfigurationError) as refused:
+            await refusing()
+        assert said in str(refused.value)
+
+
+async def test_a_broker_that_is_not_there_is_told_when_the_source_is_opened(tmp_path: Path) -> None:
+    text = f'[sources.mail]\nurl = "unix://{tmp_path}/none"\npreset = "rq"\n[ledger]\nurl = "sqlite:///{tmp_path}/l.db"'
+    away = settings(text, tmp_path)
+    await upgrade_database(away)
+
+    with pytest.raises(SourceUnavailableError, match="The broker doesn't answer as it should"):
+        await open_watched(away).__aenter__()
+
+
+def test_an_address_that_means_nothing_is_told_in_one_sentence() -> None:
+    with pytest.raises(ConfigurationError, match="The broker's address can't be understood"):
+        asyncio.run(open_broker("redis://host:port").__aenter__())
