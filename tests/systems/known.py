@@ -35,15 +35,14 @@ SYSTEMS = (
     ),
     System(
         name="chancy",
-        source={
-            "registry": {
-                "table": "chancy_workers",
-                "columns": {"id": "worker_id", "heartbeat_at": "last_seen"},
-                "alive_for": "3s",
-            }
-        },
         unknown="UPDATE chancy_schema_version SET version = 9 WHERE version_of = 'chancy'",
         failed={"state": "failed", "attempts": 1},
         retried={"state": "succeeded", "attempts": 1, "max_attempts": 2},
+    ),
+    System(
+        name="saq",
+        unknown="UPDATE saq_versions SET version = 4",
+        failed={"state": "failed", "attempts": 1},
+        retried={"state": "complete", "attempts": 2},
     ),
 )
