@@ -45,4 +45,17 @@ SYSTEMS = (
         failed={"state": "failed", "attempts": 1},
         retried={"state": "complete", "attempts": 2},
     ),
+    System(
+        name="oban_python",
+        source={
+            "registry": {
+                "table": "oban_producers",
+                "columns": {"id": "uuid", "heartbeat_at": "updated_at"},
+                "alive_for": "2s",
+            }
+        },
+        unknown="ALTER TABLE oban_jobs ADD COLUMN shard text",
+        failed={"state": "discarded", "attempt": 1},
+        retried={"state": "completed", "attempt": 2, "rescued": 1},
+    ),
 )
