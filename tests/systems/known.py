@@ -58,4 +58,12 @@ SYSTEMS = (
         failed={"state": "discarded", "attempt": 1},
         retried={"state": "completed", "attempt": 2, "rescued": 1},
     ),
+    System(
+        name="taskiq",
+        grow_old="UPDATE taskiq_messages SET created_at = '2026-01-01 00:00:00Z' WHERE id IN :ids",
+        unknown="ALTER TABLE taskiq_messages ADD COLUMN shard text",
+        failed={"state": "no result"},
+        retried={"state": "a result"},
+        hears_once=True,
+    ),
 )
