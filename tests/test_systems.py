@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from tests.systems.harness import System
+    from unstick.domain.recovery import Batch
     from unstick.pipeline.watched import Watched
 
 EVERYWHERE = [(system, database) for system in SYSTEMS for database in system.databases]
@@ -49,6 +50,16 @@ class Scene:
     @property
     def system(self) -> System:
         return self.app.system
+
+    @property
+    def reasons(self) -> set[Reason]:
+        """Why jobs are stuck whose worker was killed."""
+        return {Reason.NEVER_CLAIMED, Reason.UNSERVED} if self.system.returns else {Reason.WORKER_GONE, Reason.SILENT}
+
+    @property
+    def standings_of_the_healthy(self) -> set[Standing]:
+        """What a job is that runs: where it returns by itself, nobody asks how long it has."""
+        return {Standing.UNKNOWN} if self.system.returns else {Standing.BEATING, Standing.HELD}
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[Watched]:
@@ -74,7 +85,8 @@ class Scene:
         engine = open_engine(self.app.database.url)
         async with engine.begin() as connection:
             bound: list[sa.BindParameter[object]] = [sa.bindparam(name, expanding=True) for name in values]
-            await connection.execute(sa.text(statement).bindparams(*bound), values)
+            quoted = statement.replace('"', engine.dialect.identifier_preparer.initial_quote)
+            await connection.execute(sa.text(quoted).bindparams(*bound), values)
         await engine.dispose()
 
     def tell(self, job_id: object) -> dict[str, object]:
@@ -118,13 +130,13 @@ async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alo
         await scene.execute(scene.system.grow_old, ids=[failed, retried])
 
     async with scene.watched() as watched:
-        await _found_stuck(watched, failed, retried)
+        await _found_stuck(scene, watched, failed, retried)
         assert await scene.recover(watched, failed, Action.MARK_FAILED) is Outcome.APPLIED
         await _undone_or_not_at_all(scene, watched, failed)
         if scene.system.hears_once:
             app.start_listening("retried")
         assert await scene.recover(watched, retried, Action.RETRY) is Outcome.APPLIED
-        assert (await _standing(watched, healthy)) in {Standing.BEATING, Standing.HELD}
+        assert (await _standing(watched, healthy)) in scene.standings_of_the_healthy
 
         told = scene.tell(failed)
         assert told.items() >= scene.system.failed.items()
@@ -138,13 +150,13 @@ async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alo
         await _finishing_wins(scene, watched, healthy)
 
 
-async def _found_stuck(watched: Watched, *job_ids: int | str) -> None:
+async def _found_stuck(scene: Scene, watched: Watched, *job_ids: int | str) -> None:
     """Wait until all of them are found stuck, and no others."""
     async with asyncio.timeout(30):
         for job_id in job_ids:
             while (verdict := await judge(watched, job_id)) is None or verdict.standing is not Standing.STUCK:
                 pass
-            assert verdict.reason in {Reason.WORKER_GONE, Reason.SILENT}
+            assert verdict.reason in scene.reasons
     report = await sweep(watched, SweepOrder(actor="test", dry_run=True))
     assert report.tally.of(outcome=Outcome.APPLIED) == len(job_ids)
 
@@ -170,15 +182,26 @@ async def _standing(watched: Watched, job_id: int | str) -> Standing:
 
 async def _finishing_wins(scene: Scene, watched: Watched, job_id: int | str) -> None:
     """A job that finishes after it was looked at, and before it is written to, stays as its worker left it."""
-    look = replace(await take_look(watched), running_after=timedelta(0), only=frozenset({job_id}))
-    suspects = [suspect async for page in watched.source.suspects(look) for suspect in page.suspects]
-    batch = batch_of(suspects, look)
+    batch = await _suspected(watched, job_id)
+    if scene.system.returns:
+        # Its worker takes it again as soon as it may, until it has its hands full.
+        async with asyncio.timeout(30):
+            while not batch.decisions:
+                await scene.execute(str(scene.system.grow_old), ids=[job_id])
+                batch = await _suspected(watched, job_id)
     assert [decision.suspect.job_id for decision in batch.decisions] == [job_id]
     scene.app.release("healthy")
     scene.await_end(job_id)
     result = await watched.source.recover(replace(batch, operation_id=1))
     assert (result.applied, result.refused) == (frozenset(), {})
     assert scene.tell(job_id)["state"] == scene.system.retried["state"]
+
+
+async def _suspected(watched: Watched, job_id: int | str) -> Batch:
+    """Look at a job as if nothing might run for any time."""
+    look = replace(await take_look(watched), running_after=timedelta(0), only=frozenset({job_id}))
+    suspects = [suspect async for page in watched.source.suspects(look) for suspect in page.suspects]
+    return batch_of(suspects, look)
 
 
 @everywhere

@@ -41,6 +41,8 @@ class System:
     """What its own interface tells of a job that was marked failed, of what is the same each time."""
     retried: Mapping[str, object]
     """And of a job that was retried and has succeeded since."""
+    returns: bool = False
+    """Jobs whose worker is gone are queued again by themselves, and only then can be found stuck."""
     hears_once: bool = False
     """Its workers take nothing that they weren't listening for."""
     undoable: bool = True

@@ -66,4 +66,13 @@ SYSTEMS = (
         retried={"state": "a result"},
         hears_once=True,
     ),
+    System(
+        name="django_q2",
+        databases=("sqlite", "postgres18", "mariadb"),
+        grow_old="""UPDATE django_q_ormq SET "lock" = '2026-01-01 00:00:00' WHERE id IN :ids""",
+        unknown="UPDATE django_migrations SET name = '0099_another' WHERE app = 'django_q'",
+        failed={"state": "no result", "queued": 0, "locked": 0},
+        retried={"state": "success"},
+        returns=True,
+    ),
 )
