@@ -140,6 +140,12 @@ class Preset(_Section):
         return next((each for each in told if each.is_of(state)), None)
 
     @property
+    def other_tables(self) -> frozenset[str]:
+        """The system's tables besides that of the jobs, as far as they are named, without a schema."""
+        named = frozenset(re.findall(r"\{schema\}(\w+)", self.model_dump_json()))
+        return named if self.registry is None else named | {self.registry.table}
+
+    @property
     def columns_by_name(self) -> dict[ColumnKey, str]:
         """What is a column."""
         return {key: column for key, column in self.columns.items() if isinstance(column, str)}

@@ -19,8 +19,8 @@ class Broker(AsyncpgBroker):
 
     token: str | None = None
 
-    def _notification_handler(self, con_ref: object, pid: int, channel: str, payload: object, /) -> None:
-        asyncio.get_running_loop().create_task(self._hear(str(payload)))
+    def _notification_handler(self, *heard: object) -> None:
+        self.hearing = asyncio.get_running_loop().create_task(self._hear(str(heard[-1])))
 
     async def _hear(self, message_id: str) -> None:
         if await task_of(message_id) == self.token:
