@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from unstick.pipeline.watched import Watched
 
 EVERYWHERE = [(system, database) for system in SYSTEMS for database in system.databases]
+WAITING = [(system, system.databases[0]) for system in SYSTEMS if system.waits]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ class Scene:
 def scene(system: System, database: Database, tmp_path: Path) -> Iterator[Scene]:
     # As if nothing else were written: what a system's users put into their configuration.
     source = {"url": database.url, "preset": system.name, **system.source}
-    policy = {"running_after": "1h" if system.grow_old else "2s", "retry_backoff": "1s"}
+    policy = {"queued_after": "1s", "running_after": "1h" if system.grow_old else "2s", "retry_backoff": "1s"}
     settings = Settings.model_validate({"sources": {"main": source}, "policy": policy})
     with installed(system, database, tmp_path) as app:
         yield Scene(app=app, settings=settings, version=app.run("migrate"))
@@ -154,11 +155,35 @@ async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alo
         assert scene.tell(retried).items() >= scene.system.retried.items()
         await _finishing_wins(scene, watched, healthy)
         await _only_read_in_another_version(scene, watched)
-    seen = ("found", "failed", "retried", "healthy left alone", "finish wins", "version")
+    found = "found when queued again" if scene.system.returns else "found"
+    seen = (found, "failed", "retried", "healthy left alone", "finish wins", "version")
     show(
         load_preset(scene.system.name), scene.system.name, scene.version, app.database.backend, "its own", seen,
         undoable=scene.system.undoable,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("system", "database"),
+    WAITING,
+    indirect=["database"],
+    ids=[system.name for system, _ in WAITING],
+)
+async def test_what_its_system_lets_wait_is_not_stuck(scene: Scene) -> None:
+    """However long that is; whoever has what it waits for says so."""
+    waits, other = scene.app.run("enqueue", "waits", "other")
+    await upgrade_database(scene.settings)
+    async with scene.watched() as watched:
+        async with asyncio.timeout(30):
+            while await _standing(watched, waits) is not Standing.STUCK:
+                pass
+        await scene.execute(str(scene.system.waits), ids=[waits])
+        verdict, row = await judge(watched, waits), await watched.source.find(other)
+    assert verdict is not None
+    assert verdict.standing in {Standing.PAUSED, Standing.BLOCKED}
+    assert scene.system.waiting_for in verdict.sentence
+    assert row is not None
+    assert row.blocks == scene.system.blocks
 
 
 async def _found_stuck(scene: Scene, watched: Watched, *job_ids: int | str) -> None:

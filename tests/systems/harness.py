@@ -45,6 +45,12 @@ class System:
     """Jobs whose worker is gone are queued again by themselves, and only then can be found stuck."""
     hears_once: bool = False
     """Its workers take nothing that they weren't listening for."""
+    waits: str | None = None
+    """Makes the queued job of `:ids` wait for what its system knows of: another job, or its paused queue."""
+    waiting_for: str = ""
+    """What is said of it then."""
+    blocks: str | None = None
+    """And of the other job."""
     undoable: bool = True
     """What was done to a job can be undone."""
 

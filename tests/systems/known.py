@@ -16,6 +16,9 @@ SYSTEMS = (
         unknown="ALTER FUNCTION procrastinate_finish_job_v1 RENAME TO procrastinate_finish_job_v2",
         failed={"state": "failed", "attempts": 1},
         retried={"state": "succeeded", "attempts": 2},
+        waits="UPDATE procrastinate_jobs SET lock = 'l', status = CASE WHEN id IN :ids THEN status ELSE 'doing' END",
+        waiting_for="job 2 comes first with its lock l",
+        blocks="jobs 1",
         undoable=False,
     ),
     System(
@@ -38,12 +41,19 @@ SYSTEMS = (
         unknown="UPDATE chancy_schema_version SET version = 9 WHERE version_of = 'chancy'",
         failed={"state": "failed", "attempts": 1},
         retried={"state": "succeeded", "attempts": 1, "max_attempts": 2},
+        waits="UPDATE chancy_queues SET state = 'paused' WHERE name IN (SELECT queue FROM chancy_jobs WHERE id IN :ids)",
+        waiting_for="its queue waits is paused",
     ),
     System(
         name="saq",
         unknown="UPDATE saq_versions SET version = 4",
         failed={"state": "failed", "attempts": 1},
         retried={"state": "complete", "attempts": 2},
+        waits="""
+        UPDATE saq_jobs SET queue = 'waits', group_key = 'g', status = CASE WHEN key IN :ids THEN status ELSE 'active' END
+        """,
+        waiting_for="job other:1 of its group g is running",
+        blocks="jobs waits:1",
     ),
     System(
         name="oban_python",
@@ -57,6 +67,11 @@ SYSTEMS = (
         unknown="ALTER TABLE oban_jobs ADD COLUMN shard text",
         failed={"state": "discarded", "attempt": 1},
         retried={"state": "completed", "attempt": 2, "rescued": 1},
+        waits="""
+        INSERT INTO oban_producers (uuid, node, queue, meta)
+        SELECT gen_random_uuid(), 'worker.1', queue, jsonb_build_object('paused', true) FROM oban_jobs WHERE id IN :ids
+        """,
+        waiting_for="its queue waits is paused",
     ),
     System(
         name="taskiq",

@@ -48,7 +48,7 @@ async def run(chancy: Chancy, token: str) -> None:
 async def tell(chancy: Chancy, job_id: str) -> dict[str, object]:
     job = await chancy.get_job(Reference(job_id))
     told = {"state": job.state.value, "attempts": job.attempts, "max_attempts": job.max_attempts}
-    return told | {"error": error["traceback"] for error in job.errors[-1:]}
+    return told | ({"error": job.errors[-1]["traceback"]} if job.errors else {})
 
 
 if __name__ == "__main__":  # which the processes of its default queue import, too

@@ -43,7 +43,7 @@ async def main(command: str, *arguments: str) -> None:
 async def tell(oban: Oban, job_id: int) -> dict[str, object]:
     job = await oban.get_job(job_id)
     told = {"state": str(job.state), "attempt": job.attempt, "rescued": job.meta.get("rescued", 0)}
-    return told | {"error": error["error"] for error in job.errors[-1:]}
+    return told | ({"error": job.errors[-1]["error"]} if job.errors else {})
 
 
 asyncio.run(main(*sys.argv[1:]))
