@@ -50,9 +50,10 @@ SYSTEMS = (
         failed={"state": "failed", "attempts": 1},
         retried={"state": "complete", "attempts": 2},
         waits="""
-        UPDATE saq_jobs SET queue = 'waits', group_key = 'g', status = CASE WHEN key IN :ids THEN status ELSE 'active' END
+        UPDATE saq_jobs SET queue = 'waits', group_key = CASE WHEN key IN :ids THEN NULL ELSE 'g' END,
+        status = CASE WHEN key IN :ids THEN status ELSE 'active' END
         """,
-        waiting_for="job other:1 of its group g is running",
+        waiting_for="job other:1 of group g is running",
         blocks="jobs waits:1",
     ),
     System(
