@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import re
 import sys
-from asyncio.subprocess import PIPE
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -20,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.rq_jobs import NAME, WORDS, RqBench, open_rq_bench, written
+from unstick.cli import main
 from unstick.config import Settings, load_settings
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.evidence import Holding
@@ -616,32 +615,42 @@ async def test_a_write_whose_answer_is_lost_is_not_done_again(broker: str, tmp_p
         assert await opened.ask("GET", "writes") == "1"
 
 
-async def test_the_page_on_rq_says_what_works(bench: RqBench, broker: str, tmp_path: Path) -> None:
+def test_the_page_on_rq_says_what_works(
+    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its file and its commands, with nothing changed but the broker's address."""
     page = PAGE.read_text()
     (configured,), (commands,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("toml", "sh"))
     (tmp_path / "unstick.toml").write_text(configured.replace("redis://localhost:6379/0", broker))
-    job_id = await bench.add(JobState.RUNNING, STUCK)
-    await says(bench, job_id, description="reports.monthly('may')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    job_id = asyncio.run(put_a_report(broker))
 
-    (made, _), (found, stuck), (foreseen, swept) = [await run(each, tmp_path) for each in commands.splitlines()]
+    told = {command: run(command, monkeypatch, capsys) for command in commands.splitlines()}
 
-    assert (made, found, foreseen) == (0, 1, 0)
-    assert f"{job_id}  started  reports.monthly" in stuck
-    assert "its worker is gone: rq says the lease of its worker ran out at" in stuck
-    assert "retry 1" in swept
+    assert [code for code, _ in told.values()] == [0, 1, 0]
+    assert f"{job_id}  started  reports.monthly" in told["unstick stuck"][1]
+    assert "its worker is gone: rq says the lease of its worker ran out at" in told["unstick stuck"][1]
+    assert "retry 1" in told["unstick sweep --dry-run"][1]
 
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "rq.md"
 
 
-async def run(command: str, directory: Path) -> tuple[int, str]:
-    """Run a command; return its exit code and what it says on a wide screen."""
-    running = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", *command.split()), cwd=directory, stdout=PIPE, env=os.environ | {"COLUMNS": "300"}
-    )
-    said, _ = await running.communicate()
-    return running.returncode or 0, said.decode()
+async def put_a_report(broker: str) -> JobId:
+    async with AsyncExitStack() as stack:
+        bench = await open_rq_bench(broker, stack)
+        job_id = await bench.add(JobState.RUNNING, STUCK)
+        await says(bench, job_id, description="reports.monthly('may')")
+        return job_id
+
+
+def run(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Run a command; return its exit code and what it says."""
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0), capsys.readouterr().out
 
 
 # Its settings
