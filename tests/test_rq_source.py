@@ -201,6 +201,21 @@ async def listed(bench: RqBench, at: datetime) -> Sequence[Job]:
     return await bench.source.list_suspects(look, JobState.QUEUED, limit=9, after=None)
 
 
+async def test_while_workers_are_suspended_nobody_who_waits_in_a_queue_is_recovered(bench: RqBench) -> None:
+    """Nor is who was decided on before; what runs and what is lost is."""
+    waits, lost = await bench.add(JobState.QUEUED, WAITED), await taken(bench)
+    before = await lost_ones(bench)
+    batch = batch_of(await suspects_of(bench, before), before)
+    assert [each.suspect.job_id for each in batch.decisions] == [waits, lost]
+    await bench.broker.ask("SET", "rq:suspended", 1)
+
+    assert [each.job_id for each in await suspects_of(bench, before)] == [lost]
+    assert (await bench.source.recover(batch)).applied == {lost}
+    verdict = await judge(watched(bench), waits)
+    assert verdict is not None
+    assert verdict.standing is Standing.PAUSED
+
+
 # Writes
 
 
