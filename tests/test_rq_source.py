@@ -20,6 +20,7 @@ import pytest
 from tests.rq_jobs import NAME, WORDS, RqBench, open_rq_bench, written
 from unstick.cli import main
 from unstick.config import Settings, load_settings
+from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.evidence import Holding
 from unstick.domain.job import Job, JobId, JobState
@@ -32,7 +33,7 @@ from unstick.pipeline.report import report_stats, report_stuck
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.verdict import judge
 from unstick.pipeline.watched import Watched
-from unstick.systems.rq.accusing import LOST_AFTER
+from unstick.systems.rq.accusing import LOST_AFTER, _sighted
 from unstick.systems.rq.broker import Broker, number, open_broker, text, texts
 from unstick.systems.rq.changes import NOTHING_KEPT
 from unstick.systems.rq.reading import MOST_READ, Reader
@@ -118,6 +119,8 @@ async def test_of_a_million_waiting_jobs_a_bounded_number_is_read(bench: RqBench
     assert (await bench.source.open_jobs()).by_state[JobState.QUEUED] == 1_000_000
     report = await report_stuck(watched(bench), limit=1)
     assert (report.counts.queued, report.exact) == (MOST_READ, False)
+    unasked = await report_stuck(replace(watched(bench), witnesses=()), limit=1)
+    assert (unasked.counts.queued, unasked.exact) == (MOST_READ, False)
     assert (await observe(watched(bench))).exact is False
 
 
@@ -199,6 +202,35 @@ async def test_a_job_that_a_worker_took_a_moment_ago_is_no_suspect(bench: RqBenc
 async def listed(bench: RqBench, at: datetime) -> Sequence[Job]:
     look = replace(await look_at(bench), taken_at=at)
     return await bench.source.list_suspects(look, JobState.QUEUED, limit=9, after=None)
+
+
+async def test_jobs_of_each_queue_are_counted_and_listed_for_their_own_reason(bench: RqBench) -> None:
+    """One queue has a worker, and another one none; a lost message is told wherever it was lost."""
+    waits, deserted, lost = await bench.add(JobState.QUEUED, WAITED), await in_other_queue(bench), await taken(bench)
+    await bench.broker.ask("SADD", "rq:workers:default", "rq:worker:w1")
+    await bench.broker.ask("HSET", "rq:worker:w1", "birth", written(await bench.broker.clock()))
+    earlier = await bench.broker.clock() - LOST_AFTER
+    await bench.sightings.note(
+        NAME, [_sighted(each) for each in await Reader(bench.broker).taken(["default"])], earlier
+    )
+
+    report, observed = await report_stuck(watched(bench)), await observe(watched(bench))
+
+    assert {each.job.id: each.diagnosis.reason for each in report.queued} == {
+        waits: Reason.NEVER_CLAIMED, deserted: Reason.UNSERVED, lost: Reason.MESSAGE_LOST
+    }  # fmt: skip
+    assert observed.stuck == {
+        ("default", Reason.NEVER_CLAIMED): 1, ("other", Reason.UNSERVED): 1, ("default", Reason.MESSAGE_LOST): 1
+    }  # fmt: skip
+    assert [each.queues for each in report.unserved] == [("other",)]
+
+
+async def in_other_queue(bench: RqBench) -> JobId:
+    job_id = await bench.add(JobState.QUEUED, WAITED)
+    await says(bench, job_id, origin="other")
+    await bench.broker.ask("LMOVE", "rq:queue:default", "rq:queue:other", "RIGHT", "LEFT")
+    await bench.broker.ask("SADD", "rq:queues", "rq:queue:other")
+    return job_id
 
 
 async def test_while_workers_are_suspended_nobody_who_waits_in_a_queue_is_recovered(bench: RqBench) -> None:
