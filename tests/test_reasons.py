@@ -400,6 +400,7 @@ def play_workers_behind_a_broker(stage: Stage) -> None:
     """One that is killed with a job in its hands, and then all of them suspended."""
     stage.rq.do("enqueue", "letter")
     stage.rq.start_worker(kind="DiesWithAJobInHand").wait()
+    until_as_long_as_it_may(time.monotonic())
     asyncio.run(see_it_taken_a_while_ago())
 
     lost: dict[JobId, Reason] = {"letter": Reason.MESSAGE_LOST}
@@ -411,11 +412,17 @@ def play_workers_behind_a_broker(stage: Stage) -> None:
     stage.note(Reason.MESSAGE_LOST, "$ unstick sweep", f"{shown['status']}: {shown['error']}")
 
     stage.rq.do("enqueue", "parcel")
+    until_as_long_as_it_may(time.monotonic())
     stage.stuck("mail", {"parcel": Reason.NEVER_CLAIMED})  # RQ keeps an idle worker for eight minutes after it died
     stage.rq.do("suspend")
     stage.see_job("mail", "parcel", Reason.PAUSED, "paused")
     stage.run("sweep", "--source", "mail")
     assert (stage.recovered("mail"), stage.rq.show("parcel")["status"]) == (lost, "queued")
+
+
+def until_as_long_as_it_may(since: float) -> None:
+    """Wait until what has waited since then has waited for longer than it may."""
+    until(lambda: time.monotonic() > since + THRESHOLD)
 
 
 async def see_it_taken_a_while_ago() -> None:

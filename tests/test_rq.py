@@ -316,7 +316,7 @@ async def assert_served(system: RqSystem, watched: Watched) -> None:
     system.do("suspend")
     paused = await verdict_of(watched, "waits")
     assert (paused.standing, paused.reason) == (Standing.PAUSED, None)
-    assert "is queued, and its queue default is paused" in paused.sentence
+    assert "is queued and can't be claimed: its workers are suspended" in paused.sentence
     system.do("resume")
     system.do("enqueue", "long", hold=True, at_front=True)
     system.start_worker()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import re
 import sys
-from asyncio.subprocess import PIPE
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -20,7 +18,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.rq_jobs import NAME, WORDS, RqBench, open_rq_bench, written
+from unstick.cli import main
 from unstick.config import Settings, load_settings
+from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.evidence import Holding
 from unstick.domain.job import Job, JobId, JobState
@@ -33,7 +33,7 @@ from unstick.pipeline.report import report_stats, report_stuck
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.verdict import judge
 from unstick.pipeline.watched import Watched
-from unstick.systems.rq.accusing import LOST_AFTER
+from unstick.systems.rq.accusing import LOST_AFTER, _sighted
 from unstick.systems.rq.broker import Broker, number, open_broker, text, texts
 from unstick.systems.rq.changes import NOTHING_KEPT
 from unstick.systems.rq.reading import MOST_READ, Reader
@@ -119,6 +119,8 @@ async def test_of_a_million_waiting_jobs_a_bounded_number_is_read(bench: RqBench
     assert (await bench.source.open_jobs()).by_state[JobState.QUEUED] == 1_000_000
     report = await report_stuck(watched(bench), limit=1)
     assert (report.counts.queued, report.exact) == (MOST_READ, False)
+    unasked = await report_stuck(replace(watched(bench), witnesses=()), limit=1)
+    assert (unasked.counts.queued, unasked.exact) == (MOST_READ, False)
     assert (await observe(watched(bench))).exact is False
 
 
@@ -200,6 +202,50 @@ async def test_a_job_that_a_worker_took_a_moment_ago_is_no_suspect(bench: RqBenc
 async def listed(bench: RqBench, at: datetime) -> Sequence[Job]:
     look = replace(await look_at(bench), taken_at=at)
     return await bench.source.list_suspects(look, JobState.QUEUED, limit=9, after=None)
+
+
+async def test_jobs_of_each_queue_are_counted_and_listed_for_their_own_reason(bench: RqBench) -> None:
+    """One queue has a worker, and another one none; a lost message is told wherever it was lost."""
+    waits, deserted, lost = await bench.add(JobState.QUEUED, WAITED), await in_other_queue(bench), await taken(bench)
+    await bench.broker.ask("SADD", "rq:workers:default", "rq:worker:w1")
+    await bench.broker.ask("HSET", "rq:worker:w1", "birth", written(await bench.broker.clock()))
+    earlier = await bench.broker.clock() - LOST_AFTER
+    await bench.sightings.note(
+        NAME, [_sighted(each) for each in await Reader(bench.broker).taken(["default"])], earlier
+    )
+
+    report, observed = await report_stuck(watched(bench)), await observe(watched(bench))
+
+    assert {each.job.id: each.diagnosis.reason for each in report.queued} == {
+        waits: Reason.NEVER_CLAIMED, deserted: Reason.UNSERVED, lost: Reason.MESSAGE_LOST
+    }  # fmt: skip
+    assert observed.stuck == {
+        ("default", Reason.NEVER_CLAIMED): 1, ("other", Reason.UNSERVED): 1, ("default", Reason.MESSAGE_LOST): 1
+    }  # fmt: skip
+    assert [each.queues for each in report.unserved] == [("other",)]
+
+
+async def in_other_queue(bench: RqBench) -> JobId:
+    job_id = await bench.add(JobState.QUEUED, WAITED)
+    await says(bench, job_id, origin="other")
+    await bench.broker.ask("LMOVE", "rq:queue:default", "rq:queue:other", "RIGHT", "LEFT")
+    await bench.broker.ask("SADD", "rq:queues", "rq:queue:other")
+    return job_id
+
+
+async def test_while_workers_are_suspended_nobody_who_waits_in_a_queue_is_recovered(bench: RqBench) -> None:
+    """Nor is who was decided on before; what runs and what is lost is."""
+    waits, lost = await bench.add(JobState.QUEUED, WAITED), await taken(bench)
+    before = await lost_ones(bench)
+    batch = batch_of(await suspects_of(bench, before), before)
+    assert [each.suspect.job_id for each in batch.decisions] == [waits, lost]
+    await bench.broker.ask("SET", "rq:suspended", 1)
+
+    assert [each.job_id for each in await suspects_of(bench, before)] == [lost]
+    assert (await bench.source.recover(batch)).applied == {lost}
+    verdict = await judge(watched(bench), waits)
+    assert verdict is not None
+    assert verdict.standing is Standing.PAUSED
 
 
 # Writes
@@ -616,32 +662,42 @@ async def test_a_write_whose_answer_is_lost_is_not_done_again(broker: str, tmp_p
         assert await opened.ask("GET", "writes") == "1"
 
 
-async def test_the_page_on_rq_says_what_works(bench: RqBench, broker: str, tmp_path: Path) -> None:
+def test_the_page_on_rq_says_what_works(
+    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its file and its commands, with nothing changed but the broker's address."""
     page = PAGE.read_text()
     (configured,), (commands,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("toml", "sh"))
     (tmp_path / "unstick.toml").write_text(configured.replace("redis://localhost:6379/0", broker))
-    job_id = await bench.add(JobState.RUNNING, STUCK)
-    await says(bench, job_id, description="reports.monthly('may')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    job_id = asyncio.run(put_a_report(broker))
 
-    (made, _), (found, stuck), (foreseen, swept) = [await run(each, tmp_path) for each in commands.splitlines()]
+    told = {command: run(command, monkeypatch, capsys) for command in commands.splitlines()}
 
-    assert (made, found, foreseen) == (0, 1, 0)
-    assert f"{job_id}  started  reports.monthly" in stuck
-    assert "its worker is gone: rq says the lease of its worker ran out at" in stuck
-    assert "retry 1" in swept
+    assert [code for code, _ in told.values()] == [0, 1, 0]
+    assert f"{job_id}  started  reports.monthly" in told["unstick stuck"][1]
+    assert "its worker is gone: rq says the lease of its worker ran out at" in told["unstick stuck"][1]
+    assert "retry 1" in told["unstick sweep --dry-run"][1]
 
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "rq.md"
 
 
-async def run(command: str, directory: Path) -> tuple[int, str]:
-    """Run a command; return its exit code and what it says on a wide screen."""
-    running = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", *command.split()), cwd=directory, stdout=PIPE, env=os.environ | {"COLUMNS": "300"}
-    )
-    said, _ = await running.communicate()
-    return running.returncode or 0, said.decode()
+async def put_a_report(broker: str) -> JobId:
+    async with AsyncExitStack() as stack:
+        bench = await open_rq_bench(broker, stack)
+        job_id = await bench.add(JobState.RUNNING, STUCK)
+        await says(bench, job_id, description="reports.monthly('may')")
+        return job_id
+
+
+def run(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Run a command; return its exit code and what it says."""
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0), capsys.readouterr().out
 
 
 # Its settings

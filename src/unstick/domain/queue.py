@@ -30,13 +30,11 @@ class Flows:
     """Whether any worker lives that could serve them; None where workers don't tell."""
     unserved: frozenset[str | None] = frozenset()
     """Queues that no living worker serves, where workers tell which they serve."""
-    paused: frozenset[str | None] = frozenset()
-    """Queues of which nothing is to be taken for now, as somebody has said."""
 
     @property
     def alike(self) -> bool:
         """Tell whether jobs of all queues wait for the same reason."""
-        return not (self.draining() or self.unserved or self.paused)
+        return not (self.draining() or self.unserved)
 
     def draining(self) -> Mapping[str | None, datetime]:
         """Return the queues that drain, and how far they have come."""
@@ -44,8 +42,6 @@ class Flows:
 
     def waiting_reason(self, queue: str | None) -> Reason:
         """Say why jobs of a queue that are past their threshold, and are no backlog, have not been claimed."""
-        if queue in self.paused:
-            return Reason.PAUSED
         if queue in self.draining():
             return Reason.OVERTAKEN
         unserved = self.served is False or queue in self.unserved

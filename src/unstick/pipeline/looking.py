@@ -103,12 +103,8 @@ async def _by_rule(watched: Watched, look: Look) -> tuple[Scope, ...]:
 def _scope(
     policy: Policy, rule: Rule | None, look: Look, flows: Flows, reason: Reason, classes: frozenset[JobClass]
 ) -> Scope:
-    """Judge some classes of jobs by what holds for them: what was asked for goes before a policy, not before a rule.
-
-    Whoever waits in a paused queue isn't judged at all.
-    """
+    """Judge some classes of jobs by what holds for them: what was asked for goes before a policy, not before a rule."""
     queues = {jobs.queue for jobs in classes}
-    states = tuple(state for state in look.states if state is JobState.RUNNING or reason is not Reason.PAUSED)
     governing = policy.under(rule)
     return Scope(
         look=replace(
@@ -116,7 +112,6 @@ def _scope(
             queued_after=look.queued_after if rule is None or rule.queued_after is None else rule.queued_after,
             running_after=governing.running_after,
             classes=classes,
-            states=states,
             draining={queue: reached for queue, reached in flows.draining().items() if queue in queues},
         ),
         policy=governing,

@@ -70,7 +70,7 @@ async def judge(watched: Watched, job_id: JobId) -> Verdict | None:
     again = await watched.source.find(row.job_id)
     if again is None:
         return None
-    scope, found_now = scopes[0], _not_stuck(again, scopes[0].look, snooze, scopes[0].waiting)
+    scope, found_now = scopes[0], _not_stuck(again, scopes[0].look, snooze)
     evidence = (*found_now.evidence, *await _words(watched, again, look))
     return replace(found_now, scope=scope, rule=rule, evidence=evidence)
 
@@ -148,8 +148,8 @@ def _for_how_long(convicted: Convicted, scope: Scope) -> str:
     return f" for {say_duration(age)}, where {say_duration(limit)} may pass"
 
 
-def _not_stuck(row: JobRow, look: Look, snooze: Snooze | None, waiting: Reason = Reason.NEVER_CLAIMED) -> Verdict:
-    why = why_not_stuck(row, look, waiting)
+def _not_stuck(row: JobRow, look: Look, snooze: Snooze | None) -> Verdict:
+    why = why_not_stuck(row, look)
     known = why.standing is not Standing.UNKNOWN
     return Verdict(
         row=row,

@@ -1,7 +1,8 @@
 """Which of RQ's jobs are suspects at a look.
 
-Age accuses whoever waits in a queue or runs. Whose message is lost is found another way: what RQ has forgotten is seen
-at two looks, a minute apart, before it is said to be so, for each such place is one that jobs pass through.
+Age accuses whoever runs, and whoever waits in a queue unless its workers are suspended. Whose message is lost is found
+another way: what RQ has forgotten is seen at two looks, a minute apart, before it is said to be so, for each such place
+is one that jobs pass through.
 """
 
 from collections.abc import Iterable, Sequence
@@ -68,6 +69,8 @@ class Accuser:
         """Find those of some jobs that are suspects at a look."""
         distinct = {kept.id: kept for kept in jobs}
         lost = await self._lost(list(distinct.values()), look)
+        if await self._reader.is_suspended():
+            distinct = {job_id: kept for job_id, kept in distinct.items() if kept.place is not Place.QUEUE}
         judged = [_judge(kept, look, lost.get(kept.id)) for _, kept in sorted(distinct.items())]
         return Found(
             accused=tuple(each for each in judged if isinstance(each, Accused)),

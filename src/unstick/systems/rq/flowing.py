@@ -28,21 +28,16 @@ class Flowing:
         self._reader = reader
 
     async def flows(self, look: Look) -> Flows:
-        """Tell of each queue in which anything waits whether it drains, is served, or is paused.
+        """Tell of each queue in which anything waits whether it drains, and whether it is served.
 
         A list is in order, so that a queue that drains has come as far as the oldest job at its head.
         """
         queues = [queue for queue, waits in (await self._lengths()).items() if waits]
-        suspended = number(await self._broker.ask("EXISTS", keys.SUSPENDED))
         served = await self._served(queues)
         by_queue: dict[str | None, QueueFlow] = {
             queue: flow for queue in queues if (flow := await self._flow(queue, look)) is not None
         }
-        return Flows(
-            by_queue=by_queue,
-            unserved=frozenset(queues) - served,
-            paused=frozenset(queues) if suspended else frozenset(),
-        )
+        return Flows(by_queue=by_queue, unserved=frozenset(queues) - served)
 
     async def _lengths(self) -> dict[str, int]:
         queues = await self._reader.queues()

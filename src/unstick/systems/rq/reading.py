@@ -44,6 +44,10 @@ class Reader:
             if cursor == "0":
                 return sorted(found)
 
+    async def is_suspended(self) -> bool:
+        """Tell whether a person has told all workers to take nothing for now."""
+        return bool(number(await self._broker.ask("EXISTS", keys.SUSPENDED)))
+
     async def started(self, queues: Iterable[str]) -> dict[str, dict[str, str]]:
         """Return all executions of these queues by job: each with when its lease runs out."""
         found: dict[str, dict[str, str]] = {}

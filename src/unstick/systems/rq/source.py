@@ -17,7 +17,7 @@ from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Intent, Ruled, Undo
-from unstick.domain.story import JobRow
+from unstick.domain.story import JobRow, Waits
 from unstick.domain.suspect import GroupedSuspects, Look, Page, Position, StuckCounts, SuspectGroup
 from unstick.domain.undo import Undoable, UndoBatch, UndoResult
 from unstick.ports import Capabilities, OpenJobs, Sightings, Usage
@@ -104,6 +104,7 @@ class RqSource:
             status=kept.status,
             job=job,
             problem=problem,
+            waits=await self._waits(kept),
             success=kept.status == Status.FINISHED if over else None,
             error=seen.error if kept.place is Place.FAILED else None,
         )
@@ -256,6 +257,10 @@ class RqSource:
             for seen in await see(self._broker, [each.kept for each in accused])
             if (decision := decisions[seen.kept.id]).action is not Action.LEAVE
         ]
+
+    async def _waits(self, kept: Kept) -> Waits | None:
+        suspended = kept.place is Place.QUEUE and await self._reader.is_suspended()
+        return Waits("paused", "its workers are suspended") if suspended else None
 
     async def _scheduling(self, accused: Sequence[Accused]) -> Scheduling:
         """Tell which queues have a scheduler: where there is none, nobody would bring a job into its queue later."""
