@@ -124,12 +124,12 @@ def running_console(database: Database, **sections: Any) -> Iterator[Console]:  
 
 
 @contextmanager
-def running_browser() -> Iterator[Browser]:
+def running_browser(*flags: str) -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("NOT TESTED IN A BROWSER: install Debian's chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=chromium, args=[*FLAGS, *flags])
         try:
             yield browser
         finally:

@@ -42,6 +42,7 @@ __all__ = [
     "configure",
     "console_router",
     "enqueue",
+    "health_router",
     "open_worker",
     "running",
 ]
@@ -62,6 +63,7 @@ _HOMES = {
     "configure": "unstick.hosting",
     "console_router": "unstick.admin",
     "enqueue": "unstick.kit",
+    "health_router": "unstick.admin",
     "open_worker": "unstick.kit",
     "running": "unstick.kit",
 }

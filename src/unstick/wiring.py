@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -16,21 +16,27 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal, read_bearer
 from unstick.api.factory import create_app
+from unstick.api.metrics import metrics_router
 from unstick.config import ChannelSettings, Settings, SourceSettings, secret_bytes
 from unstick.console.router import console_router
+from unstick.console.session import SignIn
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
 from unstick.domain.plan import PLAN_LIFETIME, derive_key
 from unstick.domain.policy import Policy
 from unstick.domain.work import BEAT_EVERY, LEASE
+from unstick.passwords import Argon2Passwords
 from unstick.pipeline.courier import Courier
 from unstick.pipeline.emitting import emit
+from unstick.pipeline.ending import MOMENT_SECONDS, in_time
 from unstick.pipeline.runner import Runner
 from unstick.pipeline.settling import settle_intents
-from unstick.pipeline.watched import OpenWatched, Planning, Watched
-from unstick.ports import Channel, Listener, Witness
+from unstick.pipeline.watched import Access, OpenWatched, Planning, Watched
+from unstick.ports import Channel, JobSource, Listener, Witness
+from unstick.presets.preset import registry_of
 from unstick.sql import schema
+from unstick.sql.access import SqlCredentials, SqlSignInFailures, SqlUsers
 from unstick.sql.alerts import SqlAlerts
 from unstick.sql.backends import Backends
 from unstick.sql.brakes import SqlBrakes
@@ -39,7 +45,7 @@ from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
 from unstick.sql.event_log import SqlEventLog
 from unstick.sql.guard import Guard, guard, run_statements
 from unstick.sql.history import SqlHistory
-from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
+from unstick.sql.inspection import Found, inspect_database, inspect_table, password_left_out, to_toml
 from unstick.sql.leaders import SqlLeaders
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.looks import SqlLooks
@@ -102,38 +108,81 @@ def watch(
         ConfigurationError: a witness needs another database, or a library that isn't installed.
     """
     source = SqlSource(name, declared, connections, records=ledger is None)
-    return Watched(
-        source=source,
-        ledger=SqlLedger(ledger or connections),
-        policy=policy,
-        brakes=SqlBrakes(ledger or connections),
-        looks=SqlLooks(ledger or connections),
+    planning = Planning(
+        plans=SqlPlans(ledger or connections),
+        key=lambda: plan_key(secret()),
+        mapping=_fingerprint(declared),
+        lifetime=plan_lifetime,
+    )
+    return replace(
+        _recorded_in(ledger or connections, source, policy, planning),
         history=SqlHistory(declared, connections),
-        snoozes=SqlSnoozes(ledger or connections),
-        leaders=SqlLeaders(ledger or connections),
-        watches=SqlWatches(ledger or connections),
-        alerts=SqlAlerts(ledger or connections),
-        event_log=SqlEventLog(ledger or connections),
-        pruner=SqlPruner(ledger or connections),
-        records=SqlRecords(ledger or connections),
-        story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
-        planning=Planning(
-            plans=SqlPlans(ledger or connections),
-            key=lambda: plan_key(secret()),
-            mapping=_fingerprint(declared),
-            lifetime=plan_lifetime,
-        ),
     )
+
+
+def _recorded_in(ledger: Connections, source: JobSource, policy: Policy, planning: Planning) -> Watched:
+    """Put a source and its policy together with all that the ledger's database keeps."""
+    return Watched(
+        source=source,
+        ledger=SqlLedger(ledger),
+        policy=policy,
+        brakes=SqlBrakes(ledger),
+        looks=SqlLooks(ledger),
+        snoozes=SqlSnoozes(ledger),
+        leaders=SqlLeaders(ledger),
+        watches=SqlWatches(ledger),
+        alerts=SqlAlerts(ledger),
+        event_log=SqlEventLog(ledger),
+        pruner=SqlPruner(ledger),
+        records=SqlRecords(ledger),
+        access=_access(ledger),
+        story_readers=story_readers(ledger),
+        planning=planning,
+    )
+
+
+def _access(ledger: Connections) -> Access:
+    return Access(
+        credentials=SqlCredentials(ledger),
+        users=SqlUsers(ledger),
+        failures=SqlSignInFailures(ledger),
+        passwords=Argon2Passwords(),
+    )
+
+
+@asynccontextmanager
+async def _open_rq(settings: Settings, name: str, ledger: Connections) -> AsyncIterator[Watched]:
+    """Open the jobs that RQ keeps; its executions' leases are asked of always."""
+    with _needing("redis", 'A source with `preset = "rq"`', "rq"):
+        from unstick.systems.rq.broker import open_broker  # noqa: PLC0415 - of an extra
+        from unstick.systems.rq.source import RqSource  # noqa: PLC0415 - the same
+        from unstick.systems.rq.witness import RqExecutions  # noqa: PLC0415 - the same
+    chosen = settings.sources[name]
+    async with open_broker(chosen.url.get_secret_value()) as broker:
+        planning = Planning(
+            plans=SqlPlans(ledger),
+            key=lambda: plan_key(settings.secret_key),
+            mapping=RQ_MAPPING,
+            lifetime=settings.sweep.plan_lifetime,
+        )
+        source = RqSource(name, broker, SqlSightings(ledger))
+        watched = _recorded_in(ledger, source, settings.policy.policy(), planning)
+        yield replace(watched, witnesses=(RqExecutions(broker), *_asked_elsewhere(chosen)))
+
+
+RQ_MAPPING = "rq 3"
+"""Names what a plan's fences are made of, as the fingerprint of a table's mapping does."""
 
 
 def _witnesses(
     settings: SourceSettings, source: SqlSource, connections: Connections, ledger: Connections
 ) -> Iterator[Witness]:
     """Yield the witnesses that a source's settings name, in the order in which findings tell their words."""
-    if settings.registry is not None:
-        yield WorkerRegistry(settings.registry, connections, settings.timezone)
+    registry = registry_of(settings)
+    if registry is not None:
+        yield WorkerRegistry(registry, connections, settings.timezone)
     if settings.backends is not None:
         yield Backends(settings.backends, connections)
     if settings.process is not None:
@@ -141,13 +190,18 @@ def _witnesses(
             from unstick.witnesses.process import HostProcesses  # noqa: PLC0415 - of an extra
 
         yield HostProcesses(settings.process, source.clock)
+    yield from _asked_elsewhere(settings)
+    if settings.progress is not None:
+        yield Progress(settings.progress, source.name, SqlSightings(ledger))
+
+
+def _asked_elsewhere(settings: SourceSettings) -> Iterator[Witness]:
+    """Yield the witness that needs nothing of where the jobs are."""
     if settings.http is not None:
         with _needing("httpx", "The witness `http`", "witnesses"):
             from unstick.witnesses.http import HttpWitness  # noqa: PLC0415 - of an extra
 
         yield HttpWitness(settings.http)
-    if settings.progress is not None:
-        yield Progress(settings.progress, source.name, SqlSightings(ledger))
 
 
 @contextmanager
@@ -216,7 +270,8 @@ def plan_key(secret: SecretStr | None) -> bytes:
 
 def _fingerprint(declared: JobTable) -> str:
     """Name a mapping by all it says."""
-    said = [declared.full_name, sorted(declared.columns.items()), sorted(declared.states.items()), declared.timezone]
+    said: list[object] = [declared.full_name, sorted(declared.columns.items()), sorted(declared.states.items())]
+    said += [declared.timezone, None if declared.preset is None else declared.preset.model_dump(mode="json")]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
@@ -238,20 +293,24 @@ async def open_watched(
             engine = await stack.enter_async_context(_open(home))
             await _prepare(engine, home)
             opened.append(EngineConnections(engine))
-        watched = watch(
-            name,
-            JobTable.from_settings(chosen),
-            opened[0],
-            settings.policy.policy(),
-            opened[1] if len(opened) > 1 else None,
-            chosen,
-            secret=lambda: settings.secret_key,
-            plan_lifetime=settings.sweep.plan_lifetime,
-        )
+        if chosen.is_behind_broker:
+            watched = await stack.enter_async_context(_open_rq(settings, name, opened[0]))
+        else:
+            watched = watch(
+                name,
+                JobTable.from_settings(chosen),
+                opened[0],
+                settings.policy.policy(),
+                opened[1] if len(opened) > 1 else None,
+                chosen,
+                secret=lambda: settings.secret_key,
+                plan_lifetime=settings.sweep.plan_lifetime,
+            )
         watched = replace(
             watched,
             unattended=settings.sweep.unattended(),
             retention=settings.retention.retention(),
+            secret_keys=settings.payloads.redact,
             listeners=tuple(listeners),
         )
         await watched.source.clock()  # holds the mapping against the table: what doesn't fit is told now
@@ -293,6 +352,9 @@ async def open_worker(settings: Settings, source: str | None = None) -> AsyncIte
         SourceUnavailableError: the database doesn't answer.
     """
     name, chosen = chosen_source(settings, source)
+    if chosen.preset is not None:
+        raise ConfigurationError(f"The jobs of source {name!r} are run by the workers of their own system.")
+    declared = JobTable.from_settings(chosen)
     jobs, *elsewhere = _homes(settings, name)
     if elsewhere:
         raise ConfigurationError(
@@ -301,7 +363,7 @@ async def open_worker(settings: Settings, source: str | None = None) -> AsyncIte
         )
     async with _open(jobs) as engine:
         await _prepare(engine, jobs)
-    url, declared = chosen.url.get_secret_value(), JobTable.from_settings(chosen)
+    url = chosen.url.get_secret_value()
     async with worker_on(name, url, declared, every=BEAT_EVERY, lease=LEASE) as worker:
         yield worker
 
@@ -322,7 +384,7 @@ async def worker_on(
         async with reachable(engine.sync_engine):
             lacking = await schema.missing(engine, schema.branches(own_jobs=False))
     finally:
-        await engine.dispose()
+        await _close(engine)
     if lacking:
         raise LedgerMissingError(
             f"A worker of {declared.full_name} needs Unstick's own tables in the same database, for its lease and its "
@@ -335,7 +397,7 @@ async def worker_on(
         try:
             yield SqlJobQueue(name, declared, EngineConnections(engine))
         finally:
-            await engine.dispose()
+            await _close(engine)
 
     identity = this_process()
     heartbeats = Heartbeats(opened, identity, every=every, lease=lease)
@@ -461,15 +523,23 @@ def create_service(settings: Settings) -> FastAPI:
             yield watched
 
     watched: dict[str, OpenWatched] = {name: partial(lend, name) for name in settings.sources}
-    principal = jwt_principal(settings.secret_key, settings.auth)
+    # Who gets in is kept where a call is recorded that names no source.
+    kept = watched[chosen_source(settings)[0]]
+    sign_in = SignIn(opened=kept, read=read_bearer(settings.secret_key, settings.auth, kept))
     return create_app(
         watched=watched,
-        principal=principal,
+        principal=bearer_principal(settings.secret_key, settings.auth, kept),
         timetable=settings.sweep.timetable(),
         lifespan=lifespan,
-        metrics=metrics,
-        metrics_token=settings.metrics.token,
-        console=console_router(watched=watched, principal=principal, timetable=settings.sweep.timetable()),
+        metrics=metrics_router(metrics, settings.metrics.token),
+        console=console_router(
+            watched=watched,
+            principal=sign_in,
+            timetable=settings.sweep.timetable(),
+            read_only=settings.read_only,
+        ),
+        keeps_tokens=True,
+        read_only=settings.read_only,
     )
 
 
@@ -517,6 +587,7 @@ async def guard_table(
         SourceUnavailableError: the database doesn't answer, or refuses the guard.
     """
     name, chosen = chosen_source(settings, source)
+    declared = JobTable.from_settings(chosen)
     home = _homes(settings, name)[0]
     async with _open(home) as engine:
         if home.is_embedded:
@@ -524,31 +595,34 @@ async def guard_table(
         connections = EngineConnections(engine)
         with _explained(f"The database of {home.what} can't be read"):
             async with connections.reading() as (connection, _):
-                found = guard(await mapped_table(connections, connection, JobTable.from_settings(chosen)))
+                found = guard(await mapped_table(connections, connection, declared))
         if carry_out is not None:
             with _explained(f"The database of {home.what} refuses to {carry_out} the guard"):
                 await run_statements(connections, found.install if carry_out == "install" else found.remove)
         return found
 
 
-async def inspect_url(url: str, table: str | None = None) -> Inspection:
-    """Look at a database's jobs table, the likeliest where none is named."""
+async def inspect_url(url: str, table: str | None = None) -> Found:
+    """Look at a database's job systems and jobs table, or at the table that is named."""
     engine = open_engine(url)
     try:
         async with reachable(engine.sync_engine):
-            return await inspect_table(engine, table)
+            if table is None:
+                return await inspect_database(engine)
+            return Found(systems=(), inspection=await inspect_table(engine, table))
     finally:
-        await engine.dispose()
+        await _close(engine)
 
 
-def proposed_toml(url: str, inspection: Inspection) -> str:
+def proposed_toml(url: str, found: Found) -> str:
     """Return the `unstick.toml` that an inspection proposes."""
-    return to_toml(_DEFAULT_SOURCE, url, inspection)
+    return to_toml(_DEFAULT_SOURCE, url, found)
 
 
-def proposed_password(url: str) -> str | None:
-    """Say how to give the password that the proposed file leaves out, None where there is none."""
-    return password_left_out(_DEFAULT_SOURCE, url)
+def proposed_passwords(url: str, found: Found) -> tuple[str, ...]:
+    """Say how to give the password that the proposed file leaves out, once for each source."""
+    sources = [*(each.source for each in found.systems), *([_DEFAULT_SOURCE] if found.inspection else [])]
+    return tuple(said for name in sources if (said := password_left_out(name, url)) is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -560,6 +634,8 @@ class _Home:
     branches: tuple[str, ...]
     own_jobs: bool
     source: str
+    has_jobs: bool = True
+    """The jobs are in it, too: where a SQLite file isn't there, its name is mistyped."""
 
     @property
     def dialect(self) -> str:
@@ -571,9 +647,11 @@ class _Home:
 
 
 def _homes(settings: Settings, name: str) -> list[_Home]:
-    """Return a source's database first, and then the ledger's, where it has one of its own."""
+    """Return a source's database first, if it is one, and then the ledger's, where it has one of its own."""
     chosen = settings.sources[name]
-    own_jobs = chosen.table is None
+    if chosen.is_behind_broker:
+        return [_ledger_home(settings, name)]
+    own_jobs = chosen.own_jobs
     url, what = chosen.url.get_secret_value(), f"source {name!r}"
     if settings.ledger is None or settings.ledger.url.get_secret_value() == url:
         both = schema.branches(ledger=True, own_jobs=own_jobs)
@@ -581,26 +659,38 @@ def _homes(settings: Settings, name: str) -> list[_Home]:
     jobs = _Home(
         what=what, url=url, branches=schema.branches(ledger=False, own_jobs=own_jobs), own_jobs=own_jobs, source=name
     )
-    ledger = settings.ledger.url.get_secret_value()
-    return [
-        jobs,
-        _Home(
-            what="the ledger",
-            url=ledger,
-            branches=schema.branches(ledger=True, own_jobs=False),
-            own_jobs=False,
-            source=name,
-        ),
-    ]
+    return [jobs, _ledger_home(settings, name)]
+
+
+def _ledger_home(settings: Settings, name: str) -> _Home:
+    if settings.ledger is None:
+        raise ConfigurationError(
+            f"The jobs of source {name!r} are behind a broker, which has no place for Unstick's own record: name a "
+            'database for it, as `url = "sqlite:///ledger.db"` or a PostgreSQL under [ledger].'
+        )
+    return _Home(
+        what="the ledger",
+        url=settings.ledger.url.get_secret_value(),
+        branches=schema.branches(ledger=True, own_jobs=False),
+        own_jobs=False,
+        source=name,
+        has_jobs=False,
+    )
+
+
+async def _close(engine: AsyncEngine) -> None:
+    """Close an engine's connections, and take no leave of a server that is silent: some drivers would wait for it."""
+    with suppress(TimeoutError):
+        await in_time(engine.dispose(), MOMENT_SECONDS)
 
 
 @asynccontextmanager
 async def _open(home: _Home, *, create: bool = False) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(home.url, create=home.own_jobs or create)
+    engine = open_engine(home.url, create=home.own_jobs or (create and not home.has_jobs))
     try:
         yield engine
     finally:
-        await engine.dispose()
+        await _close(engine)
 
 
 _BY_ANOTHER = " (unstick db sql prints the statements, for whoever may run them)"

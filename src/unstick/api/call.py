@@ -18,6 +18,8 @@ _ANONYMOUS = "anonymous"
 _LONGEST_ROLE = 32
 _LONGEST_ID = 1024
 _SCOPE_KEY = "unstick.call"
+_READ_ONLY = "Unstick is read-only here (`read_only` in its settings): it shows what is, and changes nothing."
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Call:
@@ -29,7 +31,9 @@ class Call:
         self._sources = sources
         self._actor: str | None = None
         self._role: str | None = None
-        self._admitted = False
+        self._admitted: Principal | None = None
+        self.read_only = False
+        """Nothing may be changed by anybody here, whatever their role."""
         self.swept = False
         """An operation that changes jobs was started, and writes the record of its beginning and end itself."""
         self.result: dict[str, object] = {}
@@ -66,9 +70,17 @@ class Call:
         """Whether anybody was authenticated."""
         return self._actor is not None
 
+    @property
+    def principal(self) -> Principal:
+        """Whoever was let in."""
+        if self._admitted is None:
+            raise RuntimeError(f"The call {self._name} is answered without having let anybody in.")
+        return self._admitted
+
     def may(self, needed: Role) -> bool:
         """Tell whether whoever was let in could also make a call that needs this role."""
-        return self._admitted and Role(self._role or Role.VIEWER).allows(needed)
+        allowed = self._admitted is not None and self._admitted.role.allows(needed)
+        return allowed and (needed is Role.VIEWER or not self.read_only)
 
     def admit(self, caller: object, needed: Role) -> None:
         """Let a caller in, or refuse them."""
@@ -79,7 +91,9 @@ class Call:
         self.name_caller(caller.name, caller.role)
         if not Role(caller.role).allows(needed):
             raise RefusedError(403, f"This call needs the role {needed}; {caller.role} is not enough.")
-        self._admitted = True
+        if self.read_only and self._request.method not in SAFE_METHODS:
+            raise RefusedError(403, _READ_ONLY)
+        self._admitted = caller
 
     def name_caller(self, actor: str | None, role: str | None) -> None:
         """Keep who asks, so far as it is known."""
@@ -115,7 +129,7 @@ class Call:
     def _job(self) -> tuple[str | None, str | None]:
         """Name the job a call is about, if it is one job and the caller was let in: nobody else writes its story."""
         named = self._request.path_params
-        if not self._admitted or "job_id" not in named or named.get("source") not in self._sources:
+        if self._admitted is None or "job_id" not in named or named.get("source") not in self._sources:
             return None, None
         return named["source"], said(named["job_id"], _LONGEST_ID)
 

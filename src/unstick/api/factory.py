@@ -5,19 +5,16 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
-from pydantic import SecretStr
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from unstick import __version__
 from unstick.api.health import health_router
-from unstick.api.metrics import metrics_router
 from unstick.api.problems import log_failure, problem_of
 from unstick.api.router import PREFIX, admin_router
 from unstick.domain.schedule import Timetable
 from unstick.pipeline.watched import OpenWatched
-from unstick.telemetry.metrics import Metrics
 
 _OPENAPI = "/openapi.json"
 _SECURITY_HEADERS = {
@@ -33,9 +30,10 @@ def create_app(
     principal: Callable[..., Any],
     timetable: Timetable | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
-    metrics: Metrics | None = None,
-    metrics_token: SecretStr | None = None,
+    metrics: APIRouter | None = None,
     console: APIRouter | None = None,
+    keeps_tokens: bool = False,
+    read_only: bool = False,
 ) -> FastAPI:
     """Return the service for these sources, with `/metrics` where there are any, and with the console's pages.
 
@@ -52,10 +50,12 @@ def create_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.include_router(admin_router(watched=watched, principal=principal))
+    app.include_router(
+        admin_router(watched=watched, principal=principal, keeps_tokens=keeps_tokens, read_only=read_only)
+    )
     app.include_router(health_router(watched, timetable or Timetable()))
     if metrics is not None:
-        app.include_router(metrics_router(metrics, metrics_token))
+        app.include_router(metrics)
     if console is not None:
         app.include_router(console)
     app.add_api_route("/", _root(console), response_model=None, include_in_schema=False)

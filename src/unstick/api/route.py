@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
 from unstick.api.call import Call
-from unstick.api.problems import Problem, RefusedError, as_json, is_outage, log_failure, problem_of
+from unstick.api.problems import Problem, RefusedError, as_json, log_failure, problem_of, says_it_all
 from unstick.api.sources import Sources
 from unstick.api.words import said
 from unstick.domain.audit import AuditOutcome
@@ -151,12 +151,12 @@ async def _record(call: Call, outcome: AuditOutcome, result: Mapping[str, object
 
 
 def _log(call: Call, problem: Problem, error: Exception, lost: Exception | None) -> None:
-    """Log what failed, once a call where the same outage keeps it from its answer and from the audit log."""
-    same_outage = is_outage(error) and is_outage(lost)
+    """Log what failed, once a call where the same trouble keeps it from its answer and from the audit log."""
+    same_trouble = says_it_all(error) and says_it_all(lost)
     if problem.failed:
-        unrecorded = " and is not in the audit log" if same_outage else ""
+        unrecorded = " and is not in the audit log" if same_trouble else ""
         log_failure(f"{_named(call)} is answered {problem.status}{unrecorded}: {problem.detail}", error)
-    if lost is not None and not same_outage:
+    if lost is not None and not same_trouble:
         _log_lost(call, lost)
 
 

@@ -141,19 +141,19 @@ def add_job(router: APIRouter, needs: Callable[[Role], params.Depends]) -> None:
         )
 
     changes = (
-        ("recover", recover_one, RECOVER_CALL),
-        ("snooze", snooze_one, SNOOZE_CALL),
-        ("unsnooze", unsnooze_one, UNSNOOZE_CALL),
-        ("undo", undo_one, UNDO_CALL),
+        ("recover", recover_one, RECOVER_CALL, Role.OPERATOR),
+        ("snooze", snooze_one, SNOOZE_CALL, Role.ADMIN),
+        ("unsnooze", unsnooze_one, UNSNOOZE_CALL, Role.ADMIN),
+        ("undo", undo_one, UNDO_CALL, Role.OPERATOR),
     )
     router.add_api_route(
         "/jobs/{source}/{job_id:path}", show_job, name=_FACE + STORY_CALL, dependencies=[needs(Role.VIEWER)]
     )
-    for word, change, name in changes:
+    for word, change, name, role in changes:
         router.add_api_route(
             f"/{word}/{{source}}/{{job_id:path}}",
             change,
             methods=["POST"],
             name=_FACE + name,
-            dependencies=[needs(Role.OPERATOR)],
+            dependencies=[needs(role)],
         )

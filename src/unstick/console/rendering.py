@@ -17,6 +17,8 @@ from unstick.console.assets import assets
 from unstick.console.language import LANGUAGES, Words, language_of, words_of
 from unstick.domain.access import Role
 
+SESSION = "unstick.session"
+"""Where a request's scope says by which session of ours it came."""
 THEME_COOKIE = "unstick_theme"
 THEMES = ("system", "light", "dark")
 HEADERS = {
@@ -34,8 +36,9 @@ def render(request: Request, template: str, /, *, status: int = 200, **values: o
     """Return a page made of a template and these values.
 
     Every template also knows `path(name, **parameters)` of a route, `asset(name)`, `viewer` (None where nobody is
-    signed in) and `may(role)`, `sources` and `source` (the names, and the one that is shown), `language`, `theme`,
-    `here` (the address asked for, to come back to), gettext's functions, and what `saying` says.
+    known) and `may(role)`, `read_only`, `signed_in` (whether by a session of ours, which can be ended), `sources` and
+    `source` (the names, and the one that is shown), `language`, `theme`, `here` (the address asked for, to come back
+    to), gettext's functions, and what `saying` says.
     """
     call, language = call_of(request), language_of(request)
     standing: dict[str, object] = {
@@ -44,6 +47,8 @@ def render(request: Request, template: str, /, *, status: int = 200, **values: o
         "viewer": call.actor if call is not None and call.is_known else None,
         "role": None if call is None else call.role,
         "may": lambda role: call is not None and call.may(Role(role)),
+        "read_only": call is not None and call.read_only,
+        "signed_in": SESSION in request.scope,
         "sources": () if call is None else call.sources.names,
         "source": None if call is None else call.sources.default,
         "language": language,
@@ -106,6 +111,7 @@ def _environment(language: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}  # people read it, and as it was written
     words = words_of(language)
     said = (
         saying.duration,

@@ -40,6 +40,8 @@ class Reason(StrEnum):
     """Its queue drains in order, and its turn hasn't come."""
     PAUSED = "paused"
     """Its queue is paused."""
+    BLOCKED = "blocked"
+    """Another job has what it waits for: a lock, a semaphore, a place among those that may run at once."""
     SCHEDULED = "scheduled"
     """It isn't due yet."""
 
@@ -72,6 +74,7 @@ def diagnose(
     since: datetime,
     *,
     lease_expired: bool = False,
+    lost: str | None = None,
     waiting: Reason = Reason.NEVER_CLAIMED,
     words: Sequence[Evidence] = (),
 ) -> Diagnosis:
@@ -81,9 +84,12 @@ def diagnose(
         state: queued or running.
         since: its last sign of life.
         lease_expired: its worker let its lease run out.
+        lost: how its message was lost, where it was.
         waiting: why a queued job of its queue hasn't been claimed.
         words: what witnesses say of a running job; without any, age alone decides.
     """
+    if lost is not None:
+        return Diagnosis(Reason.MESSAGE_LOST, f"its message is lost: {lost}")
     word = weigh(words) if state is JobState.RUNNING else None
     if word is not None and word.holding is Holding.HELD:
         return Diagnosis(Reason.HELD, f"its worker still has it: {_quoted(word)}")

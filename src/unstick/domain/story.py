@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal, NamedTuple
 
 from unstick.domain.job import Job, JobId
 
@@ -21,6 +22,14 @@ class Lease:
         return self.expires_at > now
 
 
+class Waits(NamedTuple):
+    """Why a queued job waits with good reason."""
+
+    reason: Literal["paused", "blocked"]
+    value: str
+    """What keeps it waiting, as its system tells it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRow:
     """A job as it stands in its source, whatever its state."""
@@ -36,8 +45,13 @@ class JobRow:
     progress: str | None = None
     success: bool | None = None
     error: str | None = None
+    payload: object = None
+    """What the job was given: as its row says it, and in a story as it may be shown."""
     lease: Lease | None = None
     """Its worker's, whether it holds or has run out."""
+    waits: Waits | None = None
+    blocks: str | None = None
+    """Which other jobs wait for it, as its system tells it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

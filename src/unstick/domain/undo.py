@@ -15,6 +15,7 @@ HELD = "somebody held its row; it was left alone"
 UNDONE = "it was undone already"
 OVERTAKEN = "a later recovery changed it"
 UNRECORDED = "its record doesn't tell what was written to it"
+IRREVERSIBLE = "its job system's own function did it, or more than its row was written, which can't be taken back"
 UNFIT = "its record names columns that its table doesn't have any more"
 """Why a recovery could not be undone."""
 

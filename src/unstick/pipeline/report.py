@@ -292,6 +292,8 @@ def _finding(job: Job, since: datetime, scope: Scope) -> Finding:
         job=job,
         since=since,
         age=scope.look.taken_at - since,
-        diagnosis=diagnose(job.state, since, lease_expired=job.lease_beat_at is not None, waiting=scope.waiting),
+        diagnosis=diagnose(
+            job.state, since, lease_expired=job.lease_beat_at is not None, lost=job.lost, waiting=scope.waiting
+        ),
         evidence=evidence_of(job),
     )

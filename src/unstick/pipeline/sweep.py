@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from unstick.domain.audit import AuditOutcome
 from unstick.domain.brake import Brake
@@ -79,9 +79,10 @@ class SweepReport:
     """The first `MAX_FAILURES` jobs that couldn't be read or changed, each with the reason; the tally counts all."""
     brake: Brake | None = None
     """What held an unattended sweep, or stopped it on its way."""
+    grace_until: datetime | None = None
+    """Until when unattended sweeps leave some jobs alone, for the watch over them or their database was away."""
     follow_up: FollowUp | None = None
     """What became of jobs recovered before; None where nothing was looked up."""
-
     plan: Plan | None = None
     """What a dry run has kept, or what was applied."""
 
@@ -183,15 +184,20 @@ async def _sweep(watched: Watched, order: SweepOrder, progress: Progress | None,
     operation = _operation(watched, order, look, action)
     await settle_intents(watched)
     allowed = await allow(watched, _acted_on(charges)) if order.unattended else None
+    report = SweepReport(
+        look=look,
+        action=action,
+        dry_run=False,
+        tally=Tally(counts={}),
+        operation_id=None,
+        grace_until=max((charge.grace_until for charge in charges if charge.grace_until is not None), default=None),
+    )
     if allowed is not None and allowed.brake is not None:
-        tally = await _held(operation, charges, allowed.brake)
-        return SweepReport(look=look, action=action, dry_run=False, tally=tally, operation_id=None, brake=allowed.brake)
+        return replace(report, tally=await _held(operation, charges, allowed.brake), brake=allowed.brake)
     if allowed is not None and not allowed.suspects:
         tally = await _left(watched, charges)
         ended, found = await end_pass(watched, allowed, 0), await follow_up_after(watched, None, order.actor)
-        return SweepReport(
-            look=look, action=action, dry_run=False, tally=tally, operation_id=None, brake=ended, follow_up=found
-        )
+        return replace(report, tally=tally, brake=ended, follow_up=found)
     operation_id = await watched.ledger.append(operation.entry(AuditOutcome.STARTED))
     course = Course(
         operation=operation,
@@ -201,10 +207,8 @@ async def _sweep(watched: Watched, order: SweepOrder, progress: Progress | None,
         leads=leads,
     )
     await carry_out(course, _work(course, charges))
-    return SweepReport(
-        look=look,
-        action=action,
-        dry_run=False,
+    return replace(
+        report,
         tally=Tally(counts=dict(course.census)),
         operation_id=operation_id,
         failures=tuple(course.failures),
@@ -216,6 +220,8 @@ async def _sweep(watched: Watched, order: SweepOrder, progress: Progress | None,
 def refuse_what_cannot_be_done(source: JobSource, action: Action) -> None:
     """Refuse what a source can't do. A retry that leaves poison is `mark_failed` in the end, so it needs both."""
     able = source.capabilities
+    if able.read_only is not None:
+        raise InvalidRequestError(f"Source {source.name!r} is only read: {able.read_only}")
     if not able.mark_failed or (action is Action.RETRY and not able.retry):
         lacking = "retry" if able.mark_failed else "mark_failed"
         raise InvalidRequestError(

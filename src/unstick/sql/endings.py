@@ -183,7 +183,7 @@ def _update(
     mapped: MappedTable, values: Mapping[ColumnKey, Any], results: Mapping[str, object] | None = None
 ) -> sa.Update:
     return sa.update(mapped.table).values(
-        {mapped.column(key).name: value for key, value in values.items()} | dict(results or {})
+        {mapped.stored(key).name: value for key, value in values.items()} | dict(results or {})
     )
 
 

@@ -59,9 +59,9 @@ async def _insert(connection: AsyncConnection, mapped: MappedTable, row: Mapping
 
 
 def _row(mapped: MappedTable, job: NewJob, now: datetime) -> dict[str, Any]:
-    row: dict[str, Any] = {mapped.column("state").name: mapped.word(JobState.QUEUED)}
+    row: dict[str, Any] = {mapped.stored("state").name: mapped.word(JobState.QUEUED)}
     if mapped.has("enqueued_at"):
-        row[mapped.column("enqueued_at").name] = at(mapped, "enqueued_at", now)
+        row[mapped.stored("enqueued_at").name] = at(mapped, "enqueued_at", now)
     if job.payload is not None:
         column = _need(mapped, "payload")
         row[column.name] = job.payload if isinstance(column.type, sa.JSON) else json.dumps(job.payload)
@@ -77,11 +77,11 @@ def _need(mapped: MappedTable, key: ColumnKey) -> sa.Column[Any]:
         raise ConfigurationError(
             f"The mapping of {mapped.declared.full_name} names no column for {key!r}, which this job needs."
         )
-    return mapped.column(key)
+    return mapped.stored(key)
 
 
 def _need_unique(mapped: MappedTable) -> None:
-    key = mapped.column("key")
+    key = mapped.stored("key")
     unique = [set(index.columns.keys()) for index in mapped.table.indexes if index.unique]
     unique += [set(c.columns.keys()) for c in mapped.table.constraints if isinstance(c, sa.UniqueConstraint)]
     if {key.name} not in unique:

@@ -102,7 +102,8 @@ class FinishedReader:
             return None
 
     def _held(self, held: Mapping[str, Any], key: ColumnKey) -> Any:  # noqa: ANN401 - a column of any type
-        return held.get(self._mapped.column(key).name) if self._mapped.has(key) else None
+        name = self._mapped.declared.columns.get(key)
+        return None if name is None else held.get(name)
 
     def _held_time(self, held: Mapping[str, Any]) -> datetime | None:
         """Read a time as JSON tells it: in ISO 8601, with an offset where the column has one."""

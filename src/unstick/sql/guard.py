@@ -97,7 +97,7 @@ def guard_name(table: str) -> str:
 
 def another_attempt(mapped: MappedTable) -> Predicate | None:
     """Hold where a write ends a job with a token or an attempt that isn't the row's."""
-    fences = list(mapped.columns(_FENCES).values())
+    fences = [mapped.stored(key) for key in _FENCES if mapped.has(key)]
     if not fences or not mapped.words(*_ENDS):
         return None
     new, old = _new(mapped), _old(mapped)
@@ -128,7 +128,7 @@ RULES: Mapping[Rule, str] = {
 
 def _is_in(mapped: MappedTable, row: sa.FromClause, *states: JobState) -> Predicate:
     """Compare as a sweep does: by the column's own rules, with the mapping's words as they are."""
-    state = row.c[mapped.column("state").name]
+    state = row.c[mapped.stored("state").name]
     words = mapped.words(*states)
     if isinstance(state.type, sa.Integer):
         return state.in_(words)
@@ -204,11 +204,11 @@ def _lines(*lines: str) -> str:
 
 
 def _job_id(mapped: MappedTable) -> str:
-    return _sql(mapped, _old(mapped).c[mapped.column("id").name])
+    return _sql(mapped, _old(mapped).c[mapped.stored("id").name])
 
 
 def _state(mapped: MappedTable) -> str:
-    return _quoted(mapped, mapped.column("state").name)
+    return _quoted(mapped, mapped.stored("state").name)
 
 
 def _table(mapped: MappedTable) -> str:

@@ -150,7 +150,8 @@ def _sample(mapped: MappedTable, number: int) -> sa.Select[Any]:
     keys: tuple[ColumnKey, ...] = ("kind", "queue")
     words = [(mapped.column(key) if mapped.has(key) else sa.null()).label(key) for key in keys]
     figures = [_ran(mapped).label("ran"), _waited(mapped).label("waited")]
-    return sa.select(*words, mapped.column("state").label("state"), *figures).order_by(newest.desc()).limit(number)
+    rows = sa.select(*words, mapped.column("state").label("state"), *figures).select_from(mapped.table)
+    return rows.order_by(newest.desc()).limit(number)
 
 
 def _ran(mapped: MappedTable) -> sa.ColumnElement[Any]:

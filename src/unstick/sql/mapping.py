@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
 from functools import cached_property
 from typing import Any, Self
@@ -16,8 +16,9 @@ from unstick.config import ColumnKey, SourceSettings, StateValue
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.job import JobState
 from unstick.domain.suspect import Look
+from unstick.presets.preset import Preset, before_names, fill, load_preset
 from unstick.sql.dialects import Dialect
-from unstick.sql.inspection import table_facts
+from unstick.sql.facts import table_facts
 from unstick.sql.proposal import Doubt, propose
 from unstick.sql.times import TimeForm
 
@@ -50,6 +51,8 @@ class JobTable:
         states: Unstick's states and the table's own words; where one is written, the first.
         schema: the schema, where it isn't the connection's default.
         timezone: what naive times in it mean, as an IANA name.
+        preset: the job system whose table it is, with what no column says.
+        prefix: what stands before the names of that system's tables.
     """
 
     name: str
@@ -57,6 +60,8 @@ class JobTable:
     states: Mapping[JobState, tuple[StateValue, ...]]
     schema: str | None = None
     timezone: str = "UTC"
+    preset: Preset | None = None
+    prefix: str = ""
 
     @classmethod
     def from_model(
@@ -94,7 +99,17 @@ class JobTable:
 
     @classmethod
     def from_settings(cls, settings: SourceSettings) -> Self:
-        """Declare what a `[sources.…]` section says; Unstick's own jobs table where it names none."""
+        """Declare what a `[sources.…]` section says; Unstick's own jobs table where it names none.
+
+        Raises:
+            ConfigurationError: there is no such preset, or it isn't for such a table, or the jobs are in no table.
+        """
+        if settings.is_behind_broker:
+            raise ConfigurationError(
+                "The jobs of this source are behind a broker, and this takes a jobs table: name a source that has one."
+            )
+        if settings.preset is not None:
+            return cls.from_preset(load_preset(settings.preset), settings.table)
         if settings.table is None:
             return cls(name=_OWN_NAME, columns=_OWN_COLUMNS, states=_OWN_STATES)
         schema, _, name = settings.table.rpartition(".")
@@ -105,6 +120,30 @@ class JobTable:
             states=settings.states,
             timezone=settings.timezone,
         )
+
+    @classmethod
+    def from_preset(cls, preset: Preset, table: str | None = None) -> Self:
+        """Declare a job system's table, which may have a schema or a prefix before its name."""
+        schema, _, prefix = before_names(preset, table).rpartition(".")
+        return cls(
+            name=f"{prefix}{preset.table}",
+            schema=schema or None,
+            columns=preset.columns_by_name,
+            states=preset.states,
+            timezone=preset.timezone,
+            preset=preset,
+            prefix=prefix,
+        )
+
+    @property
+    def computed(self) -> Mapping[ColumnKey, str]:
+        """What no column says, as SQL."""
+        return {} if self.preset is None else self.preset.computed
+
+    @property
+    def keys(self) -> frozenset[ColumnKey]:
+        """What the table tells of a job."""
+        return frozenset({*self.columns, *self.computed})
 
     @property
     def full_name(self) -> str:
@@ -126,6 +165,10 @@ class MappedTable:
     """It has no partitions and no children, so that an address is one row's."""
     triggered: bool = False
     """Triggers may change a row as it is written."""
+    computed: Mapping[ColumnKey, sa.ColumnElement[Any]] = field(default_factory=dict)
+    """What no column says."""
+    read_only: str | None = None
+    """Why nothing may be written to it."""
     look: Look | None = None
     """The look under which its jobs are judged, where more than their age has a say."""
 
@@ -134,16 +177,43 @@ class MappedTable:
         return self if look.judges_all else replace(self, look=look)
 
     def has(self, key: ColumnKey) -> bool:
-        """Tell whether the table has such a column."""
-        return key in self.declared.columns
+        """Tell whether the table says such a thing."""
+        return key in self.declared.columns or key in self.computed
 
-    def column(self, key: ColumnKey) -> sa.Column[Any]:
-        """Return the real column of a key that the table has."""
-        return self.table.c[self.declared.columns[key]]
+    def column(self, key: ColumnKey) -> sa.ColumnElement[Any]:
+        """Return what says a thing: a real column, or what a preset computes."""
+        return self.computed[key] if key in self.computed else self.stored(key)
 
-    def columns(self, keys: Iterable[ColumnKey]) -> dict[ColumnKey, sa.Column[Any]]:
-        """Return the real columns of those keys that the table has."""
+    def columns(self, keys: Iterable[ColumnKey]) -> dict[ColumnKey, sa.ColumnElement[Any]]:
+        """Return what says those things that the table says."""
         return {key: self.column(key) for key in keys if self.has(key)}
+
+    def stored(self, key: ColumnKey) -> sa.Column[Any]:
+        """Return the real column of a key; raise ConfigurationError where there is none to write to."""
+        try:
+            return self.table.c[self.declared.columns[key]]
+        except KeyError:
+            raise ConfigurationError(
+                f"{self.declared.full_name} has no column of its own for {key!r}, which this needs."
+            ) from None
+
+    def told(self, sql: str, type_: sa.types.TypeEngine[Any], **places: str) -> sa.ColumnElement[Any]:
+        """Return an expression that a preset tells, over a row of this table."""
+        return _expression(sql, type_, {**places, **self.places})
+
+    @cached_property
+    def places(self) -> Mapping[str, str]:
+        """What a preset's SQL may name of where its tables are."""
+        return places_of(self.declared, self.dialect)
+
+    def quoted(self, name: str) -> str:
+        """Return a name as SQL writes it."""
+        return self.dialect.sql.identifier_preparer.quote(name)
+
+    @cached_property
+    def looks_elsewhere(self) -> bool:
+        """Tell whether other tables may have a say in what a write must find as it was seen."""
+        return not self.fence.keys().isdisjoint(self.computed)
 
     def words(self, *states: JobState) -> list[StateValue]:
         """Return the table's own words for these states."""
@@ -161,7 +231,7 @@ class MappedTable:
 
     def nullable(self, key: ColumnKey) -> bool:
         """Tell whether a column can be emptied."""
-        return bool(self.column(key).nullable)
+        return bool(self.stored(key).nullable)
 
     def state_of(self, word: object) -> JobState | None:
         """Return Unstick's state for the table's own word, None where nobody mapped it.
@@ -175,7 +245,7 @@ class MappedTable:
         return {_plain_word(word): state for state, words in self.declared.states.items() for word in words}
 
     @cached_property
-    def fence(self) -> Mapping[ColumnKey, sa.Column[Any]]:
+    def fence(self) -> Mapping[ColumnKey, sa.ColumnElement[Any]]:
         """The columns a write is conditional on."""
         found = self.columns(FENCE_KEYS)
         return {key: column for key, column in found.items() if _is_exact(key, column)}
@@ -183,8 +253,8 @@ class MappedTable:
     @cached_property
     def judges(self) -> frozenset[JobState]:
         """The states in which this table's jobs can be judged by age."""
-        queued = {"started_at", "enqueued_at", "scheduled_at"} & set(self.declared.columns)
-        running = {"started_at", "heartbeat_at"} & set(self.declared.columns)
+        queued = {"started_at", "enqueued_at", "scheduled_at"} & self.declared.keys
+        running = {"started_at", "heartbeat_at"} & self.declared.keys
         judged = {JobState.QUEUED: queued, JobState.RUNNING: running}
         there = frozenset(state for state, by in judged.items() if by and self.words(state))
         return there if self.look is None else there & set(self.look.states)
@@ -212,7 +282,7 @@ class MappedTable:
         It needs times in UTC or brought to it, a wide enough error column, and rows that lie in one table.
         """
         narrow = self.error_length is not None and self.error_length < LONGEST_MESSAGE
-        return self.plain and not narrow and self.since_form.is_utc
+        return self.declared.preset is None and self.plain and not narrow and self.since_form.is_utc
 
     @cached_property
     def error_length(self) -> int | None:
@@ -221,15 +291,15 @@ class MappedTable:
         return type_.length if isinstance(type_, sa.String) else None
 
     @cached_property
-    def newest_first(self) -> tuple[sa.Column[Any], str]:
+    def newest_first(self) -> tuple[sa.ColumnElement[Any], str]:
         """The column whose index gives a bounded number of recent jobs, and how to say so."""
-        key = self.column("id")
+        key = self.stored("id")
         if isinstance(key.type, sa.Integer):
             return key, f"newest by {key.name}"
         indexed = {index.columns[0].name for index in self.table.indexes if len(index.columns)}
         for time_key in ("enqueued_at", "started_at", "completed_at"):
-            if self.has(time_key) and self.column(time_key).name in indexed:
-                return self.column(time_key), f"newest by {self.column(time_key).name}"
+            if self.declared.columns.get(time_key) in indexed:
+                return self.column(time_key), f"newest by {self.declared.columns[time_key]}"
         return key, f"a sample by {key.name}: no index tells which jobs are the newest"
 
 
@@ -301,7 +371,7 @@ def map_table(
     _check_columns(declared, table)
     _check_shared(declared)
     zone = _zone(declared)
-    times = {key: _time_form(declared, table, dialect, key, zone) for key in TIME_KEYS if key in declared.columns}
+    times = {key: _time_form(declared, table, dialect, key, zone) for key in TIME_KEYS if key in declared.keys}
     leases = leases and "worker" in declared.columns and isinstance(table.c[declared.columns["worker"]].type, sa.String)
     mapped = MappedTable(
         declared=_typed_words(declared, table, dialect),
@@ -311,6 +381,7 @@ def map_table(
         leases=leases,
         plain=plain,
         triggered=triggered,
+        computed=_computed(declared, dialect),
     )
     _check_key(mapped)
     _check_words(mapped)
@@ -320,9 +391,37 @@ def map_table(
     return mapped
 
 
+def _computed(declared: JobTable, dialect: Dialect) -> dict[ColumnKey, sa.ColumnElement[Any]]:
+    places = places_of(declared, dialect)
+    return {key: _expression(sql, _computed_type(key, dialect), places) for key, sql in declared.computed.items()}
+
+
+def _expression(sql: str, type_: sa.types.TypeEngine[Any], places: Mapping[str, str]) -> sa.ColumnElement[Any]:
+    # In brackets, so that nothing around it binds closer than what is in it.
+    return sa.type_coerce(text_clause(f"({sql})", places), type_)
+
+
+def text_clause(sql: str, places: Mapping[str, str]) -> sa.TextClause:
+    """Return a preset's SQL, of whose own colons none is a parameter."""
+    return sa.text(fill(sql.replace(":", r"\:"), places))
+
+
+def _computed_type(key: ColumnKey, dialect: Dialect) -> sa.types.TypeEngine[Any]:
+    if key in TIME_KEYS:
+        return dialect.time_type(dialect.common_form)
+    return sa.BigInteger() if key in {"attempt", "max_attempts"} else sa.Text()
+
+
+def places_of(declared: JobTable, dialect: Dialect) -> dict[str, str]:
+    """Return what a preset's SQL may name of where its tables are."""
+    quote = dialect.sql.identifier_preparer.quote
+    schema = "" if declared.schema is None else f"{quote(declared.schema)}."
+    return {"jobs": f"{schema}{quote(declared.name)}", "schema": f"{schema}{declared.prefix}"}
+
+
 def _check_columns(declared: JobTable, table: sa.Table) -> None:
     for key in ("id", "state"):
-        if key not in declared.columns:
+        if key not in declared.keys:
             raise ConfigurationError(f"The mapping of {declared.full_name} names no column for {key!r}.")
     for key, name in declared.columns.items():
         if name not in table.c:
@@ -361,6 +460,8 @@ def _zone(declared: JobTable) -> tzinfo:
 
 
 def _time_form(declared: JobTable, table: sa.Table, dialect: Dialect, key: ColumnKey, zone: tzinfo) -> TimeForm:
+    if key not in declared.columns:
+        return dialect.common_form
     column = table.c[declared.columns[key]]
     form = dialect.time_form(column, zone)
     if form is None:
@@ -373,6 +474,8 @@ def _time_form(declared: JobTable, table: sa.Table, dialect: Dialect, key: Colum
 
 def _typed_words(declared: JobTable, table: sa.Table, dialect: Dialect) -> JobTable:
     """Give words from a file or the environment the form in which the state column's own compare with them."""
+    if "state" not in declared.columns:
+        return declared
     type_ = table.c[declared.columns["state"]].type
     if isinstance(type_, sa.CHAR) and dialect.name != "sqlite":  # which keeps such text as it came
         return replace(declared, states=_each_word(declared, _unpadded))
@@ -400,7 +503,7 @@ def _plain_word(word: object) -> str:
 
 
 def _check_key(mapped: MappedTable) -> None:
-    key = mapped.column("id")
+    key = mapped.stored("id")
     if not isinstance(key.type, sa.Integer | sa.String | sa.Uuid):
         raise ConfigurationError(
             f"Column {key.name!r} of {mapped.declared.full_name} is {mapped.dialect.type_name(key.type)}; "
@@ -429,14 +532,14 @@ def _check_words(mapped: MappedTable) -> None:
     unknown = [word for words in mapped.declared.states.values() for word in words if known and word not in known]
     if unknown:
         raise ConfigurationError(
-            f"Column {mapped.column('state').name!r} of {mapped.declared.full_name} can't hold {unknown[0]!r}; "
+            f"Column {mapped.declared.columns['state']!r} of {mapped.declared.full_name} can't hold {unknown[0]!r}; "
             f"it takes {', '.join(known or ())}."
         )
 
 
 def _check_success(mapped: MappedTable) -> None:
     if mapped.has("success") and not isinstance(mapped.column("success").type, sa.Boolean | sa.Integer):
-        column = mapped.column("success")
+        column = mapped.stored("success")
         raise ConfigurationError(
             f"Column {column.name!r} of {mapped.declared.full_name} is {mapped.dialect.type_name(column.type)}; "
             f"`success` must be a boolean or an integer."
@@ -459,7 +562,7 @@ def _check_times(mapped: MappedTable) -> None:
         )
 
 
-def _is_exact(key: ColumnKey, column: sa.Column[Any]) -> bool:
+def _is_exact(key: ColumnKey, column: sa.ColumnElement[Any]) -> bool:
     if key in TIME_KEYS:
         return True
     return isinstance(column.type, _EXACT_TYPES) and not isinstance(column.type, sa.Float | sa.Double)

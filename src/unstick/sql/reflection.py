@@ -1,7 +1,8 @@
 """What a database really has: its jobs table's columns, types and keys, read once an engine."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -9,11 +10,12 @@ from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from unstick.domain.errors import ConfigurationError
+from unstick.presets.preset import Preset, SchemaVersion
 from unstick.sql import tables
 from unstick.sql.connections import Connections
 from unstick.sql.dialects import Address
 from unstick.sql.engine import shown_url
-from unstick.sql.mapping import JobTable, MappedTable, map_table
+from unstick.sql.mapping import JobTable, MappedTable, map_table, text_clause
 
 _known: WeakKeyDictionary[sa.Engine, WeakKeyDictionary[JobTable, MappedTable]] = WeakKeyDictionary()
 
@@ -24,6 +26,27 @@ async def mapped_table(connections: Connections, connection: AsyncConnection, de
     Raises:
         ConfigurationError: the table isn't there, or the mapping doesn't fit it.
     """
+    mapped = await _mapped(connections, connection, declared)
+    preset = declared.preset
+    if preset is None or preset.version is None:
+        return mapped
+    return replace(mapped, read_only=await unknown_version(connection, preset, preset.version, mapped.places))
+
+
+async def unknown_version(
+    connection: AsyncConnection, preset: Preset, version: SchemaVersion, places: Mapping[str, str]
+) -> str | None:
+    """Say that nobody has tried the version of a system's tables, by which a write could do anything."""
+    found = str((await connection.execute(text_clause(version.sql, places))).scalar())
+    if found in version.known:
+        return None
+    return (
+        f"its tables of {preset.system} are of version {found}, and those that Unstick knows are "
+        f"{', '.join(version.known)}."
+    )
+
+
+async def _mapped(connections: Connections, connection: AsyncConnection, declared: JobTable) -> MappedTable:
     known = _known.setdefault(connections.engine, WeakKeyDictionary())
     if declared not in known:
         table = await connection.run_sync(_reflect, declared)

@@ -4,10 +4,10 @@ A row the database refuses (a constraint, a trigger, a value too long) rolls bac
 then split until that row stands alone, is recorded as failed with what the database said, and the others go on.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -27,10 +27,12 @@ from unstick.domain.recovery import (
     Recovery,
 )
 from unstick.domain.suspect import Look
+from unstick.presets.preset import Write
 from unstick.sql import rulings, statements, tables, writes
 from unstick.sql.dialects import Dialect
 from unstick.sql.ledger import recovery_rows
 from unstick.sql.mapping import MappedTable
+from unstick.sql.own_writes import OwnWrite, as_foretold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +49,18 @@ class Rescue:
 
     async def intend(self) -> list[Intent]:
         """Tell what carrying it out would do, job by job; what changed since the look is left out."""
-        statement = writes.intended(self.mapped, self.batch.action, writes.by_decision(self.mapped))
-        rows = await self.connection.execute(statement, self._values(self.batch.decisions))
-        decisions = {_key(decision): decision for decision in self.batch.decisions}
-        return [_intent(self.batch.action, decisions[row.job_id], row) for row in rows]
+        intents: list[Intent] = []
+        for way, alike in self._by_way():
+            statement = writes.intended(self.mapped, way, writes.by_decision(self.mapped))
+            rows = await self.connection.execute(statement, self._values(alike))
+            decisions = {_key(decision): decision for decision in alike}
+            intents += [_intent(self.batch.action, decisions[row.job_id], row) for row in rows]
+        return intents
 
     async def carry_out(self) -> BatchResult:
         """Write the whole batch and its records; the caller commits."""
         decisions = self.batch.decisions
-        applied, refused = await self._attempt(decisions)
+        applied, refused = await self._attempt()
         lost = [d for d in decisions if _key(d) not in applied and _key(d) not in refused]
         await self._record(lost, Outcome.LOST_RACE, {})
         await self._record([d for d in decisions if _key(d) in refused], Outcome.FAILED, refused)
@@ -66,27 +71,94 @@ class Rescue:
             pre_images={} if self.recorded else {d.suspect.job_id: applied[_key(d)] for d in done},
         )
 
-    async def _attempt(self, decisions: Sequence[Decision]) -> tuple[dict[str, str], dict[str, str]]:
+    async def _attempt(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return what was overwritten of each job that was changed, and what the database said of each it refused."""
-        return await in_halves(self.connection, self.mapped.dialect, decisions, self._write, _key)
+        applied: dict[str, str] = {}
+        refused: dict[str, str] = {}
+        for way, alike in self._by_way():
+            write = partial(self._write, way)
+            done, said = await in_halves(self.connection, self.mapped.dialect, alike, write, _key)
+            applied |= done
+            refused |= said
+        return applied, refused
 
-    async def _write(self, decisions: Sequence[Decision]) -> dict[str, str]:
+    def _by_way(self) -> Iterator[tuple[writes.Way, list[Decision]]]:
+        """Part the batch by how it is carried out: in one way, unless a preset tells one for each state."""
+        left = self.batch.decisions
+        while left:
+            way = writes.way_of(self.mapped, self.batch.action, left[0].suspect.state)
+            alike = [each for each in left if way.told is None or way.told.is_of(each.suspect.state)]
+            yield way, alike
+            left = [] if len(alike) == len(left) else [each for each in left if each not in alike]
+
+    async def _write(self, way: writes.Way, decisions: Sequence[Decision]) -> dict[str, str]:
         """Return the pre-image of each job that was changed; an empty one where it is recorded already."""
-        found, values = writes.by_decision(self.mapped), self._values(decisions)
-        action, recorded = self.batch.action, self.recorded
-        if self.mapped.dialect.one_statement:
-            statement = writes.recover_in_one(self.mapped, action, found, recorded=recorded)
-            return {row[0]: row[1] for row in await self.connection.execute(statement, values)}
-        lock = writes.lock(self.mapped, action, found, recorded=recorded)
-        locked = {key: image for _, key, image in await self.connection.execute(lock, values)}
+        found = writes.by_decision(self.mapped)
+        if self.mapped.dialect.one_statement and way.is_one_write and not self.mapped.looks_elsewhere:
+            statement = writes.recover_in_one(self.mapped, way, found, recorded=self.recorded)
+            rows = await self.connection.execute(statement, self._values(decisions))
+            changed = {row[0]: row[1] for row in rows}
+            await self._wake(way, decisions, changed)
+            return changed
+        locked = await self._lock(way, decisions)
+        if self.mapped.looks_elsewhere:
+            # Now that nobody else can change these rows, what other tables say of them is read anew.
+            locked = await self._lock(way, [d for d in decisions if _key(d) in locked])
         if locked:
-            values = self._values([d for d in decisions if _key(d) in locked])
-            if recorded:
-                await self.connection.execute(writes.record_locked(self.mapped, action, found), values)
-            need_all(
-                await self.connection.execute(writes.change_locked(self.mapped, action, found), values), len(locked)
-            )
+            await self._change(way, [d for d in decisions if _key(d) in locked])
+            await self._wake(way, decisions, locked)
         return locked
+
+    async def _lock(self, way: writes.Way, decisions: Sequence[Decision]) -> dict[str, str]:
+        """Return what is to be overwritten of those that are as they were seen, and are ours now."""
+        if not decisions:
+            return {}
+        lock = writes.lock(self.mapped, way, writes.by_decision(self.mapped), recorded=self.recorded)
+        return {key: image for _, key, image in await self.connection.execute(lock, self._values(decisions))}
+
+    async def _change(self, way: writes.Way, decisions: Sequence[Decision]) -> None:
+        """Record locked rows and change them, all of them or none."""
+        if way.told is not None:
+            await self._change_as_told(way, way.told, decisions)
+            return
+        values, found = self._values(decisions), writes.by_decision(self.mapped)
+        if self.recorded:
+            await self.connection.execute(writes.record_locked(self.mapped, way, found), values)
+        need_all(await self.connection.execute(writes.change_locked(self.mapped, way, found), values), len(decisions))
+
+    async def _change_as_told(self, way: writes.Way, told: Write, decisions: Sequence[Decision]) -> None:
+        """Do it as a preset tells, on rows that are ours: what it changes elsewhere may be what they were found by."""
+        values, held = self._values(decisions), writes.held(self.mapped, writes.by_decision(self.mapped))
+        foretold = await self._foretold(way, held, values) if told.call is not None else {}
+        if self.recorded:
+            await self.connection.execute(writes.record_locked(self.mapped, way, held), values)
+        own = self._own(told, decisions)
+        if not await own.prepare(len(decisions)):
+            raise NotAllChangedError
+        if told.call is None:
+            changed = await self.connection.execute(writes.change_locked(self.mapped, way, held), values)
+            need_all(changed, len(decisions))
+            return
+        await own.call(told.call)
+        if not as_foretold(foretold, await self._images(told, decisions)):
+            raise NotAllChangedError
+
+    async def _foretold(self, way: writes.Way, held: writes.Found, values: statements.Values) -> dict[str, str]:
+        rows = await self.connection.execute(writes.intended(self.mapped, way, held), values)
+        return {row.job_id: row.post_image for row in rows}
+
+    async def _images(self, told: Write, decisions: Sequence[Decision]) -> dict[str, str]:
+        rows = [(d.suspect.seen[0], _key(d)) for d in decisions]
+        found = await self.connection.execute(writes.images_now(self.mapped, tuple(told.set)), writes.bound_rows(rows))
+        return {row[0]: row[1] for row in found}
+
+    async def _wake(self, way: writes.Way, decisions: Sequence[Decision], changed: Mapping[str, str]) -> None:
+        if way.told is not None and changed:
+            await self._own(way.told, [d for d in decisions if _key(d) in changed]).wake()
+
+    def _own(self, told: Write, decisions: Sequence[Decision]) -> OwnWrite:
+        found, values = writes.by_decision(self.mapped), self._values(decisions)
+        return OwnWrite(connection=self.connection, mapped=self.mapped, told=told, found=found, values=values)
 
     def _values(self, decisions: Sequence[Decision]) -> statements.Values:
         rows = [writes.seen_row(d, self._detail(d), self._due(d)) for d in decisions]
@@ -103,9 +175,8 @@ class Rescue:
         return decision.sentence
 
     def _due(self, decision: Decision) -> object:
-        if not self.mapped.has("scheduled_at") or self.batch.action is not Action.RETRY:
-            return None
-        return self.mapped.times["scheduled_at"].write(self.now + decision.wait)
+        form = writes.due_form(self.mapped)
+        return None if form is None or self.batch.action is not Action.RETRY else form.write(self.now + decision.wait)
 
     async def _record(self, decisions: Sequence[Decision], outcome: Outcome, said: dict[str, str]) -> None:
         """Record decisions that changed nothing."""
@@ -149,7 +220,7 @@ async def in_halves(
         said = "the database took the write and left the row as it was"
     except DBAPIError as error:
         splits = dialect.refuses_row(error) or dialect.is_slow(error)
-        if error.connection_invalidated or dialect.is_transient(error) or not splits:
+        if error.connection_invalidated or not splits:
             raise
         said = said_by_database(error)
     else:

@@ -112,9 +112,8 @@ def _unlike(mapped: MappedTable) -> Predicate:
     if not mapped.has("error"):
         return sa.false()
     error = mapped.column("error")
-    text = mapped.dialect.exact(error)
     return sa.func.coalesce(
-        sa.or_(sa.func.length(text) > LONGEST_HELD, sa.not_(mapped.dialect.is_text(error))), sa.false()
+        sa.or_(sa.func.length(error) > LONGEST_HELD, sa.not_(mapped.dialect.is_text(error))), sa.false()
     )
 
 
@@ -251,7 +250,7 @@ def post_image_values(mapped: MappedTable, ruling: Ruling, at: datetime) -> Valu
         written["success"] = mapped.column("success").type.python_type(False)
     if mapped.has("completed_at"):
         written["completed_at"] = mapped.times["completed_at"].write(at)
-    image = {mapped.column(key).name: value for key, value in written.items() if mapped.has(key)}
+    image = {mapped.stored(key).name: value for key, value in written.items() if mapped.has(key)}
     return {"unstick_post_image": json.dumps(image, default=str)}
 
 
@@ -278,7 +277,7 @@ def _age_alone(mapped: MappedTable) -> Predicate:
 
 
 def _changes(mapped: MappedTable, state: JobState) -> dict[str, Any]:
-    return writes.changes(mapped, Action.MARK_FAILED, {"detail": _message(mapped, state)})
+    return writes.changes(mapped, writes.Way(Action.MARK_FAILED), {"detail": _message(mapped, state)})
 
 
 def _record(
@@ -305,9 +304,9 @@ def _record(
 
 def _pre_image(mapped: MappedTable, batch: Alike) -> str:
     """Return what is overwritten, as a JSON object by the table's own column names."""
-    held = {mapped.column(key).name: value for key, value in batch.held.items()}
+    held = {mapped.stored(key).name: value for key, value in batch.held.items()}
     if mapped.has("completed_at"):
-        held[mapped.column("completed_at").name] = None
+        held[mapped.stored("completed_at").name] = None
     return json.dumps(held)
 
 

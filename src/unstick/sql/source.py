@@ -22,9 +22,18 @@ from unstick.domain.events import QueueState
 from unstick.domain.job import Job, JobClass, JobId, JobState
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows, QueueFlow
-from unstick.domain.recovery import CHANGES, Batch, BatchResult, Intent, Ruled, Undo
+from unstick.domain.recovery import Batch, BatchResult, Intent, Ruled
 from unstick.domain.story import JobRow
-from unstick.domain.suspect import ACCUSED_STATES, Look, Page, Position, StuckCounts, SuspectGroup, Unreadable
+from unstick.domain.suspect import (
+    ACCUSED_STATES,
+    GroupedSuspects,
+    Look,
+    Page,
+    Position,
+    StuckCounts,
+    SuspectGroup,
+    Unreadable,
+)
 from unstick.domain.undo import UndoBatch, UndoResult
 from unstick.ports import Capabilities, OpenJobs, Usage
 from unstick.sql import finding, rulings, statements, writes
@@ -34,7 +43,7 @@ from unstick.sql.mapping import JobTable, MappedTable
 from unstick.sql.reading import JobReader, Row, SuspectReader, as_text, by_state, job_class, plain_id
 from unstick.sql.reflection import mapped_table
 from unstick.sql.rescue import NotAllChangedError, Rescue, RuledRescue, said_by_database
-from unstick.sql.undo import Undoing, images_now
+from unstick.sql.undo import Undoing
 from unstick.sql.writes import bound_rows
 
 STRIDE = 200_000
@@ -72,20 +81,22 @@ class SqlSource:
         self._ruled_from = ruled_from
         self._declared = declared
         self._connections = connections
+        self._read_only: str | None = None
 
     @property
     def capabilities(self) -> Capabilities:
         """What the mapping lets this source do."""
-        has = self._declared.columns
-        waits = {"scheduled_at", "started_at", "enqueued_at"} & set(has)
+        has = self._declared.keys
+        waits = {"scheduled_at", "started_at", "enqueued_at"} & has
         return Capabilities(
             heartbeats="heartbeat_at" in has,
             attempts="attempt" in has,
             mark_failed=bool(self._declared.states.get(JobState.FAILED)),
             retry=bool(waits) and bool(self._declared.states.get(JobState.QUEUED)),
             records=self._records,
-            rulings=self._records and self._connections.side_by_side,
+            rulings=self._records and self._connections.side_by_side and self._declared.preset is None,
             reads_beside_writes=self._connections.side_by_side,
+            read_only=self._read_only,
         )
 
     async def clock(self) -> datetime:
@@ -156,7 +167,7 @@ class SqlSource:
             found = by_state(mapped, rows)
         return StuckCounts(queued=found.get(JobState.QUEUED, 0), running=found.get(JobState.RUNNING, 0))
 
-    async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
+    async def suspects_by_queue(self, look: Look) -> GroupedSuspects:
         """Count by queue in one statement."""
         found: Counter[SuspectGroup] = Counter()
         async with self._judging(look) as (connection, mapped):
@@ -165,7 +176,7 @@ class SqlSource:
                 state = mapped.state_of(word)
                 if state is not None:
                     found[SuspectGroup(as_text(queue), state, bool(expired))] += number
-        return found
+        return GroupedSuspects(counts=found)
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None, newest_first: bool = False
@@ -251,7 +262,9 @@ class SqlSource:
                 async with self._connections.writing() as (connection, now):
                     if each_row:
                         await self._connections.dialect.check_each_row(connection)
-                    mapped = await mapped_table(self._connections, connection, self._declared)
+                    mapped = await self._mapped(connection)
+                    if mapped.read_only is not None:
+                        raise SourceUnavailableError(f"Nothing may be changed: {mapped.read_only}")
                     return await work(connection, mapped, now)
             except DBAPIError as error:
                 refused, last = self._connections.dialect.refuses_row(error), error
@@ -428,7 +441,12 @@ class SqlSource:
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[tuple[AsyncConnection, MappedTable, datetime]]:
         async with self._connections.reading() as (connection, now):
-            yield connection, await mapped_table(self._connections, connection, self._declared), now
+            yield connection, await self._mapped(connection), now
+
+    async def _mapped(self, connection: AsyncConnection) -> MappedTable:
+        mapped = await mapped_table(self._connections, connection, self._declared)
+        self._read_only = mapped.read_only
+        return mapped
 
 
 async def _served(connection: AsyncConnection, look: Look) -> bool | None:
@@ -440,15 +458,12 @@ def _image_statements(
     mapped: MappedTable, intents: Sequence[Intent]
 ) -> Iterator[tuple[sa.Select[Any], Sequence[Intent]]]:
     """Yield what reads the columns that intents would write, and of which intents."""
-    for action in CHANGES:
-        yield writes.images(mapped, action), [each for each in intents if each.action is action]
-    undos: dict[tuple[str, ...], list[Intent]] = {}
+    by_names: dict[tuple[str, ...], list[Intent]] = {}
     for each in intents:
-        if each.action is Undo.UNDO:
-            undos.setdefault(tuple(json.loads(each.post_image)), []).append(each)
-    for names, alike in undos.items():
+        by_names.setdefault(tuple(json.loads(each.post_image)), []).append(each)
+    for names, alike in by_names.items():
         if all(name in mapped.table.c for name in names):
-            yield images_now(mapped, names), alike
+            yield writes.images_now(mapped, names), alike
 
 
 def _position(mapped: MappedTable, after: Position | None) -> statements.Values:

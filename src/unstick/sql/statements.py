@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from unstick.config import ColumnKey
 from unstick.domain.job import JobClass, JobId, JobState
 from unstick.domain.suspect import ACCUSED_STATES, Look, Position
+from unstick.presets.preset import Waiting
 from unstick.sql import tables
 from unstick.sql.mapping import MappedTable
 
@@ -30,13 +31,13 @@ Predicate = sa.ColumnElement[bool]
 Values = dict[str, Any]
 
 
-def suspect_columns(mapped: MappedTable) -> dict[ColumnKey, sa.Column[Any]]:
+def suspect_columns(mapped: MappedTable) -> dict[ColumnKey, sa.ColumnElement[Any]]:
     """Return what a sweep reads of each suspect: the key and the fence, which holds every time it is judged by."""
     keys: tuple[ColumnKey, ...] = ("id", *mapped.fence)
     return mapped.columns(keys)
 
 
-def job_columns(mapped: MappedTable) -> dict[ColumnKey, sa.Column[Any]]:
+def job_columns(mapped: MappedTable) -> dict[ColumnKey, sa.ColumnElement[Any]]:
     """Return what a person wants to know of a job."""
     keys: tuple[ColumnKey, ...] = ("id", "state", *JOB_KEYS)
     return mapped.columns(keys)
@@ -55,6 +56,12 @@ def is_suspect(mapped: MappedTable, *states: JobState, bound: bool = False) -> P
         if state in mapped.judges
     ]
     return sa.and_(is_open(mapped, bound=bound), sa.or_(sa.false(), *accused), *_limits(mapped))
+
+
+def waits(mapped: MappedTable) -> list[tuple[Waiting, sa.ColumnElement[Any]]]:
+    """Return why a queued job of a preset's may wait, and what says whether it does."""
+    preset = mapped.declared.preset
+    return [] if preset is None else [(each, mapped.told(each.sql, _TEXT)) for each in preset.waiting]
 
 
 def _limits(mapped: MappedTable) -> list[Predicate]:
@@ -109,7 +116,8 @@ def open_classes(mapped: MappedTable) -> sa.Select[Any]:
     """Read the kinds and queues of the jobs that are not over."""
     columns = [as_text(mapped.column(key)) if mapped.has(key) else sa.null() for key in ("kind", "queue")]
     open_words = mapped.words(*ACCUSED_STATES)
-    return sa.select(*columns).where(is_open(mapped), mapped.column("state").in_(open_words)).distinct()
+    found = sa.select(*columns).select_from(mapped.table)
+    return found.where(is_open(mapped), mapped.column("state").in_(open_words)).distinct()
 
 
 FLOW_JOBS = 1_000
@@ -162,6 +170,8 @@ def lease_counts(look: Look) -> sa.Select[Any]:
 
 def is_open(mapped: MappedTable, *, bound: bool = False) -> Predicate:
     """Hold for jobs that are not over, as far as the table says so by a completion time."""
+    if mapped.declared.preset is not None and mapped.declared.preset.open is not None:
+        return mapped.told(mapped.declared.preset.open, sa.Boolean())
     if not mapped.has("completed_at"):
         return sa.true()
     completed_at: sa.ColumnElement[Any] = mapped.column("completed_at")
@@ -174,7 +184,8 @@ def _in_state(mapped: MappedTable, state: JobState, *, bound: bool) -> Predicate
 
 
 def _is_unclaimed(mapped: MappedTable) -> Predicate:
-    waiting = _first_of(mapped, JobState.QUEUED, ("started_at", "enqueued_at", "scheduled_at"))
+    free = [told.is_(None) for _, told in waits(mapped)]
+    waiting = sa.and_(_first_of(mapped, JobState.QUEUED, ("started_at", "enqueued_at", "scheduled_at")), *free)
     if not mapped.has("scheduled_at"):
         return waiting
     return sa.and_(waiting, _null_or_before(mapped, JobState.QUEUED, "scheduled_at"))
@@ -261,16 +272,19 @@ def count_suspects(mapped: MappedTable, most: int | None = None) -> sa.Select[An
     """Count suspects by the table's own word; with `most`, no more rows are read than it takes to find so many."""
     suspect, state = is_suspect(mapped, *ACCUSED_STATES), mapped.column("state")
     if most is None:
-        return sa.select(state, sa.func.count()).where(suspect).group_by(state)
-    some = sa.select(state.label("state")).where(suspect).limit(sa.literal_column(str(most))).subquery("some")
-    return sa.select(some.c.state, sa.func.count()).group_by(some.c.state)
+        counted = sa.select(state, sa.func.count()).select_from(mapped.table)
+        return counted.where(suspect).group_by(state)
+    some = sa.select(state.label("state")).select_from(mapped.table).where(suspect)
+    few = some.limit(sa.literal_column(str(most))).subquery("some")
+    return sa.select(few.c.state, sa.func.count()).group_by(few.c.state)
 
 
 def suspects_by_queue(mapped: MappedTable) -> sa.Select[Any]:
     """Count suspects by their queue, the table's own word, and whether a lease that ran out accuses them."""
     expired = lease_beat(mapped).is_not(None) if mapped.leases else sa.false()
     columns = [_queue(mapped), mapped.column("state").label("state"), expired.label("expired")]
-    each = sa.select(*columns).where(is_suspect(mapped, *ACCUSED_STATES)).subquery("each_suspect")
+    found = sa.select(*columns).select_from(mapped.table).where(is_suspect(mapped, *ACCUSED_STATES))
+    each = found.subquery("each_suspect")
     return sa.select(*each.c, sa.func.count()).group_by(*each.c)
 
 
@@ -373,7 +387,7 @@ def _instant(mapped: MappedTable, key: ColumnKey) -> sa.ColumnElement[Any]:
     return sa.type_coerce(expression, time_type(mapped, key))
 
 
-def raw_columns(mapped: MappedTable, columns: Mapping[ColumnKey, sa.Column[Any]]) -> list[sa.ColumnElement[Any]]:
+def raw_columns(mapped: MappedTable, columns: Mapping[ColumnKey, sa.ColumnElement[Any]]) -> list[sa.ColumnElement[Any]]:
     """Return columns as stored: SQLite's times stay the text they are, so that they can be compared again."""
     return [
         (sa.type_coerce(column, time_type(mapped, key)) if key in mapped.times else column).label(f"job_{key}")
@@ -387,7 +401,7 @@ def open_jobs(mapped: MappedTable) -> sa.Select[Any]:
     open_words = mapped.words(JobState.QUEUED, JobState.RUNNING, JobState.SCHEDULED)
     queued, running = (_oldest(mapped, each) for each in ACCUSED_STATES)
     parts = [state, mapped.column("queue")] if mapped.has("queue") else [state]
-    counted = sa.select(state, sa.func.count(), queued, running, _queue(mapped))
+    counted = sa.select(state, sa.func.count(), queued, running, _queue(mapped)).select_from(mapped.table)
     return counted.where(is_open(mapped), state.in_(open_words)).group_by(*parts)
 
 
@@ -402,7 +416,8 @@ def usage(mapped: MappedTable) -> sa.Select[Any]:
     newest, _ = mapped.newest_first
     keys: tuple[ColumnKey, ...] = ("state", "enqueued_at", "started_at", "completed_at", "tokens", "cost")
     columns = {key: column.label(key) for key, column in mapped.columns(keys).items()}
-    sample = sa.select(*columns.values()).order_by(newest.desc()).limit(USAGE_JOBS).subquery("newest")
+    rows = sa.select(*columns.values()).select_from(mapped.table)
+    sample = rows.order_by(newest.desc()).limit(USAGE_JOBS).subquery("newest")
     return sa.select(sample.c.state, sa.func.count(), *_figures(mapped, sample)).group_by(sample.c.state)
 
 

@@ -20,6 +20,7 @@ from unstick.domain.undo import (
     CLAIMED,
     GONE,
     HELD,
+    IRREVERSIBLE,
     OVERTAKEN,
     UNDONE,
     UNFIT,
@@ -34,7 +35,7 @@ from unstick.sql.ledger import recovery_rows
 from unstick.sql.mapping import MappedTable
 from unstick.sql.rescue import in_halves, need_all, record_values
 from unstick.sql.statements import Predicate, Values, is_bound, rows_first, typed_id
-from unstick.sql.writes import FOR_ALL, as_stored, bound_rows, recorded_for_all
+from unstick.sql.writes import FOR_ALL, as_stored, bound_rows, recorded_for_all, way_of
 
 _TEXT = sa.Text()
 _RECORDED = ("job_id", "state", "reason", "detail", "undoes", "pre_image", "post_image")
@@ -113,6 +114,9 @@ class Undoing:
         alike: _Alike = {}
         lost: dict[str, str] = {}
         for each in self.batch.recoveries:
+            if not way_of(self.mapped, each.action, each.state).is_one_write:
+                lost[str(each.job_id)] = IRREVERSIBLE
+                continue
             found = images(each)
             if found is None or found[0].keys() - self.mapped.table.c.keys():
                 lost[str(each.job_id)] = UNRECORDED if found is None else UNFIT
@@ -194,15 +198,15 @@ def _sentence(mapped: MappedTable, names: Sequence[str], known: _Known, row: sa.
     if row is None:
         return GONE
     others = [name for place, name in enumerate(names) if not row[place + 2]]
-    state = mapped.column("state").name
+    state = mapped.declared.columns.get("state")
     if not others:
         return HELD
-    if state not in others:
+    if state is not None and state not in others:
         return f"it was changed since: {others[0]} is another"
     word = str(row.word).rstrip()
     if known.undoable.action is Action.RETRY and mapped.state_of(word) is JobState.RUNNING:
         return CLAIMED
-    return f"it was changed since: {state} is now {word}"
+    return f"it was changed since: {state or others[0]} is now {word}"
 
 
 # The statements. `given` are the rows of a batch, with what was there before the recovery (`was`) and what it `left`.
@@ -238,13 +242,13 @@ def _as_left(mapped: MappedTable, names: Sequence[str], given: sa.FromClause) ->
 def _before(mapped: MappedTable, names: Sequence[str], given: sa.FromClause) -> dict[str, sa.ColumnElement[Any]]:
     """Return what is written back, by the table's own column names."""
     values: dict[str, sa.ColumnElement[Any]] = {name: given.c[f"was_{place}"] for place, name in enumerate(names)}
-    if mapped.has("token") and (token := mapped.column("token")).name in values:
+    if "token" in mapped.declared.columns and (token := mapped.stored("token")).name in values:
         # Whoever holds the old one is the attempt that gets its job back. A queued job has none: there it goes on.
         runs = given.c.state == JobState.RUNNING.value
         values[token.name] = sa.case((runs, values[token.name]), else_=token)
     if mapped.leases:
         # A worker that lost its job runs it no longer, for all it knows: its lease would vouch for nobody's work.
-        worker = mapped.column("worker")
+        worker = mapped.stored("worker")
         there = values.get(worker.name, worker)
         nobody = sa.null() if worker.nullable else sa.literal("", worker.type)
         values[worker.name] = sa.case((_has_lease(mapped, there), nobody), else_=there)
@@ -280,7 +284,8 @@ def _put_back_in_one(mapped: MappedTable, names: Sequence[str], *, recorded: boo
         .cte("locked")
     )
     values = _before(mapped, names, locked)
-    state = mapped.column("state")
+    # Where no column is the state, any that was written tells whether a trigger kept the row as it was.
+    told_by = mapped.declared.columns.get("state", names[0])
     put_back = (
         sa.update(mapped.table)
         .where(key == locked.c.id, mapped.table.c.ctid == locked.c.locked_at)
@@ -288,13 +293,13 @@ def _put_back_in_one(mapped: MappedTable, names: Sequence[str], *, recorded: boo
         .returning(
             *(locked.c[name] for name in _RECORDED[:-1]),
             mapped.dialect.json_object({name: mapped.table.c[name] for name in values}).label("post_image"),
-            mapped.dialect.exact(state).label("now_is"),
-            mapped.dialect.exact(locked.c[f"was_{names.index(state.name)}"]).label("was"),
+            mapped.dialect.exact(mapped.table.c[told_by]).label("now_is"),
+            mapped.dialect.exact(locked.c[f"was_{names.index(told_by)}"]).label("was"),
         )
         .cte("put_back")
     )
     # A trigger that keeps a row as it was leaves nothing to be recorded.
-    kept = sa.select(put_back).where(put_back.c.now_is == put_back.c.was).cte("kept")
+    kept = sa.select(put_back).where(put_back.c.now_is.is_not_distinct_from(put_back.c.was)).cte("kept")
     if not recorded:
         return sa.select(kept.c.job_id)
     return sa.select(kept.c.job_id).add_cte(_record(kept).returning(tables.recoveries.c.job_id).cte("recorded"))
@@ -326,12 +331,4 @@ def _standing(mapped: MappedTable, names: Sequence[str]) -> sa.Select[Any]:
     same = [_is(mapped, name, given.c[f"left_{place}"]).label(f"same_{place}") for place, name in enumerate(names)]
     read = sa.select(given.c.job_id, mapped.dialect.exact(mapped.column("state")).label("word"), *same)
     joined = read.select_from(given.join(mapped.table, mapped.column("id") == given.c.id))
-    return rows_first(joined)
-
-
-def images_now(mapped: MappedTable, names: Sequence[str]) -> sa.Select[Any]:
-    """Read what stands in these columns of the bound rows."""
-    given = mapped.dialect.rows({"id": mapped.column("id").type, "job_id": _TEXT}).subquery("given")
-    image = mapped.dialect.json_object({name: mapped.table.c[name] for name in names})
-    joined = sa.select(given.c.job_id, image).select_from(given.join(mapped.table, mapped.column("id") == given.c.id))
     return rows_first(joined)

@@ -31,7 +31,8 @@ def unmapped(mapped: MappedTable) -> sa.Select[Any]:
     newest, _ = mapped.newest_first
     columns = mapped.columns(("state", "completed_at"))
     labelled = (column.label(key) for key, column in columns.items())
-    sample = sa.select(*labelled).order_by(newest.desc()).limit(NEWEST_JOBS).subquery("newest")
+    rows = sa.select(*labelled).select_from(mapped.table)
+    sample = rows.order_by(newest.desc()).limit(NEWEST_JOBS).subquery("newest")
     is_open = sample.c.completed_at.is_(None) if "completed_at" in columns else sa.true()
     state = sample.c.state
     return (

@@ -1,6 +1,7 @@
 """The guarded write: the statements that carry out decisions, with their guard in the statement itself.
 
-Each job of a batch was looked at, and must be as it was seen. What many jobs alike are ruled is in `rulings`.
+Each job of a batch was looked at, and must be as it was seen. What many jobs alike are ruled is in `rulings`, and what
+a preset has done to other tables in `own_writes`.
 """
 
 import json
@@ -15,13 +16,35 @@ from unstick.config import ColumnKey
 from unstick.domain.job import JobState
 from unstick.domain.recovery import Action, Decision, Outcome
 from unstick.domain.suspect import ACCUSED_STATES
+from unstick.presets.preset import Write
 from unstick.sql import tables
 from unstick.sql.mapping import MappedTable
 from unstick.sql.statements import Predicate, Values, is_bound, is_suspect, rows_first, time_type
+from unstick.sql.times import TimeForm
 
 _TEXT = sa.Text()
+SEEN = "seen"
+"""What the bound rows are called in a statement."""
 FOR_ALL = ("operation_id", "source", "action", "at")
 """What every record of a batch has in common, by the ledger's column names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How an action is carried out: as the mapping has it, or as a preset tells of jobs of one state."""
+
+    action: Action
+    told: Write | None = None
+
+    @property
+    def aimed_at(self) -> JobState:
+        """What a job is to be then."""
+        return JobState.FAILED if self.action is Action.MARK_FAILED else JobState.QUEUED
+
+    @property
+    def is_one_write(self) -> bool:
+        """Tell whether the jobs' rows are all that it changes, by a write of ours."""
+        return self.told is None or self.told.is_undoable
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +60,7 @@ class Found:
 
 def by_decision(mapped: MappedTable) -> Found:
     """Find the rows that still are suspects and of whose fence nothing moved since they were seen (R1, R2, R9)."""
-    seen = mapped.dialect.rows(seen_types(mapped)).subquery("seen")
+    seen = mapped.dialect.rows(seen_types(mapped)).subquery(SEEN)
     same = [
         mapped.dialect.unindexed(column).is_not_distinct_from(seen.c[f"seen_{key}"])
         for key, column in mapped.fence.items()
@@ -47,15 +70,35 @@ def by_decision(mapped: MappedTable) -> Found:
     return Found(seen, guard, {name: seen.c[name] for name in names if name in seen.c})
 
 
+def held(mapped: MappedTable, found: Found) -> Found:
+    """Find rows that were found before and are locked since, whatever else has changed with our own writes."""
+    return Found(found.rows, is_bound(mapped, found.rows), found.said)
+
+
 def seen_types(mapped: MappedTable) -> dict[str, sa.types.TypeEngine[Any]]:
     """Return names and types of the rows a batch hands over: the key, the fence, and what is written per job."""
     fence = {
         f"seen_{key}": time_type(mapped, key) if key in mapped.times else column.type
         for key, column in mapped.fence.items()
     }
-    due = {"due": time_type(mapped, "scheduled_at")} if mapped.has("scheduled_at") else {}
     recorded = {"job_id": _TEXT, "state": _TEXT, "reason": _TEXT, "detail": _TEXT}
+    form = due_form(mapped)
+    due = {} if form is None else {"due": mapped.dialect.time_type(form) if _is_told(mapped) else _due_type(mapped)}
     return {"id": mapped.column("id").type, **fence, **recorded, **due}
+
+
+def due_form(mapped: MappedTable) -> TimeForm | None:
+    """Return the form in which it is said when a retried job is due, None where nothing can wait."""
+    return mapped.dialect.common_form if _is_told(mapped) else mapped.times.get("scheduled_at")
+
+
+def _is_told(mapped: MappedTable) -> bool:
+    preset = mapped.declared.preset
+    return preset is not None and bool(preset.fail or preset.retry)
+
+
+def _due_type(mapped: MappedTable) -> sa.types.TypeEngine[Any]:
+    return time_type(mapped, "scheduled_at")
 
 
 def seen_row(decision: Decision, detail: str, due: object) -> tuple[object, ...]:
@@ -70,10 +113,26 @@ def bound_rows(rows: Sequence[Sequence[object]]) -> Values:
     return {"unstick_seen": json.dumps(rows, default=str), "unstick_keys": [row[0] for row in rows]}
 
 
-def changes(mapped: MappedTable, action: Action, said: Mapping[str, sa.ColumnElement[Any]]) -> dict[str, Any]:
-    """Return what an action writes, by the table's own column names."""
-    by_key = _failed(mapped, said) if action is Action.MARK_FAILED else _requeued(mapped, said)
-    return {mapped.column(key).name: value for key, value in by_key.items() if mapped.has(key)}
+def way_of(mapped: MappedTable, action: Action, state: JobState) -> Way:
+    """Return how an action is carried out on jobs of a state."""
+    preset = mapped.declared.preset
+    return Way(action, None if preset is None else preset.write(action, state))
+
+
+def changes(mapped: MappedTable, way: Way, said: Mapping[str, sa.ColumnElement[Any]]) -> dict[str, Any]:
+    """Return what is written, by the table's own column names."""
+    if way.told is not None:
+        places = said_places(mapped, said)
+        return {name: mapped.told(sql, mapped.table.c[name].type, **places) for name, sql in way.told.set.items()}
+    by_key = _failed(mapped, said) if way.action is Action.MARK_FAILED else _requeued(mapped, said)
+    return {mapped.stored(key).name: value for key, value in by_key.items() if mapped.has(key)}
+
+
+def said_places(mapped: MappedTable, said: Mapping[str, sa.ColumnElement[Any]]) -> dict[str, str]:
+    """Return what a preset's SQL may name of what is said of a job, and of the instant of the write."""
+    now = f"CAST(:unstick_now AS {mapped.dialect.type_name(mapped.dialect.time_type(mapped.dialect.common_form))})"
+    rows = {name: str(column) for name, column in said.items()}
+    return rows | {"id": f"{mapped.places['jobs']}.{mapped.quoted(mapped.stored('id').name)}", "now": now}
 
 
 def _failed(mapped: MappedTable, said: Mapping[str, sa.ColumnElement[Any]]) -> dict[ColumnKey, Any]:
@@ -141,30 +200,30 @@ def _at(mapped: MappedTable, key: ColumnKey) -> sa.ColumnElement[Any]:
     return sa.bindparam(f"unstick_at_{key}", type_=time_type(mapped, key))
 
 
-def pre_image(mapped: MappedTable, action: Action, found: Found) -> sa.ColumnElement[str]:
+def pre_image(mapped: MappedTable, way: Way, found: Found) -> sa.ColumnElement[str]:
     """Return what the action overwrites, as a JSON object by the table's own column names."""
-    return mapped.dialect.json_object({name: mapped.table.c[name] for name in changes(mapped, action, found.said)})
+    return mapped.dialect.json_object({name: mapped.table.c[name] for name in changes(mapped, way, found.said)})
 
 
-def recover_in_one(mapped: MappedTable, action: Action, found: Found, *, recorded: bool) -> sa.Select[Any]:
+def recover_in_one(mapped: MappedTable, way: Way, found: Found, *, recorded: bool) -> sa.Select[Any]:
     """Lock, compare, change and record a batch in one statement, and return the ids that were changed (PostgreSQL).
 
     Rows that somebody holds are skipped, not waited for (SKIP LOCKED). The lock re-reads a row that changed
     after the statement's snapshot and tests the whole guard again on what it finds.
     """
     locked = (
-        _found(mapped, action, found)
+        _found(mapped, way, found)
         .add_columns(mapped.column("id").label("locked_id"), mapped.table.c.ctid.label("locked_at"))
         .with_for_update(skip_locked=True, key_share=True)
         .cte("locked")
     )
     said = {name: locked.c[name] for name in found.said}
-    left = {name: mapped.table.c[name] for name in changes(mapped, action, said)}
+    left = {name: mapped.table.c[name] for name in changes(mapped, way, said)}
     changed = (
         sa.update(mapped.table)
         # The address saves the second look-up by key; the key stays, for a partition's address isn't unique.
         .where(mapped.column("id") == locked.c.locked_id, locked.c.locked_at == mapped.table.c.ctid)
-        .values(changes(mapped, action, said))
+        .values(changes(mapped, way, said))
         .returning(
             *locked.c,
             mapped.dialect.exact(mapped.column("state")).label("now_is"),
@@ -173,8 +232,7 @@ def recover_in_one(mapped: MappedTable, action: Action, found: Found, *, recorde
         .cte("changed")
     )
     # A trigger that keeps a row as it was leaves nothing to be recorded.
-    aimed_at = JobState.FAILED if action is Action.MARK_FAILED else JobState.QUEUED
-    changed = sa.select(changed).where(changed.c.now_is == str(mapped.word(aimed_at))).cte("kept")
+    changed = sa.select(changed).where(changed.c.now_is.in_(_aimed_at(mapped, way))).cte("kept")
     if not recorded:
         return sa.select(changed.c.job_id, changed.c.pre_image)
     return sa.select(changed.c.job_id, sa.literal("", _TEXT)).add_cte(
@@ -182,10 +240,15 @@ def recover_in_one(mapped: MappedTable, action: Action, found: Found, *, recorde
     )
 
 
-def intended(mapped: MappedTable, action: Action, found: Found) -> sa.Select[Any]:
+def _aimed_at(mapped: MappedTable, way: Way) -> list[str]:
+    """Return the words of which one must stand there after the write."""
+    return [str(mapped.word(way.aimed_at))] if way.told is None else [str(word) for word in mapped.words(way.aimed_at)]
+
+
+def intended(mapped: MappedTable, way: Way, found: Found) -> sa.Select[Any]:
     """Read what carrying out a batch would overwrite, and what it would write, job by job."""
-    written = {name: as_stored(mapped, name, value) for name, value in changes(mapped, action, found.said).items()}
-    return _found(mapped, action, found).add_columns(mapped.dialect.json_object(written).label("post_image"))
+    written = {name: as_stored(mapped, name, value) for name, value in changes(mapped, way, found.said).items()}
+    return _found(mapped, way, found).add_columns(mapped.dialect.json_object(written).label("post_image"))
 
 
 def as_stored(mapped: MappedTable, name: str, value: Any) -> Any:  # noqa: ANN401 - what is written to a column
@@ -194,36 +257,35 @@ def as_stored(mapped: MappedTable, name: str, value: Any) -> Any:  # noqa: ANN40
     return value if type_ is None else sa.cast(value, type_)
 
 
-def images(mapped: MappedTable, action: Action) -> sa.Select[Any]:
-    """Read what stands in the columns an action writes, of the bound rows."""
+def images_now(mapped: MappedTable, names: Sequence[str]) -> sa.Select[Any]:
+    """Read what stands in these columns of the bound rows."""
     given = mapped.dialect.rows({"id": mapped.column("id").type, "job_id": _TEXT}).subquery("given")
-    said = {name: sa.null() for name in ("job_id", "state", "reason", "detail", "due")}
-    image = mapped.dialect.json_object({name: mapped.table.c[name] for name in changes(mapped, action, said)})
+    image = mapped.dialect.json_object({name: mapped.table.c[name] for name in names})
     joined = sa.select(given.c.job_id, image).select_from(given.join(mapped.table, mapped.column("id") == given.c.id))
     return rows_first(joined)
 
 
-def lock(mapped: MappedTable, action: Action, found: Found, *, recorded: bool) -> sa.Select[Any]:
+def lock(mapped: MappedTable, way: Way, found: Found, *, recorded: bool) -> sa.Select[Any]:
     """Lock those rows of a batch that the guard holds for, skipping what somebody holds; read what nobody records."""
-    image = sa.literal("", _TEXT) if recorded else pre_image(mapped, action, found)
+    image = sa.literal("", _TEXT) if recorded else pre_image(mapped, way, found)
     ids = sa.select(mapped.column("id"), found.said["job_id"].label("job_id"), image)
     joined = ids.select_from(found.rows.join(mapped.table, mapped.column("id") == found.rows.c.id))
-    return rows_first(joined.where(found.guard)).with_for_update(skip_locked=True)
+    return rows_first(joined.where(found.guard)).with_for_update(skip_locked=True, key_share=True)
 
 
-def record_locked(mapped: MappedTable, action: Action, found: Found) -> sa.Insert:
+def record_locked(mapped: MappedTable, way: Way, found: Found) -> sa.Insert:
     """Record the rows about to be changed, with what is overwritten and what is written."""
-    return _record(intended(mapped, action, found).subquery("found"))
+    return _record(intended(mapped, way, found).subquery("found"))
 
 
-def change_locked(mapped: MappedTable, action: Action, found: Found) -> sa.Update:
+def change_locked(mapped: MappedTable, way: Way, found: Found) -> sa.Update:
     """Change the rows of a batch: the whole guard once more, in the write itself."""
-    return sa.update(mapped.table).where(found.guard).values(changes(mapped, action, found.said))
+    return sa.update(mapped.table).where(found.guard).values(changes(mapped, way, found.said))
 
 
-def _found(mapped: MappedTable, action: Action, found: Found) -> sa.Select[Any]:
+def _found(mapped: MappedTable, way: Way, found: Found) -> sa.Select[Any]:
     said = [column.label(name) for name, column in found.said.items()]
-    columns = sa.select(*said, pre_image(mapped, action, found).label("pre_image"))
+    columns = sa.select(*said, pre_image(mapped, way, found).label("pre_image"))
     joined = columns.select_from(found.rows.join(mapped.table, mapped.column("id") == found.rows.c.id))
     return rows_first(joined.where(found.guard))
 
@@ -251,5 +313,6 @@ def recorded_for_all() -> list[sa.BindParameter[Any]]:
 
 
 def at_values(mapped: MappedTable, at: datetime) -> Values:
-    """Return the instant of a write in each time column's own form."""
-    return {f"unstick_at_{key}": form.write(at) for key, form in mapped.times.items()}
+    """Return the instant of a write in each time column's own form, and in the form that presets are told it in."""
+    written = {f"unstick_at_{key}": form.write(at) for key, form in mapped.times.items()}
+    return written | {"unstick_now": mapped.dialect.common_form.write(at)}

@@ -1,0 +1,1 @@
+"""Job systems that are SQL tables: one data file each, and what reads it."""

@@ -1,0 +1,150 @@
+"""Job systems as their users run them: real workers, in an environment of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.engine import make_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tests.servers import Database
+
+ROOT = Path(__file__).parents[2]
+_HERE = Path(__file__).parent
+_PATIENCE = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A job system, and what a test has to know to play through its scenarios."""
+
+    name: str
+    """Of its preset, its folder beside this file and its environment."""
+    databases: tuple[str, ...] = ("postgres18",)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that make its workers' silence tell sooner than in earnest."""
+    grow_old: str | None = None
+    """Where age is the only witness: makes the jobs of `:ids` look as if they had begun two hours ago."""
+    unknown: str
+    """Makes its schema one that nobody has tried."""
+    failed: Mapping[str, object]
+    """What its own interface tells of a job that was marked failed, of what is the same each time."""
+    retried: Mapping[str, object]
+    """And of a job that was retried and has succeeded since."""
+    undoable: bool = True
+    """What was done to a job can be undone."""
+
+
+@dataclass(kw_only=True)
+class Installed:
+    """A system with a database of its own, its application's commands, and its workers."""
+
+    system: System
+    database: Database
+    journal: Path
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def environment(self) -> Path:
+        """Where the system is installed."""
+        return ROOT / ".systems" / self.system.name
+
+    def run(self, command: str, *arguments: str) -> Any:  # noqa: ANN401
+        """Run a command of the application's to its end and return what it tells."""
+        done = subprocess.run(
+            self._line(command, *arguments), env=self._environment(), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{self.system.name} {command} failed:\n{done.stderr[-3000:]}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def start_workers(self, *tokens: str) -> None:
+        """Start a worker for each of these jobs."""
+        with (self.journal / "workers.log").open("a") as log:
+            self.workers += [
+                subprocess.Popen(
+                    self._line("work", token), env=self._environment(), stdout=log, stderr=log, start_new_session=True
+                )
+                for token in tokens
+            ]
+
+    def kill_worker_of(self, token: str) -> None:
+        """Kill the worker that runs a job, with all its processes, as the kernel does when memory runs out."""
+        os.killpg(os.getpgid(self.process_of(token)), signal.SIGKILL)
+
+    def process_of(self, token: str) -> int:
+        """Return the process that began a job last."""
+        return int([line.split()[2] for line in self.lines() if line.startswith(f"began {token} ")][-1])
+
+    def release(self, *tokens: str) -> None:
+        """Let these jobs come to their end."""
+        for token in tokens:
+            (self.journal / f"gate-{token}").touch()
+
+    def await_line(self, what: str, tokens: Sequence[str]) -> None:
+        """Wait until these jobs have begun or ended."""
+        wait_until(lambda: all(any(line.startswith(f"{what} {t} ") for line in self.lines()) for t in tokens), self.log)
+
+    def lines(self) -> list[str]:
+        journal = self.journal / "journal"
+        return journal.read_text().splitlines() if journal.exists() else []
+
+    def log(self) -> str:
+        log = self.journal / "workers.log"
+        return f"{self.lines()}\n{log.read_text()[-3000:] if log.exists() else ''}"
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            try:
+                os.killpg(worker.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        for worker in self.workers:
+            worker.wait()
+
+    def _line(self, command: str, *arguments: str) -> list[str]:
+        app = _HERE / self.system.name / "app.py"
+        if app.exists():
+            return [str(self.environment / "bin" / "python"), str(app), command, *arguments]
+        return ["node", str(app.with_suffix(".mjs")), command, *arguments]
+
+    def _environment(self) -> dict[str, str]:
+        plain = make_url(self.database.url).set(drivername=self.database.backend)
+        return {
+            "PATH": os.environ["PATH"],
+            "DATABASE": plain.render_as_string(hide_password=False),
+            "JOURNAL": str(self.journal),
+            "ENVIRONMENT": str(self.environment),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+
+@contextmanager
+def installed(system: System, database: Database, journal: Path) -> Iterator[Installed]:
+    """Lend a system with its tables in a database, and kill its workers after."""
+    app = Installed(system=system, database=database, journal=journal)
+    if not (app.environment / "installed.txt").exists():
+        raise RuntimeError(f"{system.name} isn't installed; run scripts/install-systems")
+    try:
+        yield app
+    finally:
+        app.stop()
+
+
+def wait_until(holds: Callable[[], bool], explain: Callable[[], str] = lambda: "") -> None:
+    """Wait for something that other processes do."""
+    deadline = time.monotonic() + _PATIENCE
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(explain())
+        time.sleep(0.02)

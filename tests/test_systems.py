@@ -1,0 +1,232 @@
+"""Job systems that people run, with their own workers: what Unstick finds, says and does among their jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+from tests.jobs import jobs_table
+from tests.systems.harness import Installed, installed, wait_until
+from tests.systems.known import SYSTEMS
+from tests.systems.page import rows, show
+from unstick.config import Settings, load_settings
+from unstick.domain.diagnosis import Reason
+from unstick.domain.errors import InvalidRequestError
+from unstick.domain.recovery import Action, Outcome
+from unstick.domain.standing import Standing
+from unstick.domain.undo import IRREVERSIBLE
+from unstick.pipeline.looking import take_look
+from unstick.pipeline.recovering import RecoverOrder, recover_job
+from unstick.pipeline.sweep import SweepOrder, sweep
+from unstick.pipeline.undo import UndoOrder, undo
+from unstick.pipeline.verdict import judge
+from unstick.presets.preset import load_preset, shipped
+from unstick.sql.engine import open_engine
+from unstick.sql.inspection import inspect_database, to_toml
+from unstick.testing.conformance import batch_of
+from unstick.wiring import open_watched, upgrade_database
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from tests.servers import Database
+    from tests.systems.harness import System
+    from unstick.pipeline.watched import Watched
+
+EVERYWHERE = [(system, database) for system in SYSTEMS for database in system.databases]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A system in its database, watched by Unstick."""
+
+    app: Installed
+    settings: Settings
+    version: str
+    """Of the system that is installed."""
+
+    @property
+    def system(self) -> System:
+        return self.app.system
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[Watched]:
+        async with open_watched(self.settings) as watched:
+            yield watched
+
+    async def recover(self, watched: Watched, job_id: int | str, action: Action) -> Outcome:
+        report = await recover_job(watched, RecoverOrder(actor="test", job_id=job_id, action=action))
+        return report.outcome
+
+    async def execute(self, statement: str, **values: object) -> None:
+        """Do something to the tables as their owner would."""
+        engine = open_engine(self.app.database.url)
+        async with engine.begin() as connection:
+            bound: list[sa.BindParameter[object]] = [sa.bindparam(name, expanding=True) for name in values]
+            await connection.execute(sa.text(statement).bindparams(*bound), values)
+        await engine.dispose()
+
+    def tell(self, job_id: object) -> dict[str, object]:
+        """Ask the system's own interface about a job."""
+        (told,) = self.app.run("tell", str(job_id))
+        assert isinstance(told, dict)
+        return told
+
+    def await_end(self, job_id: object) -> None:
+        wait_until(lambda: self.tell(job_id)["state"] == self.system.retried["state"], self.app.log)
+
+
+@pytest.fixture
+def scene(system: System, database: Database, tmp_path: Path) -> Iterator[Scene]:
+    # As if nothing else were written: what a system's users put into their configuration.
+    source = {"url": database.url, "preset": system.name, **system.source}
+    policy = {"running_after": "1h" if system.grow_old else "2s", "retry_backoff": "1s"}
+    settings = Settings.model_validate({"sources": {"main": source}, "policy": policy})
+    with installed(system, database, tmp_path) as app:
+        yield Scene(app=app, settings=settings, version=app.run("migrate"))
+
+
+everywhere = pytest.mark.parametrize(
+    ("system", "database"),
+    EVERYWHERE,
+    indirect=["database"],
+    ids=[f"{system.name}-{database}" for system, database in EVERYWHERE],
+)
+
+
+@everywhere
+async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alone(scene: Scene) -> None:
+    """A job is marked failed so that its own system says so, another runs again to its end; a healthy one does, too."""
+    app = scene.app
+    failed, retried, healthy = app.run("enqueue", "failed", "retried", "healthy")
+    app.start_workers("failed", "retried", "healthy")
+    app.await_line("began", ["failed", "retried", "healthy"])
+    await upgrade_database(scene.settings)
+    app.kill_worker_of("failed")
+    app.kill_worker_of("retried")
+    if scene.system.grow_old is not None:
+        await scene.execute(scene.system.grow_old, ids=[failed, retried])
+
+    async with scene.watched() as watched:
+        await _found_stuck(watched, failed, retried)
+        assert await scene.recover(watched, failed, Action.MARK_FAILED) is Outcome.APPLIED
+        await _undone_or_not_at_all(scene, watched, failed)
+        assert await scene.recover(watched, retried, Action.RETRY) is Outcome.APPLIED
+        assert (await _standing(watched, healthy)) in {Standing.BEATING, Standing.HELD}
+
+        told = scene.tell(failed)
+        assert told.items() >= scene.system.failed.items()
+        assert "error" not in told or "Job stuck in running" in str(told["error"])
+        app.start_workers("retried")
+        wait_until(lambda: sum(line.startswith("began retried ") for line in app.lines()) == 2, app.log)
+        app.release("retried")
+        scene.await_end(retried)
+        assert scene.tell(retried).items() >= scene.system.retried.items()
+        await _finishing_wins(scene, watched, healthy)
+        await _only_read_in_another_version(scene, watched)
+    seen = ("found", "failed", "retried", "healthy left alone", "finish wins", "version")
+    show(
+        load_preset(scene.system.name), scene.system.name, scene.version, app.database.backend, "its own", seen,
+        undoable=scene.system.undoable,
+    )  # fmt: skip
+
+
+async def _found_stuck(watched: Watched, *job_ids: int | str) -> None:
+    """Wait until all of them are found stuck, and no others."""
+    async with asyncio.timeout(30):
+        for job_id in job_ids:
+            while (verdict := await judge(watched, job_id)) is None or verdict.standing is not Standing.STUCK:
+                pass
+            assert verdict.reason in {Reason.WORKER_GONE, Reason.SILENT}
+    report = await sweep(watched, SweepOrder(actor="test", dry_run=True))
+    assert report.tally.of(outcome=Outcome.APPLIED) == len(job_ids)
+
+
+async def _undone_or_not_at_all(scene: Scene, watched: Watched, job_id: int | str) -> None:
+    """What changed nothing but the job's row is taken back, and done again; of anything else it is said why not."""
+    before = scene.tell(job_id)
+    report = await undo(watched, UndoOrder(actor="test", job_id=job_id))
+    if scene.system.undoable:
+        assert report.of(outcome=Outcome.APPLIED) == 1
+        assert await _standing(watched, job_id) is Standing.STUCK
+        assert await scene.recover(watched, job_id, Action.MARK_FAILED) is Outcome.APPLIED
+    else:
+        assert [each.detail for each in report.left] == [IRREVERSIBLE]
+        assert scene.tell(job_id) == before
+
+
+async def _standing(watched: Watched, job_id: int | str) -> Standing:
+    verdict = await judge(watched, job_id)
+    assert verdict is not None
+    return verdict.standing
+
+
+async def _finishing_wins(scene: Scene, watched: Watched, job_id: int | str) -> None:
+    """A job that finishes after it was looked at, and before it is written to, stays as its worker left it."""
+    look = replace(await take_look(watched), running_after=timedelta(0), only=frozenset({job_id}))
+    suspects = [suspect async for page in watched.source.suspects(look) for suspect in page.suspects]
+    batch = batch_of(suspects, look)
+    assert [decision.suspect.job_id for decision in batch.decisions] == [job_id]
+    scene.app.release("healthy")
+    scene.await_end(job_id)
+    result = await watched.source.recover(replace(batch, operation_id=1))
+    assert (result.applied, result.refused) == (frozenset(), {})
+    assert scene.tell(job_id)["state"] == scene.system.retried["state"]
+
+
+async def _only_read_in_another_version(scene: Scene, watched: Watched) -> None:
+    await scene.execute(scene.system.unknown)
+    with pytest.raises(InvalidRequestError, match=r"only read: its tables of .* are of version"):
+        await sweep(watched, SweepOrder(actor="test"))
+    assert (await watched.source.usage()).window_jobs > 0
+
+
+def test_the_page_tells_of_every_preset_and_of_nothing_else() -> None:
+    told = {row.split(" | ")[1].strip("`") for row in rows()}
+    assert told == set(shipped())
+    assert {(row.split(" | ")[1].strip("`")) for row in rows()} == {system.name for system in SYSTEMS}
+
+
+async def test_several_systems_in_one_database_are_recognised_and_swept(
+    postgres_database: Database, tmp_path: Path
+) -> None:
+    """Each by its tables, under whatever schema and prefix; the application's own table is proposed beside them."""
+    there = [system for system in SYSTEMS if "postgres18" in system.databases]
+    for system in there:
+        with installed(system, postgres_database, tmp_path) as app:
+            app.run("migrate")
+    engine = open_engine(postgres_database.url)
+    async with engine.begin() as connection:
+        await connection.run_sync(jobs_table().metadata.create_all)
+        await connection.execute(sa.text("CREATE SCHEMA eu"))
+        for name in ("pgqueuer", "pgqueuer_log"):
+            await connection.execute(sa.text(f"CREATE TABLE eu.my_{name} (LIKE public.{name} INCLUDING ALL)"))
+        await connection.execute(sa.text("ALTER TABLE eu.my_pgqueuer ADD COLUMN shard text"))
+
+    found = await inspect_database(engine)
+    await engine.dispose()
+    assert {each.preset for each in found.systems} == {system.name for system in there}
+    (foreign,) = (each for each in found.systems if not each.is_plain)
+    assert (foreign.source, foreign.table) == ("pgqueuer_2", "eu.my_pgqueuer")
+    assert [each.source for each in found.systems if each.problem is not None] == ["pgqueuer_2"]
+    assert found.inspection is not None
+    assert found.inspection.facts.name == "ai_generation_jobs"
+
+    file = tmp_path / "unstick.toml"
+    file.write_text(to_toml("main", postgres_database.url, found))
+    settings = load_settings(file)
+    assert set(settings.sources) == {"main", *(each.source for each in found.systems)}
+    await upgrade_database(settings, "main")
+    for name in settings.sources.keys() - {"pgqueuer_2"}:
+        async with open_watched(settings, name) as watched:
+            await sweep(watched, SweepOrder(actor="test"))
+    async with open_watched(settings, "pgqueuer_2") as watched:
+        with pytest.raises(InvalidRequestError, match="only read"):
+            await sweep(watched, SweepOrder(actor="test"))
