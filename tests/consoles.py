@@ -159,6 +159,7 @@ def a_person(
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
         extra_http_headers={"Authorization": f"Bearer {console.token(role, name)}"},
+        reduced_motion="reduce",  # what is half way from light to dark has the contrast of neither
         **{"locale": "en-GB", "timezone_id": "Europe/Kyiv", **options},
     )
     person = Person(page=context.new_page(), context=context)

@@ -21,6 +21,9 @@ from unstick.console.router import console_router
 from unstick.domain.access import Principal, Role
 from unstick.domain.job import JobState
 
+FROM_HERE = {"Sec-Fetch-Site": "same-origin"}
+"""What a browser says of a form that a page of the console sent."""
+
 
 async def ada() -> Principal:
     return Principal(name="ada", role=Role.ADMIN)
@@ -93,16 +96,17 @@ async def test_a_form_that_means_nothing_changes_nothing(sent: dict[str, Any], s
     world = World()
     before = world.states()
     async with client(host(world)) as caller:
-        answer = await caller.post("/console/recover/main/2", **sent)
+        answer = await caller.post("/console/recover/main/2", headers=FROM_HERE, **sent)
     assert (answer.status_code, world.states()) == (status, before)
 
 
 async def test_after_choosing_a_language_nobody_is_led_elsewhere() -> None:
     async with client(host(World())) as caller:
         for back in ("https://evil.test/", "//evil.test", "/\\evil.test", "", "javascript:alert(1)"):
-            answer = await caller.post("/console/preferences", data={"back": back, "language": "uk"})
+            answer = await caller.post("/console/preferences", data={"back": back, "language": "uk"}, headers=FROM_HERE)
             assert (answer.status_code, answer.headers["location"]) == (303, "/console/")
-        kept = await caller.post("/console/preferences", data={"back": "/console/audit?all=true", "theme": "dark"})
+        chosen = {"back": "/console/audit?all=true", "theme": "dark"}
+        kept = await caller.post("/console/preferences", data=chosen, headers=FROM_HERE)
     assert kept.headers["location"] == "/console/audit?all=true"
 
 
@@ -114,7 +118,8 @@ async def test_a_hosts_app_includes_the_console_on_its_own_sessions(app_host: Ho
     async with client(app) as caller:
         listed = await caller.get("/ops/console/stuck")
         assert f'href="/ops/console/jobs/main/{stuck}"' in listed.text
-        done = await caller.post(f"/ops/console/recover/main/{stuck}", data={"action": "mark_failed", "reason": "=1+1"})
+        form = {"action": "mark_failed", "reason": "=1+1"}
+        done = await caller.post(f"/ops/console/recover/main/{stuck}", data=form, headers=FROM_HERE)
         assert done.headers["location"] == f"/ops/console/jobs/main/{stuck}?came_to=applied"
         csv = await caller.get("/ops/console/audit/csv")
         lines = (await caller.get("/ops/console/audit/json?outcome=started")).text.splitlines()

@@ -182,7 +182,7 @@ def console_router(
     Args:
         sessions: the app's own session factory, such as `AsyncSessionLocal`.
         auth: a FastAPI dependency of the app's that returns a `Principal` or refuses the caller by raising
-            `HTTPException`. The app guards its own sessions against forged requests.
+            `HTTPException`. Forms from elsewhere are refused, as `Sec-Fetch-Site` or `Origin` tells.
         jobs: the table, where it is not the one `configure` or the configuration names.
         policy: likewise.
         prefix: where the pages are.

@@ -10,7 +10,7 @@ class Retention:
     """How long what is kept: the record of what was done to jobs for ever, unless the operator says how long."""
 
     events: timedelta = timedelta(days=7)
-    """Events, and snoozes and alerts that are over."""
+    """Events, and snoozes, alerts and credentials that are over."""
     sightings: timedelta = timedelta(days=30)
     """How suspects looked."""
     audit: timedelta | None = None

@@ -12,7 +12,7 @@ from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import JobId, JobState
 from unstick.domain.policy import SINCE
-from unstick.domain.recovery import Action, Outcome
+from unstick.domain.recovery import Action, Outcome, Undo
 from unstick.domain.undo import Undoable, UndoPage
 from unstick.sql.statements import Predicate
 from unstick.sql.tables import audit, recoveries
@@ -75,7 +75,7 @@ async def _page(
     records = (
         sa.select(recoveries.c.id, recoveries.c.job_count)
         .where(recoveries.c.operation_id == operation_id, recoveries.c.id > after)
-        .where(recoveries.c.outcome == Outcome.APPLIED.value)
+        .where(recoveries.c.outcome == Outcome.APPLIED.value, recoveries.c.action != Undo.UNDO.value)
         .order_by(recoveries.c.id)
         .limit(_ROWS)
     )
