@@ -143,17 +143,18 @@ async def _count(
         return sum(len(part.found) for part in parts.values()), True
     if wanted.text is not None or wanted.reason is not None:
         return sum(len(part.found) for part in parts.values()), False
-    number = 0
+    number, exact = 0, True
     for scope in scopes:
         states = tuple(state for state in scope.look.states if not _asks(watched, scope, state))
         if states:
             counts = await watched.source.count_suspects(replace(scope.look, states=states), MOST_COUNTED + 1)
-            number += counts.total
+            number, exact = number + counts.total, exact and counts.exact
         if len(states) < len(scope.look.states):
-            number += len((await convicted_running(watched, scope)).convicted)
+            running = await convicted_running(watched, scope)
+            number, exact = number + len(running.convicted), exact and running.exact
         if number > MOST_COUNTED:
             return MOST_COUNTED, False
-    return number, True
+    return number, exact
 
 
 def _asks(watched: Watched, scope: Scope, state: JobState) -> bool:
