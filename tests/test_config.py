@@ -387,7 +387,11 @@ def test_what_is_missing_is_told_by_the_variable_where_there_is_no_file(monkeypa
         ),
         (
             '[sources.main.registry]\ntable = "w"\nalive_for = "30s"\ncolumns = { id = "id" }',
-            "`[sources.main.registry] columns` must name `id` and `heartbeat_at`.",
+            "`[sources.main.registry] columns` must name `id`, and one of `heartbeat_at` and `expires_at`.",
+        ),
+        (
+            '[sources.main.registry]\ntable = "w"\ncolumns = { id = "id", heartbeat_at = "x" }',
+            "`[sources.main] registry` needs `alive_for` for `heartbeat_at`, and none for `expires_at`.",
         ),
         (
             '[sources.main.registry]\ntable = "w"\nalive_for = "30s"\ncolumns = { id = "id", heartbeat_at = 3 }',

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,10 @@ from tests.test_races import (
     DEADLINE,
     HOUR,
     POSTGRES,
+    READING,
     ROW_LOCKING,
     _waits_elsewhere,
+    after_each,
     after_first,
     bench,
     elsewhere,
@@ -56,18 +57,11 @@ from unstick.testing.conformance import MINUTE, batch_of, look_at, suspects_of
 from unstick.worker import this_process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
     from tests.jobs import SqlBench
     from tests.servers import Database
     from unstick.domain.work import ClaimedJob
 
 __all__ = ["bench"]
-
-READING = {"postgresql": "array_agg"}
-"""What only the statement says that reads who is to be ruled on."""
 
 
 async def change(bench: SqlBench, *statements: str) -> None:
@@ -96,11 +90,10 @@ async def test_what_a_ruling_would_overwrite_is_still_what_its_record_says(datab
         f"{jobs} success = false WHERE id = 3",
         f"{jobs} status = 'pending' WHERE id = 6",
     )
-    reading = READING.get(bench.engine.dialect.name, "ORDER BY ai_generation_jobs.id")
 
     # The queued ones are read first.
     acts = [lambda: elsewhere(lambda: change(bench, moves[3])), lambda: elsewhere(lambda: change(bench, *moves[:3]))]
-    with after_each(bench.engine, reading, acts):
+    with after_each(bench.engine, READING, acts):
         report = await bench.sweep()
 
     images = {int(record.job_id): json.loads(record.pre_image) for record in await bench.recoveries()}
@@ -116,23 +109,6 @@ async def test_what_a_ruling_would_overwrite_is_still_what_its_record_says(datab
         6: ("pending", None, None),
         7: ("queued", None, None),
     }
-
-
-@contextmanager
-def after_each(engine: AsyncEngine, fragment: str, acts: list[Any]) -> Iterator[None]:
-    """Act after each of our first statements that hold this fragment, one act after the other."""
-    left = list(acts)
-
-    def hook(_c: Any, _cursor: Any, statement: str, _p: Any, _context: Any, _many: Any) -> None:  # noqa: ANN401
-        if fragment in statement and left:
-            left.pop(0)()
-
-    event.listen(engine.sync_engine, "after_cursor_execute", hook)
-    try:
-        yield
-    finally:
-        event.remove(engine.sync_engine, "after_cursor_execute", hook)
-    assert left == []
 
 
 # Locks.

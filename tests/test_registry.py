@@ -190,6 +190,24 @@ async def test_a_heartbeat_in_the_future_says_nothing(office: Office) -> None:
     assert (await word(office.witness, await office.job("8")))[0] is Holding.HELD
 
 
+async def test_whoever_says_until_when_it_lives_lives_until_then(database: Database) -> None:
+    """However far ahead that is; a number is a time, and of none nobody knows."""
+    for time in (AWARE, sa.BigInteger()):
+        office = await open_office(
+            database, time=time, columns={"id": "id", "expires_at": "last_heartbeat"}, alive_for=None
+        )
+        now = await office.clock()
+        for name, until in ((7, now + timedelta(days=1)), (8, now - 90 * SECOND), (9, None)):
+            value = until if time is AWARE or until is None else int(until.timestamp())
+            async with office.engine.begin() as connection:
+                await connection.execute(sa.insert(office.table).values(id=name, last_heartbeat=value))
+        jobs = [await office.job(name) for name in ("7", "8", "9")]
+        assert await words(office.witness, jobs) == [Holding.HELD, Holding.RELEASED, Holding.UNKNOWN]
+        async with office.engine.begin() as connection:
+            await connection.run_sync(office.table.drop)
+        await office.engine.dispose()
+
+
 async def test_naive_times_mean_what_the_mapping_says(database: Database) -> None:
     """C2: read as UTC, a fresh heartbeat from Berlin would be one from the future, and a stale one fresh."""
     office = await open_office(database, time=NAIVE, zone="Europe/Berlin")

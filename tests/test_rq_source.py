@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import json
+import os
+import re
+import sys
+from asyncio.subprocess import PIPE
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.rq_jobs import NAME, WORDS, RqBench, open_rq_bench, written
-from unstick.domain.errors import SourceUnavailableError
+from unstick.config import Settings, load_settings
+from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.evidence import Holding
 from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.policy import Policy
@@ -26,15 +36,18 @@ from unstick.pipeline.watched import Watched
 from unstick.systems.rq.accusing import LOST_AFTER
 from unstick.systems.rq.broker import Broker, number, open_broker, text, texts
 from unstick.systems.rq.changes import NOTHING_KEPT
-from unstick.systems.rq.reading import MOST_READ
+from unstick.systems.rq.reading import MOST_READ, Reader
 from unstick.systems.rq.source import RqSource
 from unstick.systems.rq.witness import RqExecutions
 from unstick.testing.conformance import MINUTE, Ages, JobSourceConformance, batch_of, look_at, suspects_of, undo_of
 from unstick.testing.memory import MemoryLedger
 from unstick.testing.witnesses import WitnessConformance
+from unstick.wiring import guard_table, open_watched, open_worker, upgrade_database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    from unstick.domain.suspect import Look
 
 STUCK = Ages(enqueued=90 * MINUTE, started=60 * MINUTE)
 WAITED = Ages(enqueued=60 * MINUTE)
@@ -144,8 +157,11 @@ async def test_a_long_queue_of_young_jobs_is_read_no_further_than_its_head(bench
 
 async def test_a_job_that_cannot_be_read_is_told_and_the_others_are_recovered(bench: RqBench) -> None:
     """Promise 8: one bad row never stops a sweep."""
-    bad, good = [await bench.add(JobState.QUEUED, WAITED) for _ in range(2)]
+    bad, no_job, good = [await bench.add(JobState.QUEUED, WAITED) for _ in range(3)]
     await says(bench, bad, enqueued_at="yesterday")
+    await bench.broker.ask("DEL", f"rq:job:{no_job}")
+    await bench.broker.ask("SET", f"rq:job:{no_job}", "of another kind")
+    await says(bench, good, failure_ttl="long", ttl="", dependency_ids="{")
 
     report = await sweep(watched(bench), SweepOrder(actor="test"))
 
@@ -270,6 +286,107 @@ async def test_a_retry_is_put_off_only_where_a_scheduler_lives_to_bring_it_back(
     assert timedelta(0) < put_off.scheduled_at - await bench.broker.clock() < 2 * MINUTE
 
 
+async def taken(bench: RqBench) -> JobId:
+    """A job whose worker was gone before it began it: RQ has it nowhere but among the executions."""
+    job_id = await bench.add(JobState.RUNNING, WAITED)
+    await says(bench, job_id, status="queued")
+    return job_id
+
+
+async def deferred(bench: RqBench, *parents: JobId) -> JobId:
+    """A job that waits for others."""
+    job_id = await bench.add(JobState.SCHEDULED, WAITED)
+    await bench.broker.ask("ZREM", "rq:scheduled:default", str(job_id))
+    await bench.broker.ask("ZADD", "rq:deferred:default", 1, str(job_id))
+    await says(bench, job_id, status="deferred", dependency_ids=json.dumps(parents or ["gone"]))
+    return job_id
+
+
+async def lost_ones(bench: RqBench) -> Look:
+    """Return a look a while after another one, at which whatever is still where jobs only pass through is lost."""
+    look = await look_at(bench)
+    await suspects_of(bench, look)
+    return replace(look, taken_at=look.taken_at + LOST_AFTER)
+
+
+async def finishes(bench: RqBench, job_id: JobId) -> None:
+    await says(bench, job_id, status="finished")
+
+
+async def renews(bench: RqBench, job_id: JobId) -> None:
+    await bench.broker.ask("ZADD", "rq:wip:default", 9e9, f"{job_id}:{await execution_of(bench, job_id)}")
+
+
+async def is_queued_again(bench: RqBench, job_id: JobId) -> None:
+    await bench.broker.ask("RPUSH", "rq:queue:default", str(job_id))
+
+
+async def is_put_off(bench: RqBench, job_id: JobId) -> None:
+    await bench.broker.ask("ZADD", "rq:scheduled:default", 9e9, str(job_id))
+
+
+async def has_its_parent_back(bench: RqBench, _job_id: JobId) -> None:
+    await bench.broker.ask("HSET", "rq:job:gone", "status", "queued")
+
+
+@pytest.mark.parametrize(
+    ("made", "interference"),
+    [
+        (lambda bench: bench.add(JobState.RUNNING, STUCK), finishes),
+        (lambda bench: bench.add(JobState.RUNNING, STUCK), renews),
+        (taken, is_queued_again),
+        (lambda bench: bench.add(JobState.QUEUED, Ages(scheduled=60 * MINUTE)), is_put_off),
+        (deferred, has_its_parent_back),
+    ],
+)
+async def test_the_script_itself_leaves_alone_what_changed_after_all_was_read(
+    bench: RqBench,
+    made: Callable[[RqBench], Awaitable[JobId]],
+    interference: Callable[[RqBench, JobId], Awaitable[object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """R1: nothing lies between its comparison and its write."""
+    job_id, move = await made(bench), RqSource._move
+    look = await lost_ones(bench)
+    batch = batch_of(await suspects_of(bench, look), look)
+    assert [each.suspect.job_id for each in batch.decisions] == [job_id]
+
+    async def interfere(source: RqSource, orders: Sequence[Mapping[str, object]]) -> list[str]:
+        await interference(bench, job_id)
+        return await move(source, orders)
+
+    monkeypatch.setattr(RqSource, "_move", interfere)
+    result = await bench.source.recover(batch)
+
+    assert (result.applied, await bench.outcomes(job_id)) == (frozenset(), [Outcome.LOST_RACE])
+    assert await bench.broker.ask("ZSCORE", "rq:failed:default", str(job_id)) is None
+    assert await bench.broker.ask("HGET", f"rq:job:{job_id}", "status") != "failed"
+
+
+async def test_who_passes_through_is_not_lost(bench: RqBench) -> None:
+    """A worker is at it, its parent is there, or it is back in its queue: seen twice or not."""
+    begins = await taken(bench)
+    await bench.broker.ask("HSET", f"rq:execution:{begins}:{await execution_of(bench, begins)}", "job_id", str(begins))
+    again = await taken(bench)
+    await bench.broker.ask("RPUSH", "rq:queue:default", str(again))
+    await deferred(bench, again, "gone")
+
+    look = await lost_ones(bench)
+
+    assert [(each.job_id, each.lost) for each in await suspects_of(bench, look)] == [(again, None)]
+    assert [kept.id for kept in await Reader(bench.broker).taken(["default"])] == [begins]
+
+
+async def test_what_rq_leaves_of_an_earlier_attempt_says_nothing_of_this_one(bench: RqBench) -> None:
+    """A job that RQ has queued again bears the start and the end of the attempt before."""
+    young = await bench.add(JobState.QUEUED, Ages(enqueued=MINUTE, started=60 * MINUTE, completed=50 * MINUTE))
+    old = await bench.add(JobState.QUEUED, Ages(enqueued=40 * MINUTE, started=60 * MINUTE, completed=50 * MINUTE))
+    runs = await bench.add(JobState.RUNNING, Ages(enqueued=90 * MINUTE, started=40 * MINUTE, completed=50 * MINUTE))
+
+    assert [each.job_id for each in await suspects_of(bench, await look_at(bench))] == [old, runs]
+    assert (await bench.get(young)).job.state is JobState.QUEUED
+
+
 # Undo
 
 
@@ -293,8 +410,41 @@ async def test_an_undo_is_refused_once_the_failure_has_let_a_dependent_go(bench:
 
     result = await bench.source.undo(undo_of(await bench.undoable(job_id)))
 
-    assert result.lost == {job_id: "a job that waited for it was let go when it failed, and can't be called back"}
+    assert result.lost == {job_id: LET_GO}
+    assert (await bench.source.intend_undo(undo_of(await bench.undoable(job_id))))[1] == {job_id: LET_GO}
     assert (await bench.get(job_id)).job.state is JobState.FAILED
+
+
+LET_GO = "a job that waited for it was let go when it failed, and can't be called back"
+
+
+async def test_a_dependent_that_goes_while_its_job_is_put_back_stops_that(
+    bench: RqBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RQ's own maintenance may let it go at any time."""
+    job_id, move = await failed_with_dependent(bench, allowed=False), RqSource._move
+
+    async def interfere(source: RqSource, orders: Sequence[Mapping[str, object]]) -> list[str]:
+        await bench.broker.ask("DEL", f"rq:job:{job_id}:dependents")
+        return await move(source, orders)
+
+    undoable = await bench.undoable(job_id)
+    monkeypatch.setattr(RqSource, "_move", interfere)
+
+    assert (await bench.source.undo(undo_of(undoable))).lost == {job_id: LET_GO}
+
+
+async def test_a_dependent_that_waits_for_another_job_too_isnt_let_go(bench: RqBench) -> None:
+    job_id, other = await bench.add(JobState.RUNNING, STUCK), await bench.add(JobState.QUEUED, Ages(enqueued=MINUTE))
+    dependent = await deferred(bench, job_id, other)
+    await says(bench, dependent, allow_dependency_failures="1")
+    await bench.broker.ask("SADD", f"rq:job:{job_id}:dependents", str(dependent))
+    await bench.broker.ask("SADD", f"rq:job:{dependent}:dependencies", str(job_id), str(other))
+    look = await look_at(bench)
+
+    assert (await bench.source.recover(batch_of(await suspects_of(bench, look), look))).applied == {job_id}
+
+    assert await bench.broker.ask("HGET", f"rq:job:{dependent}", "status") == "deferred"
 
 
 async def test_an_undo_leaves_who_still_waits_waiting(bench: RqBench) -> None:
@@ -441,3 +591,108 @@ async def test_a_number_in_the_address_names_a_database_of_the_broker(broker: st
     async with open_broker(broker.replace("db=0", "db=3")) as third, open_broker(broker) as first:
         await third.ask("SET", "there", 1)
         assert (await first.ask("EXISTS", "there"), await third.ask("EXISTS", "there")) == (0, 1)
+
+
+async def test_a_write_whose_answer_is_lost_is_not_done_again(broker: str, tmp_path: Path) -> None:
+    """It would find its own change, and take it for somebody else's; an intent is settled by looking instead."""
+    behind = urlsplit(broker).path
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_broker, to_broker = await asyncio.open_unix_connection(behind)
+        while said := await reader.read(65_536):
+            to_broker.write(said)
+            answer = await from_broker.read(65_536)
+            if b"INCR" in said:
+                break
+            writer.write(answer)
+        writer.close()
+        to_broker.close()
+
+    socket = tmp_path / "socket"
+    async with await asyncio.start_unix_server(pass_on, socket), open_broker(f"unix://{socket}") as cut_off:
+        with pytest.raises(SourceUnavailableError):
+            await cut_off.ask("INCR", "writes")
+    async with open_broker(broker) as opened:
+        assert await opened.ask("GET", "writes") == "1"
+
+
+async def test_the_page_on_rq_says_what_works(bench: RqBench, broker: str, tmp_path: Path) -> None:
+    """Its file and its commands, with nothing changed but the broker's address."""
+    page = PAGE.read_text()
+    (configured,), (commands,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("toml", "sh"))
+    (tmp_path / "unstick.toml").write_text(configured.replace("redis://localhost:6379/0", broker))
+    job_id = await bench.add(JobState.RUNNING, STUCK)
+    await says(bench, job_id, description="reports.monthly('may')")
+
+    (made, _), (found, stuck), (foreseen, swept) = [await run(each, tmp_path) for each in commands.splitlines()]
+
+    assert (made, found, foreseen) == (0, 1, 0)
+    assert f"{job_id}  started  reports.monthly" in stuck
+    assert "its worker is gone: rq says the lease of its worker ran out at" in stuck
+    assert "retry 1" in swept
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "rq.md"
+
+
+async def run(command: str, directory: Path) -> tuple[int, str]:
+    """Run a command; return its exit code and what it says on a wide screen."""
+    running = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", *command.split()), cwd=directory, stdout=PIPE, env=os.environ | {"COLUMNS": "300"}
+    )
+    said, _ = await running.communicate()
+    return running.returncode or 0, said.decode()
+
+
+# Its settings
+
+
+def settings(text: str, directory: Path) -> Settings:
+    file = directory / "unstick.toml"
+    file.write_text(text)
+    return load_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('url = "redis://host"', "with a url of a broker (redis://, rediss://, unix://), and not without one."),
+        ('url = "sqlite:///jobs.db"\npreset = "rq"', "with a url of a broker (redis://, rediss://, unix://)"),
+        ('url = "redis://host"\npreset = "rq"\ntable = "jobs"', "must not have `table`, which is about a table"),
+        ('url = "redis://host"\npreset = "rq"\ntimezone = "UTC"', "must not have `timezone`"),
+    ],
+)
+def test_a_broker_is_named_with_its_system_and_without_a_table(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        settings(f"[sources.mail]\n{text}", tmp_path)
+
+    assert said in str(refused.value)
+
+
+async def test_what_needs_a_table_or_a_ledger_says_so(tmp_path: Path) -> None:
+    """A broker has neither a place for the ledger nor rows for a trigger, a worker's lease or `AdminService`."""
+    bare = settings('[sources.mail]\nurl = "redis://nobody.invalid"\npreset = "rq"', tmp_path)
+
+    for refusing, said in (
+        (open_watched(bare).__aenter__, "The jobs of source 'mail' are behind a broker"),
+        (partial(upgrade_database, bare), "name a database for it"),
+        (open_worker(bare).__aenter__, "this takes a jobs table"),
+        (partial(guard_table, bare), "this takes a jobs table"),
+    ):
+        with pytest.raises(ConfigurationError) as refused:
+            await refusing()
+        assert said in str(refused.value)
+
+
+async def test_a_broker_that_is_not_there_is_told_when_the_source_is_opened(tmp_path: Path) -> None:
+    text = f'[sources.mail]\nurl = "unix://{tmp_path}/none"\npreset = "rq"\n[ledger]\nurl = "sqlite:///{tmp_path}/l.db"'
+    away = settings(text, tmp_path)
+    await upgrade_database(away)
+
+    with pytest.raises(SourceUnavailableError, match="The broker doesn't answer as it should"):
+        await open_watched(away).__aenter__()
+
+
+def test_an_address_that_means_nothing_is_told_in_one_sentence() -> None:
+    with pytest.raises(ConfigurationError, match="The broker's address can't be understood"):
+        asyncio.run(open_broker("redis://host:port").__aenter__())

@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 
     from tests.servers import Database
     from tests.systems.harness import System
+    from unstick.domain.recovery import Batch
     from unstick.pipeline.watched import Watched
 
 EVERYWHERE = [(system, database) for system in SYSTEMS for database in system.databases]
+WAITING = [(system, system.databases[0]) for system in SYSTEMS if system.waits]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +58,30 @@ class Scene:
     def system(self) -> System:
         return self.app.system
 
+    @property
+    def reasons(self) -> set[Reason]:
+        """Why jobs are stuck whose worker was killed."""
+        return {Reason.NEVER_CLAIMED, Reason.UNSERVED} if self.system.returns else {Reason.WORKER_GONE, Reason.SILENT}
+
+    @property
+    def standings_of_the_healthy(self) -> set[Standing]:
+        """What a job is that runs: where it returns by itself, nobody asks how long it has."""
+        return {Standing.UNKNOWN} if self.system.returns else {Standing.BEATING, Standing.HELD}
+
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[Watched]:
         async with open_watched(self.settings) as watched:
             yield watched
+
+    def begin(self, *tokens: str) -> list[int | str]:
+        """Enqueue jobs and wait until workers have begun them."""
+        if self.system.hears_once:
+            self.app.start_listening(*tokens)
+        job_ids: list[int | str] = self.app.run("enqueue", *tokens)
+        if not self.system.hears_once:
+            self.app.start_workers(*tokens)
+        self.app.await_line("began", tokens)
+        return job_ids
 
     async def recover(self, watched: Watched, job_id: int | str, action: Action) -> Outcome:
         report = await recover_job(watched, RecoverOrder(actor="test", job_id=job_id, action=action))
@@ -70,7 +92,8 @@ class Scene:
         engine = open_engine(self.app.database.url)
         async with engine.begin() as connection:
             bound: list[sa.BindParameter[object]] = [sa.bindparam(name, expanding=True) for name in values]
-            await connection.execute(sa.text(statement).bindparams(*bound), values)
+            quoted = statement.replace('"', engine.dialect.identifier_preparer.initial_quote)
+            await connection.execute(sa.text(quoted).bindparams(*bound), values)
         await engine.dispose()
 
     def tell(self, job_id: object) -> dict[str, object]:
@@ -87,7 +110,7 @@ class Scene:
 def scene(system: System, database: Database, tmp_path: Path) -> Iterator[Scene]:
     # As if nothing else were written: what a system's users put into their configuration.
     source = {"url": database.url, "preset": system.name, **system.source}
-    policy = {"running_after": "1h" if system.grow_old else "2s", "retry_backoff": "1s"}
+    policy = {"queued_after": "1s", "running_after": "1h" if system.grow_old else "2s", "retry_backoff": "1s"}
     settings = Settings.model_validate({"sources": {"main": source}, "policy": policy})
     with installed(system, database, tmp_path) as app:
         yield Scene(app=app, settings=settings, version=app.run("migrate"))
@@ -105,9 +128,7 @@ everywhere = pytest.mark.parametrize(
 async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alone(scene: Scene) -> None:
     """A job is marked failed so that its own system says so, another runs again to its end; a healthy one does, too."""
     app = scene.app
-    failed, retried, healthy = app.run("enqueue", "failed", "retried", "healthy")
-    app.start_workers("failed", "retried", "healthy")
-    app.await_line("began", ["failed", "retried", "healthy"])
+    failed, retried, healthy = scene.begin("failed", "retried", "healthy")
     await upgrade_database(scene.settings)
     app.kill_worker_of("failed")
     app.kill_worker_of("retried")
@@ -115,36 +136,63 @@ async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alo
         await scene.execute(scene.system.grow_old, ids=[failed, retried])
 
     async with scene.watched() as watched:
-        await _found_stuck(watched, failed, retried)
+        await _found_stuck(scene, watched, failed, retried)
         assert await scene.recover(watched, failed, Action.MARK_FAILED) is Outcome.APPLIED
         await _undone_or_not_at_all(scene, watched, failed)
+        if scene.system.hears_once:
+            app.start_listening("retried")
         assert await scene.recover(watched, retried, Action.RETRY) is Outcome.APPLIED
-        assert (await _standing(watched, healthy)) in {Standing.BEATING, Standing.HELD}
+        assert (await _standing(watched, healthy)) in scene.standings_of_the_healthy
 
         told = scene.tell(failed)
         assert told.items() >= scene.system.failed.items()
         assert "error" not in told or "Job stuck in running" in str(told["error"])
-        app.start_workers("retried")
+        if not scene.system.hears_once:
+            app.start_workers("retried")
         wait_until(lambda: sum(line.startswith("began retried ") for line in app.lines()) == 2, app.log)
         app.release("retried")
         scene.await_end(retried)
         assert scene.tell(retried).items() >= scene.system.retried.items()
         await _finishing_wins(scene, watched, healthy)
         await _only_read_in_another_version(scene, watched)
-    seen = ("found", "failed", "retried", "healthy left alone", "finish wins", "version")
+    found = "found when queued again" if scene.system.returns else "found"
+    seen = (found, "failed", "retried", "healthy left alone", "finish wins", "version")
     show(
         load_preset(scene.system.name), scene.system.name, scene.version, app.database.backend, "its own", seen,
         undoable=scene.system.undoable,
     )  # fmt: skip
 
 
-async def _found_stuck(watched: Watched, *job_ids: int | str) -> None:
+@pytest.mark.parametrize(
+    ("system", "database"),
+    WAITING,
+    indirect=["database"],
+    ids=[system.name for system, _ in WAITING],
+)
+async def test_what_its_system_lets_wait_is_not_stuck(scene: Scene) -> None:
+    """However long that is; whoever has what it waits for says so."""
+    waits, other = scene.app.run("enqueue", "waits", "other")
+    await upgrade_database(scene.settings)
+    async with scene.watched() as watched:
+        async with asyncio.timeout(30):
+            while await _standing(watched, waits) is not Standing.STUCK:
+                pass
+        await scene.execute(str(scene.system.waits), ids=[waits])
+        verdict, row = await judge(watched, waits), await watched.source.find(other)
+    assert verdict is not None
+    assert verdict.standing in {Standing.PAUSED, Standing.BLOCKED}
+    assert scene.system.waiting_for in verdict.sentence
+    assert row is not None
+    assert row.blocks == scene.system.blocks
+
+
+async def _found_stuck(scene: Scene, watched: Watched, *job_ids: int | str) -> None:
     """Wait until all of them are found stuck, and no others."""
     async with asyncio.timeout(30):
         for job_id in job_ids:
             while (verdict := await judge(watched, job_id)) is None or verdict.standing is not Standing.STUCK:
                 pass
-            assert verdict.reason in {Reason.WORKER_GONE, Reason.SILENT}
+            assert verdict.reason in scene.reasons
     report = await sweep(watched, SweepOrder(actor="test", dry_run=True))
     assert report.tally.of(outcome=Outcome.APPLIED) == len(job_ids)
 
@@ -170,15 +218,26 @@ async def _standing(watched: Watched, job_id: int | str) -> Standing:
 
 async def _finishing_wins(scene: Scene, watched: Watched, job_id: int | str) -> None:
     """A job that finishes after it was looked at, and before it is written to, stays as its worker left it."""
-    look = replace(await take_look(watched), running_after=timedelta(0), only=frozenset({job_id}))
-    suspects = [suspect async for page in watched.source.suspects(look) for suspect in page.suspects]
-    batch = batch_of(suspects, look)
+    batch = await _suspected(watched, job_id)
+    if scene.system.returns:
+        # Its worker takes it again as soon as it may, until it has its hands full.
+        async with asyncio.timeout(30):
+            while not batch.decisions:
+                await scene.execute(str(scene.system.grow_old), ids=[job_id])
+                batch = await _suspected(watched, job_id)
     assert [decision.suspect.job_id for decision in batch.decisions] == [job_id]
     scene.app.release("healthy")
     scene.await_end(job_id)
     result = await watched.source.recover(replace(batch, operation_id=1))
     assert (result.applied, result.refused) == (frozenset(), {})
     assert scene.tell(job_id)["state"] == scene.system.retried["state"]
+
+
+async def _suspected(watched: Watched, job_id: int | str) -> Batch:
+    """Look at a job as if nothing might run for any time."""
+    look = replace(await take_look(watched), running_after=timedelta(0), only=frozenset({job_id}))
+    suspects = [suspect async for page in watched.source.suspects(look) for suspect in page.suspects]
+    return batch_of(suspects, look)
 
 
 async def _only_read_in_another_version(scene: Scene, watched: Watched) -> None:

@@ -62,7 +62,7 @@ ColumnKey = Literal[
     "key",
 ]  # fmt: skip
 
-RegistryKey = Literal["id", "heartbeat_at", "started_at"]
+RegistryKey = Literal["id", "heartbeat_at", "expires_at", "started_at"]
 
 _FILE_VARIABLE = "UNSTICK_CONFIG"
 _PREFIX = "UNSTICK_"
@@ -203,8 +203,9 @@ class RegistrySettings(_Section):
 
     table: Name
     columns: dict[RegistryKey, Name]
-    """`id`, `heartbeat_at`, and `started_at` if it has one, which tells a restarted worker from the one before."""
-    alive_for: Duration
+    """`id`; `heartbeat_at`, or `expires_at` where workers say until when they live, which may be a whole number of
+    seconds since 1970; and `started_at` if it has one, which tells a restarted worker from the one before."""
+    alive_for: Duration | None = None
     """How long a worker lives after its last heartbeat."""
     unowned: Literal["unknown", "released"] = "unknown"
     """What is said of a job that names no worker: `released` where the system strikes workers it thinks dead."""
@@ -212,9 +213,15 @@ class RegistrySettings(_Section):
     @field_validator("columns")
     @classmethod
     def _enough(cls, columns: dict[RegistryKey, str]) -> dict[RegistryKey, str]:
-        if not {"id", "heartbeat_at"} <= set(columns):
-            raise ValueError("must name `id` and `heartbeat_at`")
+        if "id" not in columns or ("heartbeat_at" in columns) == ("expires_at" in columns):
+            raise ValueError("must name `id`, and one of `heartbeat_at` and `expires_at`")
         return columns
+
+    @model_validator(mode="after")
+    def _lives_for_some_time(self) -> Self:
+        if ("heartbeat_at" in self.columns) != (self.alive_for is not None):
+            raise ValueError("needs `alive_for` for `heartbeat_at`, and none for `expires_at`")
+        return self
 
 
 class BackendsSettings(_Section):

@@ -41,6 +41,16 @@ class System:
     """What its own interface tells of a job that was marked failed, of what is the same each time."""
     retried: Mapping[str, object]
     """And of a job that was retried and has succeeded since."""
+    returns: bool = False
+    """Jobs whose worker is gone are queued again by themselves, and only then can be found stuck."""
+    hears_once: bool = False
+    """Its workers take nothing that they weren't listening for."""
+    waits: str | None = None
+    """Makes the queued job of `:ids` wait for what its system knows of: another job, or its paused queue."""
+    waiting_for: str = ""
+    """What is said of it then."""
+    blocks: str | None = None
+    """And of the other job."""
     undoable: bool = True
     """What was done to a job can be undone."""
 
@@ -77,6 +87,14 @@ class Installed:
                 )
                 for token in tokens
             ]
+
+    def start_listening(self, *tokens: str) -> None:
+        """Start workers, and wait until they hear what there is to do."""
+        heard = len(self.lines())
+        self.start_workers(*tokens)
+        wait_until(
+            lambda: all(any(line.startswith(f"hears {t} ") for line in self.lines()[heard:]) for t in tokens), self.log
+        )
 
     def kill_worker_of(self, token: str) -> None:
         """Kill the worker that runs a job, with all its processes, as the kernel does when memory runs out."""

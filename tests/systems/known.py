@@ -16,6 +16,9 @@ SYSTEMS = (
         unknown="ALTER FUNCTION procrastinate_finish_job_v1 RENAME TO procrastinate_finish_job_v2",
         failed={"state": "failed", "attempts": 1},
         retried={"state": "succeeded", "attempts": 2},
+        waits="UPDATE procrastinate_jobs SET lock = 'l', status = CASE WHEN id IN :ids THEN status ELSE 'doing' END",
+        waiting_for="job 2 comes first with its lock l",
+        blocks="jobs 1",
         undoable=False,
     ),
     System(
@@ -35,16 +38,58 @@ SYSTEMS = (
     ),
     System(
         name="chancy",
-        source={
-            "registry": {
-                "table": "chancy_workers",
-                "columns": {"id": "worker_id", "heartbeat_at": "last_seen"},
-                "alive_for": "3s",
-            }
-        },
         unknown="UPDATE chancy_schema_version SET version = 9 WHERE version_of = 'chancy'",
         failed={"state": "failed", "attempts": 1},
         retried={"state": "succeeded", "attempts": 1, "max_attempts": 2},
+        waits="UPDATE chancy_queues SET state = 'paused' WHERE name IN (SELECT queue FROM chancy_jobs WHERE id IN :ids)",
+        waiting_for="its queue waits is paused",
+    ),
+    System(
+        name="saq",
+        unknown="UPDATE saq_versions SET version = 4",
+        failed={"state": "failed", "attempts": 1},
+        retried={"state": "complete", "attempts": 2},
+        waits="""
+        UPDATE saq_jobs SET queue = 'waits', group_key = CASE WHEN key IN :ids THEN NULL ELSE 'g' END,
+        status = CASE WHEN key IN :ids THEN status ELSE 'active' END
+        """,
+        waiting_for="job other:1 of group g is running",
+        blocks="jobs waits:1",
+    ),
+    System(
+        name="oban_python",
+        source={
+            "registry": {
+                "table": "oban_producers",
+                "columns": {"id": "uuid", "heartbeat_at": "updated_at"},
+                "alive_for": "2s",
+            }
+        },
+        unknown="ALTER TABLE oban_jobs ADD COLUMN shard text",
+        failed={"state": "discarded", "attempt": 1},
+        retried={"state": "completed", "attempt": 2, "rescued": 1},
+        waits="""
+        INSERT INTO oban_producers (uuid, node, queue, meta)
+        SELECT gen_random_uuid(), 'worker.1', queue, jsonb_build_object('paused', true) FROM oban_jobs WHERE id IN :ids
+        """,
+        waiting_for="its queue waits is paused",
+    ),
+    System(
+        name="taskiq",
+        grow_old="UPDATE taskiq_messages SET created_at = '2026-01-01 00:00:00Z' WHERE id IN :ids",
+        unknown="ALTER TABLE taskiq_messages ADD COLUMN shard text",
+        failed={"state": "no result"},
+        retried={"state": "a result"},
+        hears_once=True,
+    ),
+    System(
+        name="django_q2",
+        databases=("sqlite", "postgres18", "mariadb"),
+        grow_old="""UPDATE django_q_ormq SET "lock" = '2026-01-01 00:00:00' WHERE id IN :ids""",
+        unknown="UPDATE django_migrations SET name = '0099_another' WHERE app = 'django_q'",
+        failed={"state": "no result", "queued": 0, "locked": 0},
+        retried={"state": "success"},
+        returns=True,
     ),
     System(
         name="graphile_worker",

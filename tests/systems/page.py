@@ -48,8 +48,9 @@ def rows() -> list[str]:
 def _life(preset: Preset) -> str:
     if preset.registry is not None:
         return f"`{preset.registry.table}`"
-    heartbeat = preset.columns.get("heartbeat_at")
-    return "age alone" if heartbeat is None else "a heartbeat in its row"
+    if "heartbeat_at" in preset.columns:
+        return "a heartbeat in its row"
+    return "age alone" if "started_at" in preset.columns else "nothing: its lock runs out"
 
 
 def _write(line: str, key: str) -> None:

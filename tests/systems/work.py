@@ -12,12 +12,13 @@ JOURNAL = Path(os.environ["JOURNAL"])
 
 def work(token: str) -> None:
     """Say that a job was begun, wait for its gate, and say that it was finished."""
-    _note(f"began {token} {os.getpid()}")
+    note(f"began {token} {os.getpid()}")
     while not (JOURNAL / f"gate-{token}").exists():
         time.sleep(0.01)
-    _note(f"ended {token} {os.getpid()}")
+    note(f"ended {token} {os.getpid()}")
 
 
-def _note(line: str) -> None:
+def note(line: str) -> None:
+    """Write a line of the journal."""
     with (JOURNAL / "journal").open("a") as journal:
         journal.write(f"{line}\n")

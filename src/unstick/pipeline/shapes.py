@@ -84,7 +84,7 @@ class UnservedShape(TypedDict):
 
 
 class StuckShape(TypedDict):
-    """Shape 1: what is stuck now. Counts are exact; each list holds at most `limit` jobs, oldest first."""
+    """Shape 1: what is stuck now. Counts are exact or say so; each list holds at most `limit` jobs, oldest first."""
 
     stuck_jobs: StuckByState
     queued_jobs: list[JobShape]

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -80,34 +80,83 @@ class WorkerRegistry:
             return self._says(Holding.RELEASED if struck else Holding.UNKNOWN, None, "the job names no worker")
         if not rows:
             return self._says(Holding.RELEASED, now, f"worker {job.worker} is not in {self._settings.table}")
-        # Where a collation takes several for the same, the one that beat last may be the one.
-        return self._judge(job, max(rows, key=lambda row: (row.beat_at is not None, row.beat_at)), now)
+        # Where a collation takes several for the same, the one that lives longest may be the one.
+        return self._judge(job, max(rows, key=_last_sign), now)
 
     def _judge(self, job: Job, row: "_Worker", now: datetime) -> Evidence:
-        worker, beat_at = f"worker {job.worker}", row.beat_at
-        if beat_at is None or beat_at > now + _AHEAD:
-            problem = row.problem or ("has never beaten" if beat_at is None else "beats in the future")
-            return self._says(Holding.UNKNOWN, beat_at, f"{worker} {problem}")
+        worker = f"worker {job.worker}"
+        lives, at, words = self._life(row, now)
+        if lives is Holding.UNKNOWN:
+            return self._says(lives, at, f"{worker} {row.problem or words}")
         began = Holding.HELD if row.began_at is None else held_since(row.began_at, job)
         if row.began_at is not None and began is Holding.RELEASED:
             return self._says(began, row.began_at, say_another(worker, row.began_at))
-        if now - beat_at > self._settings.alive_for:
-            return self._says(Holding.RELEASED, beat_at, f"{worker} has not beaten for {say_duration(now - beat_at)}")
-        if row.began_at is not None and began is Holding.UNKNOWN:
-            return self._says(began, beat_at, say_unclear(worker, row.began_at))
-        return self._says(Holding.HELD, beat_at, f"{worker} beats")
+        if lives is Holding.HELD and row.began_at is not None and began is Holding.UNKNOWN:
+            return self._says(began, at, say_unclear(worker, row.began_at))
+        return self._says(lives, at, f"{worker} {words}")
+
+    def _life(self, row: "_Worker", now: datetime) -> "_Life":
+        """Tell whether a worker lives, whichever jobs it has."""
+        if self._settings.alive_for is not None:
+            return _by_heartbeat(row.beat_at, self._settings.alive_for, now)
+        if row.expires_at is None:
+            return _Life(Holding.UNKNOWN, None, "doesn't say until when it lives")
+        if row.expires_at < now:
+            return _Life(
+                Holding.RELEASED, row.expires_at, f"said that it lives until {say_duration(now - row.expires_at)} ago"
+            )
+        return _Life(Holding.HELD, now, "lives by its own word")
 
     def _says(self, holding: Holding, at: datetime | None, value: str) -> Evidence:
         return Evidence(witness=self.name, holding=holding, at=at, value=value)
 
 
+def _last_sign(row: "_Worker") -> datetime:
+    return row.expires_at or row.beat_at or datetime.min.replace(tzinfo=UTC)
+
+
+class _Life(NamedTuple):
+    """Whether a worker lives, since when that is known, and why, to follow its name."""
+
+    lives: Holding
+    at: datetime | None
+    words: str
+
+
+def _by_heartbeat(beat_at: datetime | None, alive_for: timedelta, now: datetime) -> _Life:
+    if beat_at is None:
+        return _Life(Holding.UNKNOWN, None, "has never beaten")
+    if beat_at > now + _AHEAD:
+        return _Life(Holding.UNKNOWN, beat_at, "beats in the future")
+    if now - beat_at > alive_for:
+        return _Life(Holding.RELEASED, beat_at, f"has not beaten for {say_duration(now - beat_at)}")
+    return _Life(Holding.HELD, beat_at, "beats")
+
+
 @dataclass(frozen=True, slots=True)
+class _EpochTime:
+    """Whole seconds since 1970."""
+
+    def read(self, raw: object) -> datetime | None:
+        """Return what a stored value means."""
+        return None if raw is None else datetime.fromtimestamp(int(str(raw)), UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Worker:
     """A row of the table."""
 
-    beat_at: datetime | None
-    began_at: datetime | None
+    beat_at: datetime | None = None
+    expires_at: datetime | None = None
+    began_at: datetime | None = None
     problem: str | None = None
+
+
+def _form(dialect: Dialect, key: RegistryKey, column: sa.Column[Any], zone: tzinfo) -> TimeForm | _EpochTime | None:
+    """Return what a column's values mean; a number is a time only where the mapping says that it is one to come."""
+    if key == "expires_at" and isinstance(column.type, sa.Integer):
+        return _EpochTime()
+    return dialect.time_form(column, zone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +164,7 @@ class _Registry:
     """The mapping held against the real table."""
 
     columns: Mapping[RegistryKey, sa.Column[Any]]
-    times: Mapping[RegistryKey, TimeForm]
+    times: Mapping[RegistryKey, TimeForm | _EpochTime]
     dialect: Dialect
 
     @classmethod
@@ -133,7 +182,7 @@ class _Registry:
                 f"Column {columns['id'].name!r} of {settings.table} is {dialect.type_name(columns['id'].type)}; the id "
                 f"of a worker must be an integer, text or UUID."
             )
-        forms = {key: dialect.time_form(column, zone) for key, column in columns.items() if key != "id"}
+        forms = {key: _form(dialect, key, column, zone) for key, column in columns.items() if key != "id"}
         for key, form in forms.items():
             if form is None:
                 raise ConfigurationError(
@@ -197,5 +246,7 @@ class _Registry:
         try:
             read = {key: form.read(raw[key]) for key, form in self.times.items()}
         except (ValueError, TypeError, OverflowError) as error:
-            return _Worker(None, None, f"can't be read: {error}")
-        return _Worker(read["heartbeat_at"], read.get("started_at"))
+            return _Worker(problem=f"can't be read: {error}")
+        return _Worker(
+            beat_at=read.get("heartbeat_at"), expires_at=read.get("expires_at"), began_at=read.get("started_at")
+        )

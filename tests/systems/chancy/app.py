@@ -39,7 +39,7 @@ async def enqueue(chancy: Chancy, token: str) -> str:
 
 
 async def run(chancy: Chancy, token: str) -> None:
-    worker = Worker(chancy, tags={token}, heartbeat_poll_interval=1)
+    worker = Worker(chancy, tags={token}, heartbeat_poll_interval=1, heartbeat_timeout=3)
     worker.send_outgoing_interval = 0.2
     async with worker:
         await worker.wait_for_shutdown()

@@ -10,8 +10,7 @@ from typing import TypedDict
 
 from unstick.domain.job import JobState
 from unstick.domain.recovery import Action, Decision
-from unstick.systems.rq.kept import WRITTEN, Kept, Place, Status, attempt, say_time
-from unstick.systems.rq.reading import parents
+from unstick.systems.rq.kept import WRITTEN, Kept, Place, Status, attempt, parents, say_time, seconds
 
 _YEAR_SECONDS = 365 * 24 * 3600
 """How long RQ keeps a job that failed, where the job itself says nothing."""
@@ -107,7 +106,7 @@ def from_text(text: str) -> Image:
 
 def forgets_failures(kept: Kept) -> bool:
     """Tell whether RQ would delete the job as it fails."""
-    return kept.fields.get("failure_ttl") == "0"
+    return seconds(kept, "failure_ttl") == 0
 
 
 def order(kept: Kept, now: Image, then: Image, at: datetime, *, undoing: bool = False) -> dict[str, object]:
@@ -115,8 +114,8 @@ def order(kept: Kept, now: Image, then: Image, at: datetime, *, undoing: bool = 
 
     Who is put back into a queue has lost its place there, and comes first.
     """
-    failure_ttl = int(kept.fields.get("failure_ttl") or _YEAR_SECONDS)
-    seconds = failure_ttl if then["place"] == Place.FAILED else int(kept.fields.get("ttl") or -1)
+    failure_ttl = seconds(kept, "failure_ttl") or _YEAR_SECONDS
+    ttl = failure_ttl if then["place"] == Place.FAILED else seconds(kept, "ttl") or -1
     error = then["error"] if then["place"] == Place.FAILED else now["error"]
     said: dict[str, object | None] = {
         "id": kept.id,
@@ -137,7 +136,7 @@ def order(kept: Kept, now: Image, then: Image, at: datetime, *, undoing: bool = 
         "error": packed(error or ""),
         "first": undoing,
         "now": int(at.timestamp()),
-        "kept_for": seconds if seconds > 0 and then["place"] != Place.STARTED else None,
+        "kept_for": ttl if ttl > 0 and then["place"] != Place.STARTED else None,
         "forgotten_at": int(at.timestamp()) + failure_ttl if failure_ttl > 0 else failure_ttl,
     }
     return {name: value for name, value in said.items() if value is not None}

@@ -1,5 +1,6 @@
 """A job as RQ keeps it, and what that means."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -171,6 +172,21 @@ def _kind(description: str) -> str | None:
     """Return the function's name; a description that the application chose doesn't tell it."""
     called = _CALL.match(description)
     return None if called is None else called[1]
+
+
+def parents(kept: Kept) -> tuple[str, ...]:
+    """Return the jobs that a job waits for; none where that can't be read."""
+    try:
+        said = json.loads(kept.fields.get("dependency_ids") or "[]")
+    except ValueError:
+        return ()
+    return tuple(str(each) for each in said) if isinstance(said, list) else ()
+
+
+def seconds(kept: Kept, name: str) -> int | None:
+    """Return for how long a job is kept, by one of its fields; None where that doesn't say."""
+    said = kept.fields.get(name, "")
+    return int(said) if re.fullmatch(r"-?[0-9]{1,12}", said) else None
 
 
 def attempt(said: Mapping[str, str]) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from unstick.systems.rq import keys
 from unstick.systems.rq.broker import Broker, Command, number, pairs, text, texts
-from unstick.systems.rq.kept import FIELDS, OPEN, Kept, Place, Status
+from unstick.systems.rq.kept import FIELDS, OPEN, Kept, Place, Status, parents
 
 PAGE = 1_000
 MOST_READ = 10_000
@@ -183,7 +183,8 @@ class Reader:
 _FIELDS_OF = f"""
 local found = {{}}
 for place, id in ipairs(ARGV) do
-  found[place] = redis.call('HMGET', 'rq:job:' .. id, {", ".join(f"'{name}'" for name in FIELDS)})
+  local said = redis.pcall('HMGET', 'rq:job:' .. id, {", ".join(f"'{name}'" for name in FIELDS)})
+  found[place] = not said.err and said or false
 end
 return cjson.encode(found)
 """
@@ -210,12 +211,6 @@ def _scanned(answer: object) -> tuple[str, list[str]]:
             return cursor, [each for each in members if isinstance(each, str)]
         case _:
             raise TypeError(answer)
-
-
-def parents(job: Kept) -> tuple[str, ...]:
-    """Return the jobs that a job waits for."""
-    said = json.loads(job.fields.get("dependency_ids") or "[]")
-    return tuple(str(each) for each in said)
 
 
 def share(queues: Sequence[str]) -> int:

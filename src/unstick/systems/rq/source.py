@@ -12,18 +12,18 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from unstick.domain.aftermath import Attempt, Finished, Recovered
+from unstick.domain.aftermath import Finished, Recovered
 from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Intent, Ruled, Undo
 from unstick.domain.story import JobRow
 from unstick.domain.suspect import GroupedSuspects, Look, Page, Position, StuckCounts, SuspectGroup
-from unstick.domain.undo import CLAIMED, GONE, UNRECORDED, Undoable, UndoBatch, UndoResult
+from unstick.domain.undo import Undoable, UndoBatch, UndoResult
 from unstick.ports import Capabilities, OpenJobs, Sightings, Usage
 from unstick.systems.rq import keys
 from unstick.systems.rq.accusing import Accused, Accuser
-from unstick.systems.rq.broker import Answer, Broker, number, pairs, parts, text, texts
+from unstick.systems.rq.broker import Broker, number, text, texts
 from unstick.systems.rq.changes import (
     NOTHING_KEPT,
     Image,
@@ -35,19 +35,17 @@ from unstick.systems.rq.changes import (
     order,
     orders_text,
     to_text,
-    unpacked,
 )
+from unstick.systems.rq.ends import finished
 from unstick.systems.rq.flowing import Flowing
-from unstick.systems.rq.kept import Kept, Place, Status, attempt, seen_as, to_job
+from unstick.systems.rq.kept import Kept, Place, Status, seen_as, to_job
 from unstick.systems.rq.moving import MOVE
 from unstick.systems.rq.reading import Reader
+from unstick.systems.rq.seeing import newest_results, see
+from unstick.systems.rq.undoing import why_left, why_not
 
 _PAGE = 100
 """Suspects a page, and so jobs a script: for as long as it runs nobody else is served."""
-_FAILED = "2"
-"""RQ's word for a result that is a failure."""
-_LET_GO = "a job that waited for it was let go when it failed, and can't be called back"
-_BEGUN_AGAIN = "a worker has taken it since"
 
 
 class RqSource:
@@ -94,7 +92,7 @@ class RqSource:
         kept = (await self._reader.by_id([str(job_id)])).get(str(job_id))
         if kept is None:
             return None
-        (seen,) = await self._seen([kept])
+        (seen,) = await see(self._broker, [kept])
         try:
             job, problem = to_job(kept, now), None
         except ValueError as error:
@@ -191,7 +189,7 @@ class RqSource:
     async def images(self, intents: Sequence[Intent]) -> Mapping[JobId, str]:
         """Return what stands now where these intents would write; who waited for a job is told as it was then."""
         found = await self._reader.by_id([str(each.job_id) for each in intents])
-        seen = {each.kept.id: each for each in await self._seen(list(found.values()))}
+        seen = {each.kept.id: each for each in await see(self._broker, list(found.values()))}
         waited = {str(each.job_id): from_text(each.pre_image)["dependents"] for each in intents}
         return {job_id: to_text({**each.image, "dependents": waited[job_id]}) for job_id, each in seen.items()}
 
@@ -202,7 +200,7 @@ class RqSource:
         orders = [order(kept, was, then, at, undoing=True) for kept, _, was, then in undoing]
         said = await self._move(orders)
         came_to = {each.job_id: word for (_, each, _, _), word in zip(undoing, said, strict=True)}
-        left = {job_id: _why_left(word) for job_id, word in came_to.items() if word != "moved"}
+        left = {job_id: why_left(word) for job_id, word in came_to.items() if word != "moved"}
         applied = frozenset(job_id for job_id, word in came_to.items() if word == "moved")
         return UndoResult(applied=applied, refused={}, lost={**lost, **left})
 
@@ -229,14 +227,14 @@ class RqSource:
         now = await self.clock()
         found = await self._reader.by_id([str(each.job_id) for each in recovered])
         over = {job_id: kept for job_id, kept in found.items() if kept.status == Status.FINISHED}
-        results = await self._newest_results(list(over))
+        results = await newest_results(self._broker, list(over))
         told = []
         for each in recovered:
             kept = over.get(str(each.job_id))
             job = None if kept is None else _readable(kept, now)
             if job is not None:
                 token = results.get(str(each.job_id), {}).get("execution_id")
-                told.append(_finished(each, job, token))
+                told.append(finished(each, job, token))
         return told
 
     async def open_jobs(self) -> OpenJobs:
@@ -256,7 +254,7 @@ class RqSource:
         scheduling = await self._scheduling(accused) if batch.action is Action.RETRY else Scheduling()
         return [
             (decision, seen, changed(seen, decision, decision.error_message(batch.look), at, scheduling))
-            for seen in await self._seen([each.kept for each in accused])
+            for seen in await see(self._broker, [each.kept for each in accused])
             if (decision := decisions[seen.kept.id]).action is not Action.LEAVE
         ]
 
@@ -266,20 +264,6 @@ class RqSource:
         held = await self._broker.ask_all([("EXISTS", keys.scheduler(queue)) for queue in queues])
         return Scheduling(queues=frozenset(q for q, answer in zip(queues, held, strict=True) if number(answer)))
 
-    async def _seen(self, jobs: Sequence[Kept]) -> list[Seen]:
-        results = await self._newest_results([kept.id for kept in jobs])
-        dependents = await self._broker.ask_all([("SMEMBERS", keys.dependents(kept.id)) for kept in jobs])
-        return [
-            Seen(kept=kept, error=_error(results.get(kept.id, {})), dependents=tuple(sorted(texts(answer))))
-            for kept, answer in zip(jobs, dependents, strict=True)
-        ]
-
-    async def _newest_results(self, job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-        answers = await self._broker.ask_all(
-            [("XREVRANGE", keys.results(job_id), "+", "-", "COUNT", 1) for job_id in job_ids]
-        )
-        return {job_id: _result(answer) for job_id, answer in zip(job_ids, answers, strict=True)}
-
     async def _move(self, orders: Sequence[Mapping[str, object]]) -> list[str]:
         """Run the script."""
         return texts(await self._broker.ask("EVAL", MOVE, 0, orders_text(orders))) if orders else []
@@ -287,11 +271,11 @@ class RqSource:
     async def _undoing(self, batch: UndoBatch) -> tuple[list[tuple[Kept, Undoable, Image, Image]], dict[JobId, str]]:
         """Return the jobs that are as recoveries left them, with both images, and why each other one isn't."""
         now = await self._reader.by_id([str(each.job_id) for each in batch.recoveries])
-        seen = {each.kept.id: each for each in await self._seen(list(now.values()))}
+        seen = {each.kept.id: each for each in await see(self._broker, list(now.values()))}
         undoing, lost = [], dict[JobId, str]()
         for each in batch.recoveries:
             found = seen.get(str(each.job_id))
-            why = _why_not(each, found)
+            why = why_not(each, found)
             if why is not None:
                 lost[each.job_id] = why
             elif found is not None and each.pre_image is not None and each.post_image is not None:
@@ -301,26 +285,6 @@ class RqSource:
 
 def _is_refused(kept: Kept, then: Image) -> bool:
     return then["place"] == Place.FAILED and forgets_failures(kept)
-
-
-def _why_not(undoable: Undoable, seen: Seen | None) -> str | None:
-    """Say why a recovery can't be undone; None where it can."""
-    if seen is None:
-        return GONE
-    if undoable.post_image is None or undoable.pre_image is None:
-        return UNRECORDED
-    left = from_text(undoable.post_image)
-    if not set(left["dependents"]) <= set(seen.dependents):
-        return _LET_GO
-    if to_text({**seen.image, "dependents": left["dependents"]}) == to_text(left):
-        return None
-    if undoable.action is Action.RETRY and seen.kept.status == Status.STARTED:
-        return CLAIMED
-    return f"it was changed since: status is now {seen.kept.status}"
-
-
-def _why_left(word: str) -> str:
-    return {"let go": _LET_GO, "taken": CLAIMED, "held": _BEGUN_AGAIN}.get(word, "it was changed since")
 
 
 def _by_age(job: Job) -> tuple[datetime, str]:
@@ -343,36 +307,3 @@ def _readable(kept: Kept, now: datetime) -> Job | None:
         return to_job(kept, now)
     except ValueError:
         return None
-
-
-def _result(answer: Answer) -> dict[str, str]:
-    """Read the newest of what came of a job's attempts."""
-    for entry in parts(answer):
-        _, said = parts(entry)
-        return dict(pairs(said))
-    return {}
-
-
-def _error(result: Mapping[str, str]) -> str | None:
-    return unpacked(result["exc_string"]) if result.get("type") == _FAILED and "exc_string" in result else None
-
-
-def _finished(recovered: Recovered, job: Job, token: str | None) -> Finished:
-    return Finished(
-        recovered=recovered,
-        kind=job.kind,
-        worker=job.worker,
-        completed_at=job.completed_at,
-        now=Attempt(job.started_at, job.attempt, token),
-        before=_before(recovered),
-        tells_start=True,
-        tells_token=token is not None,
-    )
-
-
-def _before(recovered: Recovered) -> Attempt | None:
-    """Return the attempt that a retry overwrote."""
-    if recovered.action is not Action.RETRY or recovered.pre_image is None:
-        return None
-    was = from_text(recovered.pre_image)
-    return Attempt(None, attempt(was["fields"]), next(iter(was["executions"]), None))

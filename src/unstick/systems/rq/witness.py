@@ -89,10 +89,14 @@ class RqExecutions:
 
 
 def _execution(score: str, milliseconds: int, now: datetime) -> _Execution:
-    lives = milliseconds > 0
-    by_key = now + timedelta(milliseconds=milliseconds) if lives else None
     by_score = instant(score)
-    return _Execution(ends_at=by_score if by_key is None else max(by_key, by_score), lives=lives)
+    by_key = now + timedelta(milliseconds=max(0, milliseconds))
+    lives = milliseconds != _NO_KEY
+    return _Execution(ends_at=max(by_key, by_score) if lives else by_score, lives=lives)
+
+
+_NO_KEY = -2
+"""What the broker says is left of a key that isn't there."""
 
 
 def _word(job: Job, execution: _Execution, worker: _Worker | None, now: datetime) -> Evidence:
