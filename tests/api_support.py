@@ -110,8 +110,9 @@ class MemorySource:
         return GroupedSuspects(counts=groups)
 
     async def list_suspects(
-        self, look: Look, state: JobState, *, limit: int, after: Position | None
+        self, look: Look, state: JobState, *, limit: int, after: Position | None, newest_first: bool = False
     ) -> tuple[Job, ...]:
+        assert not newest_first
         found = sorted((s for s in self._accused(look) if s.state is state), key=lambda s: (s.since, str(s.job_id)))
         rest = (s for s in found if after is None or (s.since, str(s.job_id)) > (after.since, str(after.job_id)))
         return tuple(self.jobs[suspect.job_id] for suspect in rest)[:limit]

@@ -65,23 +65,26 @@ async def fill(bench: SqlBench) -> None:
         await bench.put({"started_at": None, **values, **begun})
 
 
-async def listed(watched: Watched, wanted: StuckFilter, *, limit: int = 50) -> list[int | str]:
+async def listed(
+    watched: Watched, wanted: StuckFilter, *, limit: int = 50, newest_first: bool = False
+) -> list[int | str]:
     """Return the ids of all pages."""
     found: list[int | str] = []
     cursor: str | None = None
     while True:
-        page = await list_stuck(watched, wanted, limit=limit, cursor=cursor)
+        page = await list_stuck(watched, wanted, limit=limit, cursor=cursor, newest_first=newest_first)
         found += [each.finding.job.id for each in page.jobs]
         cursor = page.next_cursor
         if cursor is None:
             return found
 
 
-async def test_pages_of_any_size_list_every_stuck_job_once_the_oldest_first(bench: SqlBench) -> None:
+async def test_pages_of_any_size_list_every_stuck_job_once_in_either_order(bench: SqlBench) -> None:
     await fill(bench)
     for policy in (Policy(), RULES):
         for limit in (1, 3, 10):
             assert await listed(kept(bench, policy), ALL, limit=limit) == list(range(10, 0, -1))
+            assert await listed(kept(bench, policy), ALL, limit=limit, newest_first=True) == list(range(1, 11))
 
 
 @pytest.mark.parametrize(

@@ -163,9 +163,12 @@ class JobSource(Protocol):
         """Count the suspects by queue, exactly where that can be had at a bounded cost."""
 
     async def list_suspects(
-        self, look: Look, state: JobState, *, limit: int, after: Position | None
+        self, look: Look, state: JobState, *, limit: int, after: Position | None, newest_first: bool = False
     ) -> tuple[Job, ...]:
-        """Return at most `limit` jobs that are suspects in a state, oldest sign of life first, after a position."""
+        """Return at most `limit` jobs that are suspects in a state, by their signs of life, after a position.
+
+        The oldest sign of life comes first, or the newest.
+        """
 
     async def describe(self, look: Look, job_ids: Sequence[JobId]) -> Mapping[JobId, Job]:
         """Read jobs by their ids, in whatever state they are; one that can't be read or isn't there is left out."""

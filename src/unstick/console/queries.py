@@ -65,6 +65,7 @@ class StuckQuery(_Filter):
 
     source: Text = None
     text: Text = None
+    sort: Literal["oldest", "newest"] = "oldest"
     cursor: Cursor = None
 
     @property

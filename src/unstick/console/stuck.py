@@ -24,8 +24,8 @@ async def _list(watched: Watched, query: StuckQuery, recent: Recent[StuckList]) 
     snoozed = frozenset(each.job_id for each in await live_snoozes(watched))
     wanted = query.wanted
     return await recent.get(
-        (source, wanted, query.cursor, newest, snoozed),
-        lambda: list_stuck(watched, wanted, limit=PAGE, cursor=query.cursor),
+        (source, wanted, query.sort, query.cursor, newest, snoozed),
+        lambda: list_stuck(watched, wanted, limit=PAGE, cursor=query.cursor, newest_first=query.sort == "newest"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The stuck jobs that somebody asked for, oldest sign of life first, in pages; counts are bounded and say so."""
+"""The stuck jobs that somebody asked for, by their signs of life, in pages; counts are bounded and say so."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from unstick.pipeline.report import (
     check_limit,
     decode_cursor,
     encode_positions,
-    oldest_found,
+    found_by_age,
     position_of,
     with_outlook,
 )
@@ -46,8 +46,10 @@ class StuckList:
     """The kinds and queues of open jobs, to choose from, `MOST_CLASSES` at most; none where there are too many jobs."""
 
 
-async def list_stuck(watched: Watched, wanted: StuckFilter, *, limit: int, cursor: str | None = None) -> StuckList:
-    """List the stuck jobs that are meant, oldest sign of life first.
+async def list_stuck(
+    watched: Watched, wanted: StuckFilter, *, limit: int, cursor: str | None = None, newest_first: bool = False
+) -> StuckList:
+    """List the stuck jobs that are meant, oldest or newest sign of life first; a cursor goes on in the same order.
 
     Raises:
         InvalidRequestError: the limit is out of range or the cursor isn't one of ours.
@@ -57,11 +59,11 @@ async def list_stuck(watched: Watched, wanted: StuckFilter, *, limit: int, curso
     look = await take_look(watched)
     scopes = await narrow(watched, await take_scopes(watched, look), wanted)
     parts = {
-        state: await _search(watched, scopes, wanted, state, limit + 1, positions.get(state))
+        state: await _search(watched, scopes, wanted, state, limit + 1, positions.get(state), newest_first=newest_first)
         for state in ACCUSED_STATES
         if cursor is None or state in positions
     }
-    chosen, going_on = _merged(parts, limit)
+    chosen, going_on = _merged(parts, limit, newest_first=newest_first)
     number, exact = await _count(watched, scopes, wanted, parts, is_all=cursor is None and not going_on)
     told = await with_outlook(watched, look, chosen)
     classes = await watched.source.open_classes() if exact else ()
@@ -88,13 +90,20 @@ class _Part(NamedTuple):
 
 
 async def _search(
-    watched: Watched, scopes: Sequence[Scope], wanted: StuckFilter, state: JobState, limit: int, after: Position | None
+    watched: Watched,
+    scopes: Sequence[Scope],
+    wanted: StuckFilter,
+    state: JobState,
+    limit: int,
+    after: Position | None,
+    *,
+    newest_first: bool,
 ) -> _Part:
     found: list[Found] = []
     searched, begun = 0, after
     size = limit if wanted.text is None and wanted.reason is None else MOST_SEARCHED
     while True:
-        read = await oldest_found(watched, scopes, state, size, after)
+        read = await found_by_age(watched, scopes, state, size, after, newest_first=newest_first)
         found += [each for each in read if wanted.takes(each.finding.job, each.finding.diagnosis.reason)]
         searched += len(read)
         after = position_of(read[-1].finding.job) if read else after
@@ -104,10 +113,13 @@ async def _search(
             return _Part(begun, found, complete=False, reached=after)
 
 
-def _merged(parts: Mapping[JobState, _Part], limit: int) -> tuple[list[Found], dict[JobState, Position | None]]:
-    """Return the oldest of all states, and where each goes on from."""
+def _merged(
+    parts: Mapping[JobState, _Part], limit: int, *, newest_first: bool
+) -> tuple[list[Found], dict[JobState, Position | None]]:
+    """Return the first of all states, and where each goes on from."""
     each_found = [found for part in parts.values() for found in part.found]
-    chosen = sorted(each_found, key=lambda each: (each.finding.since, str(each.finding.job.id)))[:limit]
+    # Stable: within a state they stay in the order in which they were found, by which it goes on.
+    chosen = sorted(each_found, key=lambda each: position_of(each.finding.job).since, reverse=newest_first)[:limit]
     going_on: dict[JobState, Position | None] = {}
     for state, part in parts.items():
         shown = [each for each in chosen if each.finding.job.state is state]
@@ -131,17 +143,18 @@ async def _count(
         return sum(len(part.found) for part in parts.values()), True
     if wanted.text is not None or wanted.reason is not None:
         return sum(len(part.found) for part in parts.values()), False
-    number = 0
+    number, exact = 0, True
     for scope in scopes:
         states = tuple(state for state in scope.look.states if not _asks(watched, scope, state))
         if states:
             counts = await watched.source.count_suspects(replace(scope.look, states=states), MOST_COUNTED + 1)
-            number += counts.total
+            number, exact = number + counts.total, exact and counts.exact
         if len(states) < len(scope.look.states):
-            number += len((await convicted_running(watched, scope)).convicted)
+            running = await convicted_running(watched, scope)
+            number, exact = number + len(running.convicted), exact and running.exact
         if number > MOST_COUNTED:
             return MOST_COUNTED, False
-    return number, True
+    return number, exact
 
 
 def _asks(watched: Watched, scope: Scope, state: JobState) -> bool:

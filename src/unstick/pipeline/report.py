@@ -101,7 +101,7 @@ async def report_stuck(
     lists: dict[JobState, list[Finding]] = {}
     for state in ACCUSED_STATES:
         wanted = cursor is None or state in positions
-        told = await oldest_found(watched, scopes, state, limit + 1, positions.get(state)) if wanted else []
+        told = await found_by_age(watched, scopes, state, limit + 1, positions.get(state)) if wanted else []
         lists[state] = await with_outlook(watched, look, told)
     return StuckReport(
         look=look,
@@ -135,22 +135,35 @@ class Found(NamedTuple):
     policy: Policy
 
 
-async def oldest_found(
-    watched: Watched, scopes: Sequence[Scope], state: JobState, limit: int, after: Position | None
+async def found_by_age(
+    watched: Watched,
+    scopes: Sequence[Scope],
+    state: JobState,
+    limit: int,
+    after: Position | None,
+    *,
+    newest_first: bool = False,
 ) -> list[Found]:
-    """Return a state's findings of all scopes, oldest sign of life first."""
+    """Return a state's findings of all scopes, oldest or newest sign of life first."""
     found: list[Found] = []
     for scope in scopes:
         if state is JobState.RUNNING and asks_witnesses(watched, scope):
             running = await convicted_running(watched, scope)
-            told = [finding for each in running.convicted if (finding := _told(each, scope, after)) is not None]
+            told = [
+                finding
+                for each in running.convicted
+                if (finding := _told(each, scope, after, newest_first=newest_first))
+            ]
         elif state in scope.look.states:
-            told = _findings(await watched.source.list_suspects(scope.look, state, limit=limit, after=after), scope)
+            jobs = await watched.source.list_suspects(
+                scope.look, state, limit=limit, after=after, newest_first=newest_first
+            )
+            told = _findings(jobs, scope)
         else:
             continue
         found += [Found(finding, scope.policy) for finding in told]
     if len(scopes) > 1 or watched.witnesses:
-        found.sort(key=lambda each: _order_of(each.finding.job))
+        found.sort(key=lambda each: _order_of(each.finding.job), reverse=newest_first)
     return found[:limit]
 
 
@@ -180,11 +193,15 @@ def _outlook(finding: Finding, policy: Policy, spent: int) -> str | None:
     return None
 
 
-def _told(convicted: Convicted, scope: Scope, after: Position | None) -> Finding | None:
+def _told(convicted: Convicted, scope: Scope, after: Position | None, *, newest_first: bool) -> Finding | None:
     """Return the finding of a job that witnesses convict, None where it isn't after a position."""
     job = convicted.job
-    if job is None or (after is not None and _order_of(job) <= (after.since, _by_id(after.job_id))):
+    if job is None:
         return None
+    if after is not None:
+        place, begun = _order_of(job), (after.since, _by_id(after.job_id))
+        if place == begun or (place > begun) is newest_first:
+            return None
     since = convicted.since
     evidence = (*evidence_of(job), *convicted.words)
     age = scope.look.taken_at - since

@@ -68,7 +68,7 @@ class SuspectReader:
 
 
 class JobReader:
-    """Reads rows of `statements.oldest_suspects`: all that a person wants to know of each."""
+    """Reads rows of `statements.suspects_by_age`: all that a person wants to know of each."""
 
     def __init__(self, mapped: MappedTable, state: JobState | None = None) -> None:
         """Read jobs that are known to be in a state, or else those whose word means one."""

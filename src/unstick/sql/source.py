@@ -179,13 +179,13 @@ class SqlSource:
         return GroupedSuspects(counts=found)
 
     async def list_suspects(
-        self, look: Look, state: JobState, *, limit: int, after: Position | None
+        self, look: Look, state: JobState, *, limit: int, after: Position | None, newest_first: bool = False
     ) -> tuple[Job, ...]:
-        """Read a state's suspects, oldest first; a row that can't be read is left to a sweep to report."""
+        """Read a state's suspects, oldest or newest first; a row that can't be read is left to a sweep to report."""
         async with self._judging(look) as (connection, mapped):
             if state not in mapped.judges:
                 return ()
-            statement = statements.oldest_suspects(mapped, state, after=after is not None)
+            statement = statements.suspects_by_age(mapped, state, after=after is not None, newest_first=newest_first)
             values = statements.look_values(mapped, look) | {"page_size": limit} | _position(mapped, after)
             rows = (await connection.execute(statement, values)).all()
         reader = JobReader(mapped, state)

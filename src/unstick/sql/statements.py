@@ -340,17 +340,19 @@ def state_of_one(mapped: MappedTable) -> sa.Select[Any]:
     return sa.select(mapped.column("state")).where(key == sa.bindparam("id", type_=key.type))
 
 
-def oldest_suspects(mapped: MappedTable, state: JobState, *, after: bool) -> sa.Select[Any]:
-    """Read a state's suspects, oldest sign of life first, after a position."""
+def suspects_by_age(mapped: MappedTable, state: JobState, *, after: bool, newest_first: bool = False) -> sa.Select[Any]:
+    """Read a state's suspects, oldest or newest sign of life first, after a position."""
     key, since = mapped.column("id"), since_expression(mapped, state)
     leases = [lease_beat(mapped)] if mapped.leases else []
-    oldest = sa.select(*raw_columns(mapped, job_columns(mapped)), *leases).where(is_suspect(mapped, state))
+    found = sa.select(*raw_columns(mapped, job_columns(mapped)), *leases).where(is_suspect(mapped, state))
     if after:
         # The same expression as of the column, or a rounding of it would leave a job out between two pages.
         last = mapped.since_form.comparable(sa.bindparam("after_since", type_=mapped.since_type))
         last_id = sa.bindparam("after_id", type_=key.type)
-        oldest = oldest.where(sa.or_(since > last, sa.and_(since == last, key > last_id)))
-    return oldest.order_by(since, key).limit(sa.bindparam("page_size", type_=sa.Integer()))
+        is_past, has_id_past = (since < last, key < last_id) if newest_first else (since > last, key > last_id)
+        found = found.where(sa.or_(is_past, sa.and_(since == last, has_id_past)))
+    order = (since.desc(), key.desc()) if newest_first else (since, key)
+    return found.order_by(*order).limit(sa.bindparam("page_size", type_=sa.Integer()))
 
 
 def since_expression(mapped: MappedTable, state: JobState) -> sa.ColumnElement[Any]:
@@ -454,7 +456,7 @@ def span_key(mapped: MappedTable) -> ColumnKey | None:
 
 
 def position_values(mapped: MappedTable, after: Position | None) -> Values:
-    """Return what `oldest_suspects` is bound to after a position."""
+    """Return what `suspects_by_age` is bound to after a position."""
     if after is None:
         return {}
     return {"after_since": mapped.since_form.write(after.since), "after_id": typed_id(mapped, after.job_id)}

@@ -172,12 +172,15 @@ class MemorySource:
         return GroupedSuspects(counts=Counter(groups))
 
     async def list_suspects(
-        self, look: Look, state: JobState, *, limit: int, after: Position | None
+        self, look: Look, state: JobState, *, limit: int, after: Position | None, newest_first: bool = False
     ) -> tuple[Job, ...]:
-        """Return a state's suspects, oldest first."""
+        """Return a state's suspects, oldest or newest first."""
         found = sorted((s for s in self._suspects(look) if s.state is state), key=_by_age)
         if after is not None:
-            found = [suspect for suspect in found if _by_age(suspect) > (after.since, _by_id(after.job_id))]
+            place = (after.since, _by_id(after.job_id))
+            found = [s for s in found if (_by_age(s) < place if newest_first else _by_age(s) > place)]
+        if newest_first:
+            found.reverse()
         return tuple(self._system.jobs[suspect.job_id].job for suspect in found[:limit])
 
     async def describe(self, look: Look, job_ids: Sequence[JobId]) -> Mapping[JobId, Job]:

@@ -126,11 +126,12 @@ class RqSource:
         return GroupedSuspects(counts=groups, exact=found.exact)
 
     async def list_suspects(
-        self, look: Look, state: JobState, *, limit: int, after: Position | None
+        self, look: Look, state: JobState, *, limit: int, after: Position | None, newest_first: bool = False
     ) -> tuple[Job, ...]:
-        """Return a state's suspects, oldest first."""
-        jobs = sorted((each.job for each in (await self._accuser.find(look)).accused), key=_by_age)
-        wanted = [job for job in jobs if job.state is state and _is_after(job, after)]
+        """Return a state's suspects, oldest or newest first."""
+        accused = (await self._accuser.find(look)).accused
+        jobs = sorted((each.job for each in accused), key=_by_age, reverse=newest_first)
+        wanted = [job for job in jobs if job.state is state and _is_past(job, after, newest_first=newest_first)]
         return tuple(wanted[:limit])
 
     async def describe(self, look: Look, job_ids: Sequence[JobId]) -> Mapping[JobId, Job]:
@@ -298,8 +299,12 @@ def _by_age(job: Job) -> tuple[datetime, str]:
     return since, str(job.id)
 
 
-def _is_after(job: Job, position: Position | None) -> bool:
-    return position is None or _by_age(job) > (position.since, str(position.job_id))
+def _is_past(job: Job, position: Position | None, *, newest_first: bool) -> bool:
+    """Tell whether a job comes after a position in a list."""
+    if position is None:
+        return True
+    place, begun = _by_age(job), (position.since, str(position.job_id))
+    return place < begun if newest_first else place > begun
 
 
 def _readable(kept: Kept, now: datetime) -> Job | None:
