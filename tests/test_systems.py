@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.jobs import jobs_table
-from tests.systems.harness import Installed, installed, wait_until
+from tests.systems.harness import Imitated, Installed, installed, wait_until
 from tests.systems.known import SYSTEMS
 from tests.systems.page import rows, show
 from unstick.config import Settings, load_settings
@@ -47,7 +47,7 @@ EVERYWHERE = [(system, database) for system in SYSTEMS for database in system.da
 class Scene:
     """A system in its database, watched by Unstick."""
 
-    app: Installed
+    app: Installed | Imitated
     settings: Settings
     version: str
     """Of the system that is installed."""
@@ -131,9 +131,10 @@ async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alo
         assert scene.tell(retried).items() >= scene.system.retried.items()
         await _finishing_wins(scene, watched, healthy)
         await _only_read_in_another_version(scene, watched)
+    workers = "its own" if scene.system.in_sql is None else "SQL in their place, on its published schema"
     seen = ("found", "failed", "retried", "healthy left alone", "finish wins", "version")
     show(
-        load_preset(scene.system.name), scene.system.name, scene.version, app.database.backend, "its own", seen,
+        load_preset(scene.system.name), scene.system.name, scene.version, app.database.backend, workers, seen,
         undoable=scene.system.undoable,
     )  # fmt: skip
 

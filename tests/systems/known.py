@@ -1,6 +1,6 @@
 """The job systems that are tested, one entry each."""
 
-from tests.systems.harness import System
+from tests.systems.harness import InSql, System
 
 SYSTEMS = (
     System(
@@ -32,5 +32,35 @@ SYSTEMS = (
         unknown="UPDATE django_migrations SET name = '0099_another' WHERE app = 'django_tasks_database'",
         failed={"state": "FAILED", "class": "unstick.StuckJob"},
         retried={"state": "SUCCESSFUL"},
+    ),
+    System(
+        name="river",
+        grow_old="UPDATE river_job SET attempted_at = now() - interval '2 hours' WHERE id IN :ids",
+        unknown="INSERT INTO river_migration (line, version) VALUES ('main', 99)",
+        failed={"state": "discarded", "attempt": 1},
+        retried={"state": "completed"},
+        in_sql=InSql(
+            version="migration 7",
+            enqueue="""
+                INSERT INTO river_job (kind, args) VALUES ('hold', jsonb_build_object('token', %(token)s::text))
+                RETURNING id
+            """,
+            claim="""
+                WITH due AS (
+                    UPDATE river_job SET state = 'available'
+                    WHERE id = %(id)s AND state = 'retryable' AND scheduled_at <= now()
+                )
+                UPDATE river_job SET state = 'running', attempt = attempt + 1, attempted_at = now(),
+                attempted_by = array_append(attempted_by, 'client')
+                WHERE id = %(id)s AND state = 'available' AND scheduled_at <= now() RETURNING id
+            """,
+            finish="""
+                UPDATE river_job SET state = 'completed', finalized_at = now() WHERE id = %(id)s AND state = 'running'
+            """,
+            tell="""
+                SELECT state::text, attempt, errors[array_upper(errors, 1)] ->> 'error' AS error FROM river_job
+                WHERE id = %(id)s
+            """,
+        ),
     ),
 )

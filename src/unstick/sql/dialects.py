@@ -218,10 +218,18 @@ class PostgresDialect(Dialect):
     def rows(self, seen: Seen) -> sa.TextualSelect:
         """Expand JSON arrays by position."""
         fields = ", ".join(
-            f'CAST(value ->> {place} AS {self.type_name(type_)}) AS "{name}"'
-            for place, (name, type_) in enumerate(seen.items())
+            f'{self._field(place, type_)} AS "{name}"' for place, (name, type_) in enumerate(seen.items())
         )
         return _textual(f"SELECT {fields} FROM jsonb_array_elements(CAST(:unstick_seen AS jsonb)) AS s(value)", seen)
+
+    def _field(self, place: int, type_: TypeEngine[Any]) -> str:
+        if not isinstance(type_, sa.ARRAY):
+            return f"CAST(value ->> {place} AS {self.type_name(type_)})"
+        # An array is an array in JSON, too, which no cast takes for one.
+        expand = "jsonb_array_elements" if isinstance(type_.item_type, sa.JSON) else "jsonb_array_elements_text"
+        items = f"SELECT e FROM {expand}(value -> {place}) WITH ORDINALITY AS items(e, n) ORDER BY n"
+        array = f"CAST(ARRAY({items}) AS {self.type_name(type_)})"
+        return f"CASE jsonb_typeof(value -> {place}) WHEN 'array' THEN {array} END"
 
     def json_object(self, values: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[str]:
         """Build the object."""
