@@ -63,4 +63,32 @@ SYSTEMS = (
             """,
         ),
     ),
+    System(
+        name="oban",
+        grow_old="UPDATE oban_jobs SET attempted_at = timezone('UTC', now()) - interval '2 hours' WHERE id IN :ids",
+        unknown="COMMENT ON TABLE oban_jobs IS '99'",
+        failed={"state": "discarded", "attempt": 1},
+        retried={"state": "completed", "attempt": 2},
+        in_sql=InSql(
+            version="migration 14",
+            enqueue="""
+                INSERT INTO oban_jobs (worker, args, max_attempts)
+                VALUES ('Hold', jsonb_build_object('token', %(token)s::text), 1) RETURNING id
+            """,
+            claim="""
+                WITH due AS (
+                    UPDATE oban_jobs SET state = 'available'
+                    WHERE id = %(id)s AND state IN ('scheduled', 'retryable') AND scheduled_at <= timezone('UTC', now())
+                )
+                UPDATE oban_jobs SET state = 'executing', attempt = attempt + 1,
+                attempted_at = timezone('UTC', now()), attempted_by = ARRAY['node', 'uuid']
+                WHERE id = %(id)s AND state = 'available' AND attempt < max_attempts RETURNING id
+            """,
+            finish="UPDATE oban_jobs SET state = 'completed', completed_at = timezone('UTC', now()) WHERE id = %(id)s",
+            tell="""
+                SELECT state::text, attempt, errors[array_upper(errors, 1)] ->> 'error' AS error FROM oban_jobs
+                WHERE id = %(id)s
+            """,
+        ),
+    ),
 )
