@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.engine import Dialect as SqlDialect
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -83,6 +83,10 @@ class Dialect(ABC):
 
     def unindexed(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """Return a column for a condition that no index is to serve; only SQLite needs to be told."""
+        return column
+
+    def comparable(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """Return a value in a form that knows when two are equal; PostgreSQL's `json` alone doesn't."""
         return column
 
     def is_time(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
@@ -250,6 +254,11 @@ class PostgresDialect(Dialect):
     def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
         """Subtract."""
         return sa.cast(sa.extract("epoch", end - start), sa.Double)
+
+    def comparable(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """Compare JSON by what it says, not by how it is spelt."""
+        plain = isinstance(column.type, sa.JSON) and not isinstance(column.type, postgresql.JSONB)
+        return sa.cast(column, postgresql.JSONB) if plain else column
 
     def is_time(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Leave out minus infinity and times before Christ, which Python doesn't know."""
