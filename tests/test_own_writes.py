@@ -135,8 +135,9 @@ async def test_workers_are_told_of_those_alone_that_were_changed(opened: Opener)
 
 
 async def test_each_state_has_its_own_way(opened: Opener) -> None:
+    """And where several words mean queued, the way chooses which."""
     retry = [
-        {"of": "running", "set": {"status": "'queued'", "scheduled_at": "{due}", "attempt": "{jobs}.attempt + 1"}},
+        {"of": "running", "set": {"status": "'pending'", "scheduled_at": "{due}", "attempt": "{jobs}.attempt + 1"}},
         {"of": "queued", "set": {"scheduled_at": "{due}", "error_message": "{reason}"}},
     ]
     bench = await opened(retry=retry)
@@ -145,6 +146,7 @@ async def test_each_state_has_its_own_way(opened: Opener) -> None:
     assert (await recover_all(bench, Action.RETRY)).applied == {runs, waits}
 
     ran, waited = await bench.get(runs), await bench.get(waits)
+    assert ran.job.status == "pending"
     assert (ran.job.state, ran.job.attempt, ran.error) == (JobState.QUEUED, 2, None)
     assert (waited.job.state, waited.job.attempt, waited.error) == (JobState.QUEUED, 1, "never_claimed")
     assert await suspects_of(bench, await look_at(bench)) == []

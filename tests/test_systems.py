@@ -195,6 +195,35 @@ def test_the_page_tells_of_every_preset_and_of_nothing_else() -> None:
     assert {(row.split(" | ")[1].strip("`")) for row in rows()} == {system.name for system in SYSTEMS}
 
 
+@pytest.mark.parametrize(
+    ("system", "database"), [pytest.param(SYSTEMS[0], "postgres18", id="procrastinate")], indirect=["database"]
+)
+async def test_locks_keep_jobs_waiting_and_refuse_a_retry_but_stop_nobody_else(scene: Scene) -> None:
+    """A queueing lock has room for one queued job, so that a retry is refused by it; the rest of the batch goes on."""
+    keyed, taken, other, locks, locked = scene.app.run("enqueue", "keyed", "taken", "other", "locks", "locked")
+    await scene.execute("UPDATE procrastinate_jobs SET status = 'doing' WHERE id IN :ids", ids=[keyed, other, locks])
+    await scene.execute("UPDATE procrastinate_jobs SET queueing_lock = 'once' WHERE id IN :ids", ids=[keyed, taken])
+    await scene.execute("UPDATE procrastinate_jobs SET lock = 'one' WHERE id IN :ids", ids=[locks, locked])
+    await scene.execute("UPDATE procrastinate_events SET at = at - interval '1 hour'")
+    await upgrade_database(scene.settings)
+
+    async with scene.watched() as watched:
+        holds, waits = await judge(watched, locks), await judge(watched, locked)
+        assert holds is not None
+        assert holds.sentence.endswith(f"; jobs {locked} can't be claimed before it is over.")
+        assert waits is not None
+        assert (waits.standing, waits.sentence) == (
+            Standing.BLOCKED,
+            f"Job {locked} is queued and can't be claimed: job {locks} comes first with its lock one; it isn't stuck.",
+        )
+        report = await sweep(watched, SweepOrder(actor="test", action=Action.RETRY))
+
+    assert report.tally.of(outcome=Outcome.APPLIED) == len((taken, other, locks))
+    ((refused, why),) = [(each.job_id, each.detail) for each in report.failures]
+    assert (refused, "procrastinate_jobs_queueing_lock_idx" in why) == (keyed, True)
+    assert [scene.tell(job_id)["state"] for job_id in (keyed, other)] == ["doing", "todo"]
+
+
 async def test_several_systems_in_one_database_are_recognised_and_swept(
     postgres_database: Database, tmp_path: Path
 ) -> None:
