@@ -54,11 +54,7 @@ def why_not_stuck(row: JobRow, look: Look) -> Why:
     if job.state is JobState.SCHEDULED:
         return Why(Standing.SCHEDULED, f"is scheduled{_due(job, look.taken_at)}")
     if job.state is JobState.QUEUED:
-<<<<<<< HEAD
-        return _queued(job, look, waiting) if row.waits is None else _waits(row.waits)
-=======
         return _queued(job, look) if row.waits is None else _waits(row.waits)
->>>>>>> rq
     return _running(row, job, look)
 
 
@@ -80,11 +76,7 @@ def _waits(waits: Waits) -> Why:
     return Why(Standing(waits.reason), f"is queued and can't be claimed: {waits.value}")
 
 
-<<<<<<< HEAD
-def _queued(job: Job, look: Look, waiting: Reason) -> Why:
-=======
 def _queued(job: Job, look: Look) -> Why:
->>>>>>> rq
     since = sign_of_life(job)
     if since is None:
         return Why(Standing.UNKNOWN, "is queued, and no time tells since when it waits, so it can't be judged")

@@ -25,11 +25,7 @@ class Lease:
 class Waits(NamedTuple):
     """Why a queued job waits with good reason."""
 
-<<<<<<< HEAD
     reason: Literal["paused", "blocked"]
-=======
-    reason: Literal["paused"]
->>>>>>> rq
     value: str
     """What keeps it waiting, as its system tells it."""
 
@@ -54,11 +50,8 @@ class JobRow:
     lease: Lease | None = None
     """Its worker's, whether it holds or has run out."""
     waits: Waits | None = None
-<<<<<<< HEAD
     blocks: str | None = None
     """Which other jobs wait for it, as its system tells it."""
-=======
->>>>>>> rq
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
