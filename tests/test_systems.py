@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.jobs import jobs_table
-from tests.systems.harness import Installed, installed, wait_until
+from tests.systems.harness import Imitated, Installed, installed, wait_until
 from tests.systems.known import SYSTEMS
 from tests.systems.page import rows, show
 from unstick.config import Settings, load_settings
@@ -49,7 +49,7 @@ WAITING = [(system, system.databases[0]) for system in SYSTEMS if system.waits]
 class Scene:
     """A system in its database, watched by Unstick."""
 
-    app: Installed
+    app: Installed | Imitated
     settings: Settings
     version: str
     """Of the system that is installed."""
@@ -76,7 +76,7 @@ class Scene:
     def begin(self, *tokens: str) -> list[int | str]:
         """Enqueue jobs and wait until workers have begun them."""
         if self.system.hears_once:
-            self.app.start_listening(*tokens)
+            self.app.start_workers(*tokens)
         job_ids: list[int | str] = self.app.run("enqueue", *tokens)
         if not self.system.hears_once:
             self.app.start_workers(*tokens)
@@ -140,7 +140,7 @@ async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alo
         assert await scene.recover(watched, failed, Action.MARK_FAILED) is Outcome.APPLIED
         await _undone_or_not_at_all(scene, watched, failed)
         if scene.system.hears_once:
-            app.start_listening("retried")
+            app.start_workers("retried")
         assert await scene.recover(watched, retried, Action.RETRY) is Outcome.APPLIED
         assert (await _standing(watched, healthy)) in scene.standings_of_the_healthy
 
@@ -155,10 +155,11 @@ async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alo
         assert scene.tell(retried).items() >= scene.system.retried.items()
         await _finishing_wins(scene, watched, healthy)
         await _only_read_in_another_version(scene, watched)
+    workers = "its own" if scene.system.in_sql is None else "SQL in their place, on its published schema"
     found = "found when queued again" if scene.system.returns else "found"
     seen = (found, "failed", "retried", "healthy left alone", "finish wins", "version")
     show(
-        load_preset(scene.system.name), scene.system.name, scene.version, app.database.backend, "its own", seen,
+        load_preset(scene.system.name), scene.system.name, scene.version, app.database.backend, workers, seen,
         undoable=scene.system.undoable,
     )  # fmt: skip
 
@@ -253,11 +254,41 @@ def test_the_page_tells_of_every_preset_and_of_nothing_else() -> None:
     assert {(row.split(" | ")[1].strip("`")) for row in rows()} == {system.name for system in SYSTEMS}
 
 
+@pytest.mark.parametrize(
+    ("system", "database"), [pytest.param(SYSTEMS[0], "postgres18", id="procrastinate")], indirect=["database"]
+)
+async def test_locks_keep_jobs_waiting_and_refuse_a_retry_but_stop_nobody_else(scene: Scene) -> None:
+    """A queueing lock has room for one queued job, so that a retry is refused by it; the rest of the batch goes on."""
+    keyed, taken, other, locks, locked = scene.app.run("enqueue", "keyed", "taken", "other", "locks", "locked")
+    await scene.execute("UPDATE procrastinate_jobs SET status = 'doing' WHERE id IN :ids", ids=[keyed, other, locks])
+    await scene.execute("UPDATE procrastinate_jobs SET queueing_lock = 'once' WHERE id IN :ids", ids=[keyed, taken])
+    await scene.execute("UPDATE procrastinate_jobs SET lock = 'one' WHERE id IN :ids", ids=[locks, locked])
+    await scene.execute("UPDATE procrastinate_events SET at = at - interval '1 hour'")
+    await upgrade_database(scene.settings)
+
+    async with scene.watched() as watched:
+        holds, waits = await judge(watched, locks), await judge(watched, locked)
+        assert holds is not None
+        assert holds.sentence.endswith(f"; jobs {locked} can't be claimed before it is over.")
+        assert waits is not None
+        assert (waits.standing, waits.sentence) == (
+            Standing.BLOCKED,
+            f"Job {locked} is queued and can't be claimed: job {locks} comes first with its lock one; it isn't stuck.",
+        )
+        report = await sweep(watched, SweepOrder(actor="test", action=Action.RETRY))
+
+    assert report.tally.of(outcome=Outcome.APPLIED) == len((taken, other, locks))
+    ((refused, why),) = [(each.job_id, each.detail) for each in report.failures]
+    assert (refused, "procrastinate_jobs_queueing_lock_idx" in why) == (keyed, True)
+    assert [scene.tell(job_id)["state"] for job_id in (keyed, other)] == ["doing", "todo"]
+
+
 async def test_several_systems_in_one_database_are_recognised_and_swept(
     postgres_database: Database, tmp_path: Path
 ) -> None:
     """Each by its tables, under whatever schema and prefix; the application's own table is proposed beside them."""
-    there = [system for system in SYSTEMS if "postgres18" in system.databases]
+    # Oban's two make tables of the same names.
+    there = {load_preset(each.name).table: each for each in SYSTEMS if "postgres18" in each.databases}.values()
     for system in there:
         with installed(system, postgres_database, tmp_path) as app:
             app.run("migrate")

@@ -297,6 +297,8 @@ async def open_worker(settings: Settings, source: str | None = None) -> AsyncIte
         SourceUnavailableError: the database doesn't answer.
     """
     name, chosen = chosen_source(settings, source)
+    if chosen.preset is not None:
+        raise ConfigurationError(f"The jobs of source {name!r} are run by the workers of their own system.")
     jobs, *elsewhere = _homes(settings, name)
     if elsewhere:
         raise ConfigurationError(
@@ -305,8 +307,6 @@ async def open_worker(settings: Settings, source: str | None = None) -> AsyncIte
         )
     async with _open(jobs) as engine:
         await _prepare(engine, jobs)
-    if chosen.preset is not None:
-        raise ConfigurationError(f"The jobs of source {name!r} are run by the workers of their own system.")
     url, declared = chosen.url.get_secret_value(), JobTable.from_settings(chosen)
     async with worker_on(name, url, declared, every=BEAT_EVERY, lease=LEASE) as worker:
         yield worker

@@ -9,9 +9,12 @@ import subprocess
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+from psycopg.rows import dict_row
 from sqlalchemy.engine import make_url
 
 if TYPE_CHECKING:
@@ -22,6 +25,21 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 _HERE = Path(__file__).parent
 _PATIENCE = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InSql:
+    """What a system's application and workers do, in SQL: for systems that can't be installed where the tests run."""
+
+    version: str
+    enqueue: str
+    """Adds the job of `%(token)s`, and returns its id."""
+    claim: str
+    """What a worker does to take the job of `%(id)s` as soon as it may; it returns a row if it was taken."""
+    finish: str
+    """What a worker does at the end of the job of `%(id)s`."""
+    tell: str
+    """Reads `state` and `error` of the job of `%(id)s` as the system's own interface would."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +71,8 @@ class System:
     """And of the other job."""
     undoable: bool = True
     """What was done to a job can be undone."""
+    in_sql: InSql | None = None
+    """Tables from `schema.sql` in its folder, and SQL in the workers' place."""
 
 
 @dataclass(kw_only=True)
@@ -74,7 +94,8 @@ class Installed:
         return json.loads(done.stdout.splitlines()[-1])
 
     def start_workers(self, *tokens: str) -> None:
-        """Start a worker for each of these jobs."""
+        """Start a worker for each of these jobs, and wait until they hear of what there is to do where they must."""
+        before = len(self.lines())
         with (self.journal / "workers.log").open("a") as log:
             self.workers += [
                 subprocess.Popen(
@@ -82,14 +103,10 @@ class Installed:
                 )
                 for token in tokens
             ]
-
-    def start_listening(self, *tokens: str) -> None:
-        """Start workers, and wait until they hear what there is to do."""
-        heard = len(self.lines())
-        self.start_workers(*tokens)
-        wait_until(
-            lambda: all(any(line.startswith(f"hears {t} ") for line in self.lines()[heard:]) for t in tokens), self.log
-        )
+        if self.system.hears_once:
+            wait_until(
+                lambda: sum(line.startswith("hears ") for line in self.lines()[before:]) == len(tokens), self.log
+            )
 
     def kill_worker_of(self, token: str) -> None:
         """Kill the worker that runs a job, with all its processes, as the kernel does when memory runs out."""
@@ -139,9 +156,62 @@ class Installed:
         }
 
 
+@dataclass(kw_only=True)
+class Imitated:
+    """A system of which only the tables are there; what its workers would do is done by the test itself."""
+
+    system: System
+    database: Database
+    in_sql: InSql
+    ids: dict[str, Any] = field(default_factory=dict)
+    begun: list[str] = field(default_factory=list)
+
+    def run(self, command: str, *arguments: str) -> Any:  # noqa: ANN401
+        if command == "migrate":
+            self._execute((_HERE / self.system.name / "schema.sql").read_text())
+            return self.in_sql.version
+        if command == "enqueue":
+            self.ids |= {token: self._execute(self.in_sql.enqueue, token=token)[0]["id"] for token in arguments}
+            return [self.ids[token] for token in arguments]
+        return [self._execute(self.in_sql.tell, id=job_id)[0] for job_id in arguments]
+
+    def start_workers(self, *tokens: str) -> None:
+        for token in tokens:
+            wait_until(partial(self._claim, token))
+            self.begun.append(f"began {token} 0")
+
+    def _claim(self, token: str) -> bool:
+        return bool(self._execute(self.in_sql.claim, id=self.ids[token]))
+
+    def kill_worker_of(self, token: str) -> None:
+        """Whoever is killed does nothing more."""
+
+    def release(self, *tokens: str) -> None:
+        for token in tokens:
+            self._execute(self.in_sql.finish, id=self.ids[token])
+
+    def await_line(self, what: str, tokens: Sequence[str]) -> None:
+        assert all(f"{what} {token} 0" in self.begun for token in tokens)
+
+    def lines(self) -> list[str]:
+        return self.begun
+
+    def log(self) -> str:
+        return str(self.begun)
+
+    def _execute(self, statement: str, **values: object) -> list[dict[str, Any]]:
+        plain = make_url(self.database.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        with psycopg.connect(plain, autocommit=True, row_factory=dict_row) as connection:
+            cursor = connection.execute(statement.encode(), values or None)
+            return cursor.fetchall() if cursor.description else []
+
+
 @contextmanager
-def installed(system: System, database: Database, journal: Path) -> Iterator[Installed]:
-    """Lend a system with its tables in a database, and kill its workers after."""
+def installed(system: System, database: Database, journal: Path) -> Iterator[Installed | Imitated]:
+    """Lend a system in a database, and kill its workers after."""
+    if system.in_sql is not None:
+        yield Imitated(system=system, database=database, in_sql=system.in_sql)
+        return
     if not (ROOT / ".systems" / system.name / "installed.txt").exists():
         raise RuntimeError(f"{system.name} isn't installed; run scripts/install-systems")
     app = Installed(system=system, database=database, journal=journal)

@@ -33,7 +33,9 @@ def _names_only(known: frozenset[str]) -> AfterValidator:
     def check(sql: str) -> str:
         unknown = sorted(set(_PLACE.findall(sql)) - known)
         if unknown:
-            raise ValueError(f"has {{{unknown[0]}}} in it; it may have {', '.join(f'{{{name}}}' for name in known)}")
+            raise ValueError(
+                f"has {{{unknown[0]}}} in it; it may have {', '.join(f'{{{name}}}' for name in sorted(known))}"
+            )
         return sql
 
     return AfterValidator(check)
