@@ -59,6 +59,10 @@ class System:
     """What its own interface tells of a job that was marked failed, of what is the same each time."""
     retried: Mapping[str, object]
     """And of a job that was retried and has succeeded since."""
+    ageless: bool = False
+    """Nothing tells since when a healthy job has run."""
+    retries: bool = True
+    """What it takes to run a job again is there."""
     returns: bool = False
     """Jobs whose worker is gone are queued again by themselves, and only then can be found stuck."""
     hears_once: bool = False

@@ -88,7 +88,23 @@ SYSTEMS = (
         unknown="UPDATE django_migrations SET name = '0099_another' WHERE app = 'django_q'",
         failed={"state": "no result", "queued": 0, "locked": 0},
         retried={"state": "success"},
+        ageless=True,
         returns=True,
+    ),
+    System(
+        name="celery_results",
+        grow_old="""
+        WITH another AS (
+            INSERT INTO celery_taskmeta (id, task_id, status, date_done)
+            VALUES (0, 'another', 'SUCCESS', '2026-01-01 00:00:00') ON CONFLICT (id) DO NOTHING
+        )
+        UPDATE celery_taskmeta SET id = -id WHERE task_id IN :ids
+        """,
+        unknown="ALTER TABLE celery_taskmeta ADD COLUMN shard text",
+        failed={"state": "FAILURE", "class": "StuckJob"},
+        retried={"state": "SUCCESS"},
+        ageless=True,
+        retries=False,
     ),
     System(
         name="river",
