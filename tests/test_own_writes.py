@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,8 +19,10 @@ from unstick.domain.standing import Standing
 from unstick.domain.undo import IRREVERSIBLE
 from unstick.pipeline.verdict import judge
 from unstick.presets.preset import Preset
+from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine
 from unstick.sql.mapping import JobTable
+from unstick.sql.source import SqlSource
 from unstick.testing.conformance import MINUTE, RAN, Ages, batch_of, look_at, recover_all, suspects_of, undo_of
 
 if TYPE_CHECKING:
@@ -239,6 +242,24 @@ class TestOnPostgres:
         assert stored.job.state is JobState.FAILED
         assert (stored.error or "").startswith("Job stuck in running")
         assert (await bench.source.undo(undo_of(await bench.undoable(job_id)))).lost == {str(job_id): IRREVERSIBLE}
+
+    async def test_where_the_record_is_elsewhere_what_a_function_will_leave_is_told_before(
+        self, opened: Opener
+    ) -> None:
+        """So that whoever finds the intent after a crash can tell whether it was carried out."""
+        bench = await opened(fail=[self.CALLED | {"set": {"status": "'failed'", "error_message": "{detail}"}}])
+        await bench.execute(self.FUNCTION)
+        (job_id,) = await add(bench, 1)
+        source = SqlSource("main", bench.jobs, EngineConnections(bench.engine), records=False)
+        look = await look_at(bench)
+        batch = batch_of(await suspects_of(bench, look), look)
+
+        (intent,) = await source.intend(batch)
+        result = await source.recover(batch)
+
+        assert result.applied == {job_id}
+        assert json.loads(result.pre_images[job_id]) == {"status": "running", "error_message": None}
+        assert json.loads((await source.images([intent]))[job_id]) == json.loads(intent.post_image)
 
     async def test_a_function_that_does_something_else_is_taken_back(self, opened: Opener) -> None:
         """It cancels what was attempted often: then nothing of it stands, and the others go on."""
