@@ -59,6 +59,10 @@ class System:
     """What its own interface tells of a job that was marked failed, of what is the same each time."""
     retried: Mapping[str, object]
     """And of a job that was retried and has succeeded since."""
+    ageless: bool = False
+    """Nothing tells since when a healthy job has run."""
+    retries: bool = True
+    """What it takes to run a job again is there."""
     returns: bool = False
     """Jobs whose worker is gone are queued again by themselves, and only then can be found stuck."""
     hears_once: bool = False
@@ -99,7 +103,8 @@ class Installed:
         return json.loads(done.stdout.splitlines()[-1])
 
     def start_workers(self, *tokens: str) -> None:
-        """Start a worker for each of these jobs."""
+        """Start a worker for each of these jobs, and wait until they hear of what there is to do where they must."""
+        before = len(self.lines())
         with (self.journal / "workers.log").open("a") as log:
             self.workers += [
                 subprocess.Popen(
@@ -107,14 +112,10 @@ class Installed:
                 )
                 for token in tokens
             ]
-
-    def start_listening(self, *tokens: str) -> None:
-        """Start workers, and wait until they hear what there is to do."""
-        heard = len(self.lines())
-        self.start_workers(*tokens)
-        wait_until(
-            lambda: all(any(line.startswith(f"hears {t} ") for line in self.lines()[heard:]) for t in tokens), self.log
-        )
+        if self.system.hears_once:
+            wait_until(
+                lambda: sum(line.startswith("hears ") for line in self.lines()[before:]) == len(tokens), self.log
+            )
 
     def kill_worker_of(self, token: str) -> None:
         """Kill the worker that runs a job, with all its processes, as the kernel does when memory runs out."""

@@ -16,9 +16,6 @@ SYSTEMS = (
         unknown="ALTER FUNCTION procrastinate_finish_job_v1 RENAME TO procrastinate_finish_job_v2",
         failed={"state": "failed", "attempts": 1},
         retried={"state": "succeeded", "attempts": 2},
-        waits="UPDATE procrastinate_jobs SET lock = 'l', status = CASE WHEN id IN :ids THEN status ELSE 'doing' END",
-        waiting_for="job 2 comes first with its lock l",
-        blocks="jobs 1",
         undoable=False,
     ),
     System(
@@ -91,6 +88,7 @@ SYSTEMS = (
         unknown="UPDATE django_migrations SET name = '0099_another' WHERE app = 'django_q'",
         failed={"state": "no result", "queued": 0, "locked": 0},
         retried={"state": "success"},
+        ageless=True,
         returns=True,
     ),
     System(
@@ -100,6 +98,21 @@ SYSTEMS = (
         failed={"state": "failed", "attempts": 25, "queue_is_free": True},
         retried={"state": "completed"},
         undoable=False,
+    ),
+    System(
+        name="celery_results",
+        grow_old="""
+        WITH another AS (
+            INSERT INTO celery_taskmeta (id, task_id, status, date_done)
+            VALUES (0, 'another', 'SUCCESS', '2026-01-01 00:00:00') ON CONFLICT (id) DO NOTHING
+        )
+        UPDATE celery_taskmeta SET id = -id WHERE task_id IN :ids
+        """,
+        unknown="ALTER TABLE celery_taskmeta ADD COLUMN shard text",
+        failed={"state": "FAILURE", "class": "StuckJob"},
+        retried={"state": "SUCCESS"},
+        ageless=True,
+        retries=False,
     ),
     System(
         name="river",

@@ -47,7 +47,13 @@ async def recognise(connection: AsyncConnection, tables: Sequence[sa.Table]) -> 
         for table in tables
         if _is_of(table, load_preset(name))
     ]
-    return tuple(_with_names(found))
+    return tuple(_with_names(_told_apart(found)))
+
+
+def _told_apart(found: Sequence[Recognised]) -> Sequence[Recognised]:
+    """Leave out, of several systems whose tables have the same names, those of which it is no known version."""
+    known = {each.table for each in found if each.problem is None}
+    return [each for each in found if each.problem is None or each.table not in known]
 
 
 def _is_of(table: sa.Table, preset: Preset) -> bool:
