@@ -7,10 +7,10 @@ RUNTIME := .venv/requirements.stamp
 DEVELOPMENT := .venv/requirements-dev.stamp
 CHECKS := "ruff check" "ruff format --check" mypy lint-imports "deptry src"
 
-.PHONY: help run check test systems mutants chaos soak bench lock
+.PHONY: help run check test screenshots systems mutants chaos soak bench lock
 
 help:  ## Show the targets; ARGS="…" is passed on to what a target runs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 run: ARGS ?= demo
 run: $(RUNTIME)  ## Set up and run unstick; without ARGS the demo
@@ -23,6 +23,10 @@ test: $(DEVELOPMENT)  ## Run the tests against real, private database servers
 	@scripts/install-servers
 	@scripts/install-systems
 	.venv/bin/pytest -n 2 $(ARGS)
+
+screenshots: $(DEVELOPMENT)  ## Take a picture of every page of the console, to look at
+	@scripts/install-servers
+	.venv/bin/python -m tests.screenshots $(ARGS)
 
 systems: $(DEVELOPMENT)  ## Run real job systems, and write what was seen into docs/reference/systems.md
 	@scripts/install-servers
@@ -49,7 +53,7 @@ bench: $(DEVELOPMENT)  ## Run the benchmarks
 lock: .venv/bin/python  ## Write the lock files anew; ARGS=--upgrade takes newer releases
 	$(PIP) install --quiet uv
 	@# The build backend is locked too, for the project itself is built without fetching anything.
-	printf 'hatchling\neditables\n' | $(LOCK) $(ARGS) --extra postgres --extra mysql --extra witnesses --extra alerts --extra otel --output-file requirements.lock pyproject.toml -
+	printf 'hatchling\neditables\n' | $(LOCK) $(ARGS) --extra postgres --extra mysql --extra witnesses --extra alerts --extra otel --extra rq --output-file requirements.lock pyproject.toml -
 	$(LOCK) $(ARGS) --all-extras --group dev --output-file requirements-dev.lock pyproject.toml requirements.lock
 
 $(RUNTIME) $(DEVELOPMENT): .venv/%.stamp: %.lock pyproject.toml | .venv/bin/python

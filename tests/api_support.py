@@ -12,7 +12,7 @@ import httpx
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from unstick.api.auth import jwt_principal, mint_token
+from unstick.api.auth import bearer_principal, mint_token
 from unstick.api.factory import create_app
 from unstick.api.router import admin_router
 from unstick.config import AuthSettings
@@ -26,7 +26,7 @@ from unstick.domain.policy import Policy, Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Recovery, Ruled
 from unstick.domain.story import JobRow
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, SuspectGroup, is_suspect
+from unstick.domain.suspect import GroupedSuspects, Look, Page, Position, StuckCounts, Suspect, SuspectGroup, is_suspect
 from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.pipeline.watched import OpenWatched, Watched
 from unstick.ports import Capabilities, FollowUpSpan, OpenJobs, RecoveredPage, RecoveryCounts, Usage
@@ -100,13 +100,14 @@ class MemorySource:
             return None
         return JobRow(job_id=found.id, read_at=await self.clock(), status=found.status, job=found)
 
-    async def count_suspects(self, look: Look) -> StuckCounts:
-        states = Counter(suspect.state for suspect in self._accused(look))
+    async def count_suspects(self, look: Look, most: int | None = None) -> StuckCounts:
+        states = Counter(suspect.state for suspect in self._accused(look)[:most])
         return StuckCounts(queued=states[JobState.QUEUED], running=states[JobState.RUNNING])
 
-    async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
+    async def suspects_by_queue(self, look: Look) -> GroupedSuspects:
         found = self._accused(look)
-        return Counter(SuspectGroup(self.jobs[s.job_id].queue, s.state, s.lease_expired) for s in found)
+        groups = Counter(SuspectGroup(self.jobs[s.job_id].queue, s.state, s.lease_expired) for s in found)
+        return GroupedSuspects(counts=groups)
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None
@@ -345,7 +346,7 @@ class World:
 def service(world: World, **others: World) -> FastAPI:
     """Return the service on these worlds; the first is `main`."""
     watched = {"main": world.open, **{name: other.open for name, other in others.items()}}
-    return create_app(watched=watched, principal=jwt_principal(SECRET, AUTH))
+    return create_app(watched=watched, principal=bearer_principal(SECRET, AUTH))
 
 
 def host(world: World, principal: Callable[..., Any]) -> FastAPI:

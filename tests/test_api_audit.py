@@ -24,7 +24,7 @@ from tests.api_support import (
     service,
     token,
 )
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal
 from unstick.domain.access import Role
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import LedgerMissingError, SourceUnavailableError
@@ -191,7 +191,7 @@ async def test_a_subject_no_database_can_keep_is_cleaned_in_the_record() -> None
 
 
 @pytest.mark.parametrize(
-    "app", [service, lambda world: host(world, jwt_principal(SECRET, AUTH))], ids=["service", "host"]
+    "app", [service, lambda world: host(world, bearer_principal(SECRET, AUTH))], ids=["service", "host"]
 )
 @pytest.mark.parametrize(("call", "method"), [("jobs.stuck", "DELETE"), ("jobs.cleanup", "GET"), ("stats", "BREW")])
 async def test_a_method_that_a_call_does_not_take_is_recorded_and_does_nothing(

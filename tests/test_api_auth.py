@@ -26,7 +26,7 @@ from tests.api_support import (
     service,
     token,
 )
-from unstick.api.auth import jwt_principal, mint_token
+from unstick.api.auth import bearer_principal, mint_token
 from unstick.domain.access import Role
 from unstick.domain.errors import ConfigurationError
 
@@ -188,6 +188,6 @@ async def test_a_minted_token_gets_in() -> None:
 def test_a_short_secret_is_told_before_anything_starts() -> None:
     short = SecretStr("too short")
     with pytest.raises(ConfigurationError, match="9 bytes and needs at least 32"):
-        jwt_principal(short, AUTH)
+        bearer_principal(short, AUTH)
     with pytest.raises(ConfigurationError, match="UNSTICK_SECRET_KEY"):
         mint_token(short, role=Role.ADMIN, subject="ada", lifetime=timedelta(minutes=1), auth=AUTH)

@@ -19,7 +19,7 @@ from tests.api_support import (
     opened_by_failing,
     service,
 )
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal
 from unstick.api.factory import create_app
 from unstick.api.problems import problem_of
 from unstick.api.router import admin_router
@@ -132,7 +132,7 @@ async def test_a_wrong_address_or_method_is_a_problem_too(method: str, path: str
 
 async def test_a_source_that_cant_be_opened_is_503_with_its_sentence_for_those_let_in() -> None:
     error = SourceUnavailableError("The database of source 'main' does not answer.")
-    app = create_app(watched={"main": opened_by_failing(error)}, principal=jwt_principal(SECRET, AUTH))
+    app = create_app(watched={"main": opened_by_failing(error)}, principal=bearer_principal(SECRET, AUTH))
     async with client(app, Role.ADMIN) as caller:
         for call in CALLS.values():
             assert str(error) in assert_problem(await caller.request(*call), 503)["detail"]
@@ -162,13 +162,21 @@ def nobody_answers() -> OpenWatched:
 async def test_in_an_outage_nobody_is_let_in_who_else_wouldnt_be_and_each_call_is_one_line_in_the_log(
     caplog: pytest.LogCaptureFixture, role: Role | None, status: int
 ) -> None:
-    app = create_app(watched={"main": nobody_answers()}, principal=jwt_principal(SECRET, AUTH))
+    app = create_app(watched={"main": nobody_answers()}, principal=bearer_principal(SECRET, AUTH))
     async with client(app, role) as caller:
         assert_problem(await caller.post(CLEANUP), status)
     [logged] = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert "jobs.cleanup" in logged.getMessage()
     assert "doesn't answer" in logged.getMessage()
     assert "\n" not in logged.getMessage()
+    assert logged.exc_info is None
+
+
+async def test_missing_tables_of_ours_are_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(ledger=MemoryLedger(failure=LedgerMissingError("Run `unstick db upgrade`.")))
+    async with client(service(world), Role.VIEWER) as caller:
+        assert_problem(await caller.get(STUCK), 503)
+    [logged] = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert logged.exc_info is None
 
 
@@ -201,4 +209,4 @@ async def test_every_answer_of_the_service_forbids_what_a_browser_need_not_do() 
 
 def test_a_service_without_a_source_is_told_before_it_starts() -> None:
     with pytest.raises(ConfigurationError, match="no source"):
-        admin_router(watched={}, principal=jwt_principal(SECRET, AUTH))
+        admin_router(watched={}, principal=bearer_principal(SECRET, AUTH))

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.api_support import AUTH, CALLS, SECRET, World, host, service
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal
 from unstick.api.factory import create_app
 from unstick.domain.access import Principal, Role
 
@@ -86,7 +86,9 @@ def test_parameters_are_documented_with_their_bounds(document: dict[str, Any]) -
         assert not any("null" in str(said) for said in known.values())
 
 
-@pytest.mark.parametrize("app", [service(World()), host(World(), jwt_principal(SECRET, AUTH))], ids=["service", "host"])
+@pytest.mark.parametrize(
+    "app", [service(World()), host(World(), bearer_principal(SECRET, AUTH))], ids=["service", "host"]
+)
 def test_the_frameworks_own_error_shape_doesnt_appear(app: Any) -> None:  # noqa: ANN401
     assert "ValidationError" not in str(app.openapi())
 

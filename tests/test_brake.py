@@ -12,16 +12,21 @@ import sqlalchemy as sa
 
 from tests.jobs import SqlBench, open_bench
 from tests.servers import EACH_KIND
-from unstick.domain.brake import Brake, BrakeLimits, Pass, Unattended, in_grace, likely_cause, next_pass
+from unstick.domain.brake import Brake, BrakeLimits, Pass, Unattended, grace_until, likely_cause, next_pass
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import Job, JobState
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import Action, Outcome
+from unstick.domain.wording import say_instant
 from unstick.pipeline.braking import release_brake, show_brake
+from unstick.pipeline.observing import observe
+from unstick.pipeline.shapes import cleanup_shape
+from unstick.pipeline.story import tell_story
 from unstick.pipeline.sweep import SweepOrder, SweepReport, sweep
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import EngineConnections
 from unstick.sql.tables import passes
+from unstick.testing.conformance import Ages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -264,8 +269,35 @@ def test_a_pass_begins_a_grace_after_a_gap(last: Pass | None, up_since: datetime
 
 def test_a_grace_is_one_threshold_long() -> None:
     this = Pass(at=NOON, back_at=ago(5))
-    assert [in_grace(this, timedelta(minutes=each)) for each in (4, 5, 6)] == [False, False, True]
-    assert not in_grace(Pass(at=NOON), timedelta(days=1))
+    assert [grace_until(this, timedelta(minutes=each)) for each in (4, 5, 6)] == [
+        None,
+        None,
+        NOON + timedelta(minutes=1),
+    ]
+    assert grace_until(Pass(at=NOON), timedelta(days=1)) is None
+
+
+async def test_a_grace_is_told_by_the_sweep_the_observation_and_the_job(bench: SqlBench) -> None:
+    """Whoever asks why nothing is recovered is told until when, wherever they ask."""
+    brakes = SqlBrakes(EngineConnections(bench.engine))
+    began = await bench.source.clock()
+    back = began - timedelta(minutes=6)
+    job_id = await bench.add(JobState.RUNNING, Ages(started=timedelta(hours=1)))
+    assert "grace" not in (await tell_story(watched(bench), job_id)).outlook  # nobody sweeps it unattended
+    await brakes.note_pass("main", Pass(at=began, back_at=back))
+    ends = back + timedelta(minutes=30)
+
+    assert (await nobody_watches(bench)).grace_until == ends
+    assert (await observe(watched(bench))).grace_until == ends
+    said = f"; those that nobody watches leave it alone until {say_instant(ends)}, a grace after the watch or the"
+    assert said in (await tell_story(watched(bench), job_id)).outlook
+    shown = cleanup_shape(await nobody_watches(bench))
+    assert shown["grace_until"] == ends.isoformat()
+
+    await brakes.note_pass("main", Pass(at=began, back_at=began - timedelta(minutes=31)))
+    assert (await observe(watched(bench))).grace_until is None
+    assert "grace" not in (await tell_story(watched(bench), job_id)).outlook
+    assert (await nobody_watches(bench)).grace_until is None
 
 
 # What is left

@@ -555,6 +555,16 @@ def test_missing_tables_of_ours_are_told_with_the_command_that_makes_them(run: R
     assert run("stuck").status == 0
 
 
+@pytest.mark.usefixtures("app_table")
+def test_a_mistyped_path_makes_no_database_but_a_ledger_of_its_own_is_made(run: Run) -> None:
+    configure(MAPPED.replace("app.db", "ap.db"))
+    assert sentence(run("db", "upgrade")).startswith("There is no SQLite file at ap.db")
+    assert not Path("ap.db").exists()
+    configure(MAPPED + '[ledger]\nurl = "sqlite:///ledger.db"\n')
+    assert run("db", "upgrade").status == 0
+    assert Path("ledger.db").exists()
+
+
 @pytest.mark.usefixtures("embedded")
 @pytest.mark.parametrize("command", [("stuck",), ("sweep",), ("db", "upgrade"), ("db", "current"), ("db", "sql")])
 def test_an_unknown_source_is_told_with_those_there_are(run: Run, command: tuple[str, ...]) -> None:
@@ -634,7 +644,7 @@ def test_the_version_is_the_packages(run: Run) -> None:
     assert run("--version") == Ran(0, f"unstick {unstick.__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [("stick",), ("stuck", "--nonsense"), ("stuck", "main"), ("token",)])
+@pytest.mark.parametrize("arguments", [("stick",), ("stuck", "--nonsense"), ("stuck", "main"), ("token", "sign")])
 def test_a_command_line_that_means_nothing_ends_with_2(run: Run, arguments: tuple[str, ...]) -> None:
     ran = run(*arguments)
     assert (ran.status, ran.out) == (2, "")
@@ -657,7 +667,7 @@ def claims(token: str) -> dict[str, Any]:
 
 def test_a_token_says_who_as_what_and_until_when(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSTICK_SECRET_KEY", SECRET)
-    ran = run("token", "--role", "operator", "--subject", "ann", "--lifetime", "90m")
+    ran = run("token", "sign", "--role", "operator", "--subject", "ann", "--lifetime", "90m")
     said = claims(ran.out.strip())
     assert (ran.status, ran.err) == (0, "")
     assert (said["sub"], said["role"]) == ("ann", "operator")
@@ -668,7 +678,7 @@ def test_a_token_is_by_default_for_the_user_of_this_system_and_half_a_day(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNSTICK_SECRET_KEY", SECRET)
-    document = run("token", "--role", "admin", "--json").document
+    document = run("token", "sign", "--role", "admin", "--json").document
     said = claims(document.pop("token"))
     assert document == {"role": "admin", "subject": USER, "expires_in": 12 * 3600}
     assert (said["sub"], said["exp"] - said["iat"]) == (USER, 12 * 3600)
@@ -680,13 +690,13 @@ def test_a_token_is_by_default_for_the_user_of_this_system_and_half_a_day(
 def test_no_token_without_a_proper_key(run: Run, monkeypatch: pytest.MonkeyPatch, key: str | None, said: str) -> None:
     if key is not None:
         monkeypatch.setenv("UNSTICK_SECRET_KEY", key)
-    assert said in sentence(run("token", "--role", "admin"))
+    assert said in sentence(run("token", "sign", "--role", "admin"))
 
 
 @pytest.mark.parametrize("lifetime", ["12", "0h", "400d", "for ever"])
 def test_a_lifetime_is_a_duration(run: Run, monkeypatch: pytest.MonkeyPatch, lifetime: str) -> None:
     monkeypatch.setenv("UNSTICK_SECRET_KEY", SECRET)
-    assert sentence(run("token", "--role", "admin", "--lifetime", lifetime)).startswith("--lifetime must be ")
+    assert sentence(run("token", "sign", "--role", "admin", "--lifetime", lifetime)).startswith("--lifetime must be ")
 
 
 # Inspecting
@@ -833,7 +843,7 @@ def test_the_service_answers_logs_json_and_stops_quietly(
     run: Run, jobs: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNSTICK_SECRET_KEY", SECRET)
-    token = run("token", "--role", "viewer").out.strip()
+    token = run("token", "sign", "--role", "viewer").out.strip()
     Path("unstick.toml").unlink()
     port = free_port()
     command = [sys.executable, "-m", "unstick", "serve", "--port", str(port)]

@@ -249,6 +249,19 @@ def test_an_unknown_key_is_told_with_its_place_and_the_nearest_known_one(text: s
     assert complaint() == f"unstick.toml: {said}"
 
 
+def test_every_wrong_setting_is_told_at_once_each_in_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    write('[sources.main]\nurll = "x"\nstates = { running = 1.5 }\n[sweep]\nclean_every = "10"\n')
+    monkeypatch.setenv("UNSTICK_POLICY__ACTION", "explode")
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    assert [line.partition(" must ")[0].partition(" is no ")[0] for line in str(caught.value).splitlines()] == [
+        "unstick.toml: `[sources.main] states.running`",
+        "unstick.toml: `[sources.main] urll`",
+        "UNSTICK_POLICY__ACTION",
+        "unstick.toml: `[sweep] clean_every`",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -268,7 +281,8 @@ def test_an_unknown_key_is_told_with_its_place_and_the_nearest_known_one(text: s
             "UNSTICK_",
             (
                 "UNSTICK_ is no setting; "
-                "there are: secret_key, sources, ledger, retention, policy, sweep, alerts, auth, metrics."
+                "there are: secret_key, sources, ledger, retention, policy, sweep, alerts, auth, read_only, payloads, "
+                "metrics."
             ),
         ),
     ],
@@ -363,7 +377,10 @@ def test_what_is_missing_is_told_by_the_variable_where_there_is_no_file(monkeypa
     ("text", "said"),
     [
         ("[sources.main.registery]", "`[sources.main] registery` is no setting; did you mean `registry`?"),
-        ("[sources.main.registry]", "`[sources.main.registry] table` must be given."),
+        (
+            '[sources.main.registry]\nalive_for = "30s"\ncolumns = { id = "id", heartbeat_at = "x" }',
+            "`[sources.main.registry] table` must be given.",
+        ),
         (
             '[sources.main.registry]\ntable = "w"\nalive_for = "30s"\ncolumns = { id = "id", hartbeat_at = "x" }',
             "`[sources.main.registry] columns.hartbeat_at` is no setting; did you mean `heartbeat_at`?",

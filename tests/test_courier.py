@@ -22,6 +22,7 @@ from tests.test_http_witness import Endpoint, answer, serving
 from tests.test_worker import until
 from unstick.config import AlertSettings, Settings
 from unstick.domain.events import Delivered, Notified, ObservationFailed
+from unstick.pipeline import courier as courier_module
 from unstick.pipeline.courier import Courier
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.sql.alerts import SqlAlerts
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from tests.jobs import SqlBench
-    from tests.servers import Database
+    from tests.servers import Database, MortalPostgres
     from tests.test_http_witness import Request, Respond
     from unstick.domain.alert import Delivery
     from unstick.domain.events import PipelineEvent
@@ -91,12 +92,12 @@ class Post:
         )
         return with_alerts(kept, SETTINGS)
 
-    def courier(self, *channels: Channel, looks_every: timedelta = SOON, within: timedelta = DEADLINE) -> Courier:
-        @asynccontextmanager
-        async def opened() -> AsyncIterator[Watched]:
-            yield self.watched
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Watched]:
+        yield self.watched
 
-        return Courier({"main": opened}, channels, looks_every=looks_every, within=within)
+    def courier(self, *channels: Channel, looks_every: timedelta = SOON, within: timedelta = DEADLINE) -> Courier:
+        return Courier({"main": self.opened}, channels, looks_every=looks_every, within=within)
 
     async def deliver(self, *channels: Channel) -> None:
         await self.courier(*channels).deliver_due(DEADLINE)
@@ -355,6 +356,18 @@ async def test_a_message_that_is_refused_keeps_no_other_back(sqlite_database: Da
     assert len(set(deliveries(receiver))) == 2
 
 
+async def test_what_fails_for_an_hour_is_tried_again_and_what_fails_for_a_day_is_given_up_and_told_so(
+    sqlite_database: Database,
+) -> None:
+    async with open_post(sqlite_database) as post, serving(in_turn(answer({}, status="500 Oops"))) as receiver:
+        await post.hear(observed(mail=3))
+        for passed in (timedelta(0), timedelta(hours=1), timedelta(hours=22), timedelta(hours=1), timedelta(hours=1)):
+            await post.desk.back_then(notifications, passed, "at", "next_try_at")
+            await post.deliver(webhook(receiver.url))
+    assert post.ear.outcomes == [("ops", "failed")] * 3 + [("ops", "gave_up")]
+    assert len(receiver.requests) == 4
+
+
 async def test_a_redirect_is_not_followed(sqlite_database: Database) -> None:
     async with open_post(sqlite_database) as post, serving(in_turn(OK)) as elsewhere:
         moved = answer({}, status="307 Moved", headers=f"Location: {elsewhere.url}\r\n")
@@ -390,12 +403,8 @@ async def test_a_source_that_can_not_be_opened_keeps_no_other_from_being_told_of
             raise RuntimeError("no such thing")
             yield post.watched
 
-        @asynccontextmanager
-        async def opened() -> AsyncIterator[Watched]:
-            yield post.watched
-
         await post.hear(observed(mail=3))
-        await Courier({"broken": broken, "main": opened}, [webhook(receiver.url)]).deliver_due(DEADLINE)
+        await Courier({"broken": broken, "main": post.opened}, [webhook(receiver.url)]).deliver_due(DEADLINE)
     assert changes(receiver) == [["opened"]]
 
 
@@ -527,3 +536,27 @@ async def test_an_observation_that_fails_twice_is_told_and_its_end_too(sqlite_da
         await post.deliver(webhook(receiver.url))
     assert changes(receiver) == [["opened"], ["resolved"]]
     assert documents(receiver)[0]["title"] == "Alert: unobserved in source 'main'"
+
+
+# With a ledger that is silent: it accepts connections and answers nobody
+
+
+async def test_a_ledger_that_is_silent_keeps_nobody_from_being_told_of_another_source(
+    mortal: MortalPostgres,
+    mortal_database: Database,
+    sqlite_database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(courier_module, "_END_WITHIN_SECONDS", 0.2)
+    async with (
+        open_post(mortal_database) as silent,
+        open_post(sqlite_database) as post,
+        serving(in_turn(OK)) as receiver,
+    ):
+        for each in (silent, post):
+            await each.hear(observed(mail=3))
+        courier = Courier({"silent": silent.opened, "main": post.opened}, [webhook(receiver.url)])
+        async with mortal.silence():
+            await courier.deliver_due(DEADLINE)
+    assert changes(receiver) == [["opened"]]
+    assert (silent.ear.outcomes, post.ear.outcomes) == ([], [("ops", "delivered")])

@@ -403,7 +403,7 @@ def at_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     put_stuck(directory / "unstick.db", "mail", "video")
     exported = unstick(directory, "dashboards", "export", "monitoring")
     assert exported.returncode == 0, exported.stderr
-    token = unstick(directory, "token", "--role", "operator").stdout.strip()
+    token = unstick(directory, "token", "sign", "--role", "operator").stdout.strip()
     service, port = free_port(), free_port()
     configuration = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},

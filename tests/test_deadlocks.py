@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from tests.jobs import COLUMNS, declared, jobs_table, open_bench
 from tests.test_races import (
     DEADLINE,
     HOUR,
@@ -32,6 +33,7 @@ from tests.test_races import (
     stuck,
     until,
 )
+from tests.test_rulings import REFUSING
 from unstick.domain.errors import SourceUnavailableError
 from unstick.domain.recovery import Outcome
 from unstick.domain.sighting import Sighted
@@ -48,7 +50,9 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from tests.jobs import SqlBench
+    from tests.servers import Database
     from tests.test_races import Way
+    from unstick.domain.job import JobId
 
 __all__ = ["bench"]
 
@@ -282,9 +286,8 @@ async def test_what_was_seen_is_written_down_though_somebody_locked_it_in_anothe
     assert len(writes) == min(times + 1, 3)
 
 
-@on_databases("mariadb")
-async def test_an_end_that_meets_what_is_newer_than_its_snapshot_may_be_written_again(bench: SqlBench) -> None:
-    """From 11.6 on MariaDB refuses to lock such a row (1020): that is no fault of the job's, and may pass."""
+async def isolate_snapshots(bench: SqlBench) -> None:
+    """Have MariaDB refuse to lock a row that is newer than our snapshot (1020), as it does from 11.6 on."""
 
     @event.listens_for(bench.engine.sync_engine, "connect")
     def _as_in_11_6(connection: Any, _record: object) -> None:  # noqa: ANN401
@@ -293,6 +296,71 @@ async def test_an_end_that_meets_what_is_newer_than_its_snapshot_may_be_written_
         cursor.close()
 
     await bench.engine.dispose()
+
+
+@on_databases("mariadb")
+async def test_a_batch_that_meets_what_is_newer_than_its_snapshot_is_tried_again_as_a_whole(database: Database) -> None:
+    """K4: 1020 is no fault of a row's, and took back what stood before it, as a deadlock does: three times in all."""
+    table = jobs_table(sa.Column("worker", sa.String(100)))
+    bench = await open_bench(database, table, declared(table, columns=COLUMNS | {"worker": "worker"}))
+    await bench.put(*({"worker": "theirs", "attempt": 1} for _ in range(3)))  # whose leases the first lock looks for
+    batch = await decided(bench)
+    await bench.execute(*REFUSING["mysql"])
+    await isolate_snapshots(bench)
+    locks: list[str] = []
+
+    def told(_c: Any, _cursor: Any, statement: str, _p: Any, _context: Any, _many: Any) -> None:  # noqa: ANN401
+        if "SKIP LOCKED" in statement:
+            locks.append(statement)
+
+    event.listen(bench.engine.sync_engine, "before_cursor_execute", told)
+    with claimed_under_snapshots(bench, 3, times=2):
+        result = await bench.source.recover(batch)
+
+    rows, recorded = await statuses(bench), [await bench.outcomes(job_id) for job_id in (1, 2, 3)]
+    await bench.close()
+    assert len(locks) == 3 + 3 + 5  # all, 1, 2 with 3; twice, and then all, 1, 2 with 3, 2, 3
+    assert (set(result.applied), list(result.refused)) == ({1}, [2])
+    assert rows == ["failed", "running", "running"]
+    assert recorded == [[Outcome.APPLIED], [Outcome.FAILED], [Outcome.LOST_RACE]]
+
+
+@contextmanager
+def claimed_under_snapshots(bench: SqlBench, job_id: JobId, *, times: int) -> Iterator[None]:
+    """Have a claim of a job under way when our transaction begins, and committed once we have written another."""
+    claims: list[tuple[Future[None], threading.Event]] = []
+    pool = ThreadPoolExecutor(1)
+
+    async def claim(wrote: threading.Event, goes_on: threading.Event) -> None:
+        async with host(bench) as app, app.begin() as connection:
+            await connection.execute(
+                sa.text("UPDATE ai_generation_jobs SET attempt = attempt + 1 WHERE id = :id"), {"id": job_id}
+            )
+            wrote.set()
+            assert await asyncio.to_thread(goes_on.wait, DEADLINE)
+
+    def hook(_c: Any, _cursor: Any, statement: str, _p: Any, _context: Any, _many: Any) -> None:  # noqa: ANN401
+        if "UTC_TIMESTAMP" in statement and len(claims) < times:
+            wrote, goes_on = threading.Event(), threading.Event()
+            claims.append((pool.submit(lambda: asyncio.run(claim(wrote, goes_on))), goes_on))
+            assert wrote.wait(DEADLINE)
+        if "RELEASE SAVEPOINT" in statement:
+            claims[-1][1].set()
+            claims[-1][0].result(DEADLINE)
+
+    event.listen(bench.engine.sync_engine, "after_cursor_execute", hook)
+    try:
+        yield
+    finally:
+        event.remove(bench.engine.sync_engine, "after_cursor_execute", hook)
+        pool.shutdown()
+    assert len(claims) == times
+
+
+@on_databases("mariadb")
+async def test_an_end_that_meets_what_is_newer_than_its_snapshot_may_be_written_again(bench: SqlBench) -> None:
+    """From 11.6 on MariaDB refuses to lock such a row (1020): that is no fault of the job's, and may pass."""
+    await isolate_snapshots(bench)
     worker = this_process()
     queue = SqlJobQueue("main", bench.jobs, EngineConnections(bench.engine))
     await bench.put({"status": "queued", "started_at": None})

@@ -14,13 +14,15 @@ import httpx
 import pytest
 import sqlalchemy as sa
 import uvicorn
+from fastapi import FastAPI
 
 from tests.api_support import AUTH, SECRET, assert_problem, bearer, token
 from tests.jobs import SqlBench, open_bench
 from tests.servers import EACH_KIND
 from tests.test_worker import until
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal
 from unstick.api.factory import create_app
+from unstick.api.router import admin_router
 from unstick.domain.access import Role
 from unstick.domain.diagnosis import Reason
 from unstick.domain.events import Held, LeadershipChanged, Observed, PipelineEvent, QueueReason, QueueState, Swept
@@ -38,8 +40,6 @@ from unstick.testing.conformance import MINUTE, Ages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-
-    from fastapi import FastAPI
 
     from tests.servers import Database
     from unstick.pipeline.watched import Watched
@@ -121,6 +121,8 @@ async def test_events_are_read_from_where_a_client_left_off_each_once_in_order(b
     watched = logged(bench)
     for term in range(7):
         await emit(watched, led(term))
+    async with bench.engine.begin() as connection:  # PostgreSQL puts what is changed behind all others
+        await connection.execute(sa.update(events).where(events.c.id == 1).values(source="main"))
     log = SqlEventLog(EngineConnections(bench.engine))
     seen, last = [], 0
     while (page := await log.after("main", last, 3))[0]:
@@ -181,12 +183,19 @@ async def test_many_events_of_another_source_keep_nobody_from_their_own(light: S
 
 
 @asynccontextmanager
-async def served(bench: SqlBench) -> AsyncIterator[tuple[str, FastAPI]]:
-    @asynccontextmanager
-    async def lend(watched: Watched) -> AsyncIterator[Watched]:
-        yield watched
+async def lend(watched: Watched) -> AsyncIterator[Watched]:
+    yield watched
 
-    app = create_app(watched={"main": partial(lend, logged(bench))}, principal=jwt_principal(SECRET, AUTH))
+
+@asynccontextmanager
+async def served(bench: SqlBench) -> AsyncIterator[tuple[str, FastAPI]]:
+    app = create_app(watched={"main": partial(lend, logged(bench))}, principal=bearer_principal(SECRET, AUTH))
+    async with serving(app) as url:
+        yield url, app
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
     serving = asyncio.create_task(server.serve())
 
@@ -195,7 +204,7 @@ async def served(bench: SqlBench) -> AsyncIterator[tuple[str, FastAPI]]:
 
     await until(started)
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}", app
+    yield f"http://127.0.0.1:{port}"
     app.state.stopping = server.should_exit = True
     await asyncio.wait_for(serving, 10)  # however many still listen
 
@@ -246,6 +255,25 @@ async def test_a_service_that_stops_waits_for_no_listener(light: SqlBench) -> No
         answer = await caller.send(request, stream=True)
         assert answer.status_code == 200
     await caller.aclose()
+
+
+async def test_in_a_hosts_app_a_stream_ends_by_itself_and_in_the_service_it_goes_on(light: SqlBench) -> None:
+    """Nobody tells the host's router that its server stops, which waits for all answers to end."""
+    watched = logged(light)
+    lasts = timedelta(milliseconds=10)
+    routers = (
+        admin_router(
+            watched={"main": partial(lend, watched)}, principal=bearer_principal(SECRET, AUTH), longest_untold=lasts
+        )
+        for _ in range(2)
+    )
+    host, service = (FastAPI(routes=router.routes) for router in routers)
+    service.state.stopping = False
+    async with serving(host) as host_url, serving(service) as service_url, listening(service_url) as frames:
+        async with listening(host_url) as ending:
+            assert [frame async for frame in ending] == []
+        await emit(watched, led(1))
+        assert (await anext(frames))["data"]["term"] == 1
 
 
 async def test_only_who_may_read_hears_anything_and_a_bad_id_is_refused(light: SqlBench) -> None:

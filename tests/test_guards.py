@@ -37,7 +37,7 @@ from tests.test_races import (
 from tests.test_rulings import REFUSING
 from unstick.admin import AdminService
 from unstick.domain.diagnosis import Reason
-from unstick.domain.errors import PendingChangesError
+from unstick.domain.errors import PendingChangesError, SourceUnavailableError
 from unstick.domain.job import JobState
 from unstick.domain.policy import Policy, backoff, rule
 from unstick.domain.recovery import CHANGES, Action, Intent, Outcome, Recovery, settled
@@ -240,6 +240,52 @@ async def partition(bench: SqlBench) -> None:
         part.format(0),
         part.format(1),
     )
+
+
+# What a batch meets.
+
+
+@on_databases("postgres18")
+async def test_a_row_that_takes_longer_than_a_guest_may_stops_no_other(bench: SqlBench) -> None:
+    """P2: a batch that is too slow is written in halves, until the row that makes it so stands alone."""
+    ids = await stuck(bench, 2)
+    await bench.execute(
+        "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN IF NEW.id = {ids[1]} THEN PERFORM pg_sleep(60); END IF; RETURN NEW; END $$",
+        "CREATE TRIGGER slow BEFORE UPDATE ON ai_generation_jobs FOR EACH ROW EXECUTE FUNCTION slowly()",
+    )
+    look = await look_at(bench)
+    batch = batch_of(await suspects_of(bench, look), look)
+
+    def hurry(connection: Any, _cursor: Any, statement: str, _p: Any, _context: Any, _many: Any) -> None:  # noqa: ANN401
+        if "'statement_timeout'" in statement:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = '1s'")
+
+    event.listen(bench.engine.sync_engine, "after_cursor_execute", hurry)
+    result = await bench.source.recover(batch)
+
+    assert result.applied == {ids[0]}
+    assert "statement timeout" in result.refused[ids[1]]
+    assert await statuses(bench) == ["failed", "running"]
+
+
+@on_databases("mariadb")
+async def test_a_connection_that_is_gone_is_told_as_such_and_no_row_is_blamed(bench: SqlBench) -> None:
+    """Promise 2: the driver's error for it has no number; nothing more is tried on that connection."""
+    await stuck(bench, 2)
+    look = await look_at(bench)
+    batch = batch_of(await suspects_of(bench, look), look)
+
+    def hang_up(connection: Any, _cursor: Any, statement: str, _p: Any, _context: Any, _many: Any) -> None:  # noqa: ANN401
+        if "UPDATE ai_generation_jobs" in statement:
+            connection.connection.driver_connection.close()
+
+    event.listen(bench.engine.sync_engine, "before_cursor_execute", hang_up)
+    with pytest.raises(SourceUnavailableError, match="doesn't answer"):
+        await bench.source.recover(batch)
+
+    assert await statuses(bench) == ["running", "running"]
+    assert await bench.recoveries() == []
 
 
 # A retry.

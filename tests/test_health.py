@@ -98,6 +98,17 @@ def test_stuck_jobs_and_a_brake_warn_with_their_numbers() -> None:
     assert "99 jobs were stuck at once; it looks like an outage" in (checks["brake"].said or "")
 
 
+def test_a_grace_is_told_with_the_stuck_jobs_that_wait_for_its_end() -> None:
+    stuck = {QueueReason("mail", Reason.SILENT): 2}
+    observed = Observed(
+        source="main", at=NOON, took=SECOND, open_jobs={}, stuck=stuck, grace_until=NOON + timedelta(minutes=30)
+    )
+    said = found(replace(WELL, observed=observed))["stuck"].said or ""
+    assert said.endswith(
+        "; unattended sweeps leave some until 2026-01-01 12:30:00 UTC, a grace after the watch or the database was away"
+    )
+
+
 def test_the_worst_of_several_is_what_is_told() -> None:
     assert worst([]) is Health.PASS
     assert worst([Health.PASS, Health.WARN]) is Health.WARN
@@ -185,6 +196,13 @@ async def test_a_source_that_is_silent_is_not_waited_for_long(
 async def test_the_ledger_that_lost_its_tables_is_not_ready(bench: SqlBench) -> None:
     async with bench.engine.begin() as connection:
         await connection.execute(sa.text("DROP TABLE unstick_watches"))
+    status, shape = await asked(app_over(main=partial(lend, kept(bench))), "/health/ready")
+    assert (status, shape["status"]) == (503, "fail")
+
+
+async def test_a_source_that_lost_its_table_is_not_ready(bench: SqlBench) -> None:
+    async with bench.engine.begin() as connection:
+        await connection.execute(sa.text(f"DROP TABLE {bench.table.name}"))
     status, shape = await asked(app_over(main=partial(lend, kept(bench))), "/health/ready")
     assert (status, shape["status"]) == (503, "fail")
 

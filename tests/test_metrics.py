@@ -20,8 +20,9 @@ from pydantic import SecretStr
 
 from tests.api_support import AUTH, SECRET, World, assert_problem, client, service, token
 from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, open_bench
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal
 from unstick.api.factory import create_app
+from unstick.api.metrics import metrics_router
 from unstick.config import Address, load_settings
 from unstick.domain.access import Role
 from unstick.domain.brake import BrakeLimits, Pass, Unattended
@@ -447,9 +448,8 @@ def scraped(world: World, secret: str | None = None) -> httpx.AsyncClient:
     metrics_token = None if secret is None else SecretStr(secret)
     app = create_app(
         watched={"main": world.open},
-        principal=jwt_principal(SECRET, AUTH),
-        metrics=Metrics(["main"]),
-        metrics_token=metrics_token,
+        principal=bearer_principal(SECRET, AUTH),
+        metrics=metrics_router(Metrics(["main"]), metrics_token),
     )
     return client(app)
 

@@ -25,7 +25,7 @@ from tests.test_plans import AGO, ONE_TO
 from tests.test_races import FINISH, MOVES, commits, elsewhere, host, on_databases
 from tests.test_rulings import REFUSING
 from tests.test_snoozes import put_to_sleep
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal
 from unstick.api.factory import create_app
 from unstick.config import ProgressSettings
 from unstick.domain.access import Role
@@ -725,7 +725,9 @@ async def test_a_job_that_a_person_has_left_alone_meanwhile_is_left(
     report = await apply_plan(watched, ApplyOrder(plan_id=plan.id, actor="grace"), progress)
 
     assert await statuses(bench) == ["failed", "running", "failed", "running", "failed"]
-    assert report.tally.of(outcome=Outcome.APPLIED) == 3
+    assert (report.tally.of(outcome=Outcome.APPLIED), report.tally.of(outcome=Outcome.LEFT)) == (3, 2)
+    assert report.tally.of(outcome=Outcome.LOST_RACE) == 0
+    assert "it is snoozed by now; it was left alone" in {row.detail for row in await bench.recoveries()}
 
 
 # Once, and in time.
@@ -1147,7 +1149,7 @@ def service(watched: Watched) -> FastAPI:
     async def opened() -> AsyncIterator[Watched]:
         yield watched
 
-    return create_app(watched={"main": opened}, principal=jwt_principal(SECRET, AUTH))
+    return create_app(watched={"main": opened}, principal=bearer_principal(SECRET, AUTH))
 
 
 async def test_the_api_makes_shows_and_applies_a_plan(light: SqlBench) -> None:

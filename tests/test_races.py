@@ -293,6 +293,7 @@ async def test_a_job_of_which_anything_moved_since_the_look_is_left(database: Da
     await bench.close()
     assert len(batch.decisions) == len(MOVES) + 1
     assert result.applied == {len(MOVES) + 1}
+    assert not result.refused
     assert after[:-1] == before[:-1]
 
 

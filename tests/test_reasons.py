@@ -19,6 +19,8 @@ import psutil
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from tests.rq_system import RqSystem, open_rq_system
+from tests.servers import MissingServerError
 from tests.workers import Workers, open_workers
 from unstick.cli import main
 from unstick.config import SourceSettings, load_settings
@@ -31,6 +33,8 @@ from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine
 from unstick.sql.mapping import JobTable
 from unstick.sql.sightings import SqlSightings
+from unstick.systems.rq.accusing import LOST_AFTER, _sighted
+from unstick.systems.rq.source import RqSource
 from unstick.wiring import open_watched
 
 if TYPE_CHECKING:
@@ -41,8 +45,8 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent.parent / "docs" / "explanation" / "reasons.md"
 RECORD = "RECORD_REASONS"
 """With this variable set, the blocks of the page are written anew from the run."""
-LATER = {Reason.MESSAGE_LOST, Reason.PAUSED, Reason.BLOCKED}
-"""What needs a broker or a preset."""
+LATER = {Reason.BLOCKED}
+"""What needs a preset."""
 
 OWN = JobTable.from_settings(SourceSettings())
 THRESHOLD = 2
@@ -63,6 +67,7 @@ COLUMNS = """
     columns.error = "error_message"
     states = { queued = "queued", running = "running", failed = "failed", succeeded = "completed" }
 """
+BROKER = "redis://broker"
 CONFIGURATION = f"""
     [policy]
     queued_after = "{THRESHOLD}s"
@@ -93,6 +98,13 @@ CONFIGURATION = f"""
     worker = "{{host}}:{{pid}}"
     same_namespace = true
 
+    [ledger]
+    url = "sqlite:///jobs.db"
+
+    [sources.mail]
+    url = "{BROKER}"
+    preset = "rq"
+
     [sources.unasked]
     url = "sqlite:///jobs.db"
     table = "renders"
@@ -114,6 +126,7 @@ class Stage:
     """One database, the commands that a person gives, and what each reason's reader has read so far."""
 
     workers: Workers
+    rq: RqSystem
     capsys: pytest.CaptureFixture[str]
     monkeypatch: pytest.MonkeyPatch
     file: str
@@ -196,7 +209,7 @@ class Stage:
     def recovered(self, source: str) -> dict[JobId, str]:
         """Return the newest recovery's reason of each job."""
         query = "SELECT job_id, reason FROM unstick_job_recoveries WHERE source = ? ORDER BY recovery_id"
-        return {int(job_id): reason for job_id, reason in self.rows(query, source)}
+        return {int(each) if each.isdecimal() else each: reason for each, reason in self.rows(query, source)}
 
     def put(self, table: str, kind: str) -> JobId:
         """Commit a row, as an application does."""
@@ -252,14 +265,25 @@ def cells(table: str, job_id: JobId) -> str:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Stage]:
+def rq(broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RqSystem]:
+    try:
+        with open_rq_system(broker, tmp_path_factory.mktemp("rq")) as opened:
+            yield opened
+    except MissingServerError as missing:
+        pytest.skip(f"NOT TESTED ON RQ: {missing}")
+
+
+@pytest.fixture
+def stage(
+    rq: RqSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Stage]:
     for name in os.environ:
         if name.upper().startswith("UNSTICK_"):
             monkeypatch.delenv(name)
     with open_workers() as workers:
         monkeypatch.chdir(tmp_path)
-        (tmp_path / "unstick.toml").write_text(CONFIGURATION)
-        stage = Stage(workers, capsys, monkeypatch, str(tmp_path / "jobs.db"))
+        (tmp_path / "unstick.toml").write_text(CONFIGURATION.replace(BROKER, rq.url))
+        stage = Stage(workers, rq, capsys, monkeypatch, str(tmp_path / "jobs.db"))
         stage.run("db", "upgrade")
         for table in ("ai_generation_jobs", "renders"):
             stage.rows(TABLE.format(table))
@@ -271,6 +295,7 @@ def test_the_page_says_what_is_read_of_each_reason_and_of_each_there_is(stage: S
     play_workers_beside_a_witness(stage)
     play_workers_that_die(stage)
     play_a_worker_that_lives(stage)
+    play_workers_behind_a_broker(stage)
 
     if RECORD in os.environ:
         PAGE.write_text(with_blocks(PAGE.read_text(), stage.read))
@@ -369,6 +394,37 @@ def play_a_worker_that_lives(stage: Stage) -> None:
     stage.see_job("main", lost, Reason.OVERTAKEN, "stuck")
     stage.see_job("main", wedged, Reason.HUNG, "stuck")
     stage.see_sweep("main", "jobs", {lost: Reason.OVERTAKEN, wedged: Reason.HUNG})
+
+
+def play_workers_behind_a_broker(stage: Stage) -> None:
+    """One that is killed with a job in its hands, and then all of them suspended."""
+    stage.rq.do("enqueue", "letter")
+    stage.rq.start_worker(kind="DiesWithAJobInHand").wait()
+    asyncio.run(see_it_taken_a_while_ago())
+
+    lost: dict[JobId, Reason] = {"letter": Reason.MESSAGE_LOST}
+    stage.see_stuck("mail", lost)
+    stage.see_job("mail", "letter", Reason.MESSAGE_LOST, "stuck")
+    stage.run("sweep", "--source", "mail")
+    assert stage.recovered("mail") == lost
+    shown = stage.rq.show("letter")
+    stage.note(Reason.MESSAGE_LOST, "$ unstick sweep", f"{shown['status']}: {shown['error']}")
+
+    stage.rq.do("enqueue", "parcel")
+    stage.stuck("mail", {"parcel": Reason.NEVER_CLAIMED})  # RQ keeps an idle worker for eight minutes after it died
+    stage.rq.do("suspend")
+    stage.see_job("mail", "parcel", Reason.PAUSED, "paused")
+    stage.run("sweep", "--source", "mail")
+    assert (stage.recovered("mail"), stage.rq.show("parcel")["status"]) == (lost, "queued")
+
+
+async def see_it_taken_a_while_ago() -> None:
+    """Write down that a job is in no queue as if that had been seen earlier: jobs pass through there."""
+    async with open_watched(load_settings(), "mail") as watched:
+        assert isinstance(watched.source, RqSource)
+        taken = await watched.source._reader.taken(["default"])
+        earlier = await watched.source.clock() - LOST_AFTER
+        await watched.source._accuser._sightings.note("mail", [_sighted(each) for each in taken], earlier)
 
 
 async def see_it_a_while_ago(job_id: JobId) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.util import await_only
 
 from tests.jobs import SqlBench, open_bench
 from tests.servers import EACH_KIND
@@ -21,6 +23,7 @@ from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.sql import retention as retention_module
 from unstick.sql import tables
 from unstick.sql.connections import EngineConnections
+from unstick.sql.engine import open_engine
 from unstick.sql.event_log import SqlEventLog
 from unstick.sql.retention import SqlPruner
 from unstick.sql.sightings import SqlSightings
@@ -147,6 +150,45 @@ async def test_much_is_struck_a_bounded_number_at_a_time(bench: SqlBench, monkey
     assert struck == [10, 10, 5]
     assert dict(pruned.rows) == {"unstick_events": 25}
     assert await count(bench, tables.events) == 1
+
+
+async def test_who_strikes_keeps_nobody_from_writing_beside(mariadb_database: Database) -> None:
+    """MariaDB and MySQL lock all that a statement reads: that must be no more than what it strikes."""
+    bench = await open_bench(mariadb_database)
+    log, pruner = SqlEventLog(EngineConnections(bench.engine)), SqlPruner(EngineConnections(bench.engine))
+    for _ in range(25):
+        await log.append("main", "observed", {})
+    await age(bench, tables.events.c.at, 8 * DAY)
+    for _ in range(5):
+        await log.append("main", "young", {})
+    struck, go_on = asyncio.Event(), asyncio.Event()
+
+    def hold(_connection: sa.Connection) -> None:
+        struck.set()
+        await_only(go_on.wait())
+
+    async def strike() -> list[tuple[str, int]]:
+        return [each async for each in pruner.prune(Retention())]
+
+    beside = open_engine(mariadb_database.url)
+    sa.event.listen(bench.engine.sync_engine, "commit", hold)
+    striking = asyncio.create_task(strike())
+    try:
+        await asyncio.wait_for(struck.wait(), 20)
+        async with beside.begin() as connection:
+            await connection.exec_driver_sql("SET innodb_lock_wait_timeout = 1")
+            young = sa.update(tables.events).where(tables.events.c.kind == "young", tables.events.c.id == 30)
+            changed = await connection.execute(young.values(kind="changed"))
+            new = {"at": await bench.source.clock(), "source": "main", "kind": "new", "told": "{}"}
+            await connection.execute(sa.insert(tables.events).values(new))
+    finally:
+        go_on.set()
+        found = await striking
+    await beside.dispose()
+    assert changed.rowcount == 1
+    assert found == [("unstick_events", 25)]
+    assert await count(bench, tables.events) == 6
+    await bench.close()
 
 
 async def test_what_was_struck_is_on_record_though_it_was_cut_off(

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tests.jobs import NAIVE, STATES, SqlBench, declared, jobs_table, open_bench
+from tests.jobs import COLUMNS, NAIVE, STATES, SqlBench, declared, jobs_table, open_bench
 from unstick.domain.diagnosis import diagnose
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import JobState
@@ -182,6 +182,21 @@ async def test_each_stride_begins_after_the_last_job_of_the_one_before(
     assert await shared(bench) == [1, 1, 1, 2, 2, 2]
     assert [row["id"] for row in await bench.rows() if row["status"] == "running"] == [3]
     await bench.close()
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres18"], indirect=True)
+async def test_jobs_of_a_table_that_keeps_no_error_share_a_record(database: Database) -> None:
+    """Nothing that they hold is too long to be held against another's."""
+    table = jobs_table()
+    columns = {key: name for key, name in COLUMNS.items() if key != "error"}
+    bench = await open_bench(database, table, declared(table, columns=columns))
+    await bench.put({}, {})
+
+    await bench.sweep()
+
+    records = await shared(bench)
+    await bench.close()
+    assert records == [2]
 
 
 @pytest.mark.parametrize(("length", "records"), [(LONGEST_HELD, [2]), (LONGEST_HELD + 1, [1, 1])])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -33,6 +34,8 @@ from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import EngineConnections
 from unstick.sql.event_log import SqlEventLog
 from unstick.sql.leaders import SqlLeaders
+from unstick.sql.retention import SqlPruner
+from unstick.sql.tables import events
 from unstick.sql.watches import SqlWatches
 from unstick.telemetry.log import LogListener
 from unstick.testing.conformance import MINUTE, Ages
@@ -41,8 +44,10 @@ from unstick.wiring import running
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.servers import Database
+    from tests.servers import Database, MortalPostgres
+    from unstick.domain.retention import Retention
     from unstick.pipeline.watched import OpenWatched, Watched
+    from unstick.ports import Leaders
 
 DATABASES = EACH_KIND
 
@@ -241,6 +246,58 @@ async def test_a_sweep_that_takes_too_long_is_cut_off_and_the_next_one_comes(
     assert (await light.rows())[0]["status"] == "failed"
 
 
+async def test_an_observation_that_takes_too_long_is_cut_off_and_told_and_the_next_one_comes(
+    light: SqlBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "_SHORTEST_DEADLINE", timedelta(milliseconds=200))
+    hangs, real = True, light.source.open_jobs
+
+    async def open_jobs(*given: Any) -> Any:  # noqa: ANN401
+        if hangs:
+            await asyncio.Event().wait()
+        return await real(*given)
+
+    vars(light.source)["open_jobs"] = open_jobs
+    heard = Heard()
+    async with kept_up(main=kept(light, heard)):
+        await heard.wait(ObservationFailed)
+        hangs = False
+        await heard.wait(Observed)
+    failed = next(event for event in heard.events if isinstance(event, ObservationFailed))
+    assert failed.problem.startswith("no answer within")
+
+
+async def test_old_records_are_struck_and_a_prune_that_takes_too_long_is_cut_off_and_gone_on_with(
+    light: SqlBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And keeps nobody from sweeping."""
+    monkeypatch.setattr(runner_module, "_SHORTEST_DEADLINE", timedelta(milliseconds=200))
+    monkeypatch.setattr(runner_module, "_PRUNED_FIRST", timedelta(0))
+    connections, heard = EngineConnections(light.engine), Heard()
+    await SqlEventLog(connections).append("main", "old", {})
+    async with light.engine.begin() as connection:
+        await connection.execute(sa.update(events).values(at=datetime(2020, 1, 1, tzinfo=UTC)))
+    pruner, hangs = SqlPruner(connections), asyncio.Event()
+    real = pruner.prune
+
+    async def prune(retention: Retention) -> AsyncIterator[tuple[str, int]]:
+        if not hangs.is_set():
+            hangs.set()
+            await asyncio.Event().wait()
+        async for struck in real(retention):
+            yield struck
+
+    async def is_struck() -> bool:
+        async with light.engine.connect() as connection:
+            return not (await connection.execute(sa.select(events.c.id))).all()
+
+    vars(pruner)["prune"] = prune
+    async with kept_up(main=replace(kept(light, heard), pruner=pruner)):
+        await asyncio.wait_for(hangs.wait(), 20)
+        await heard.wait(Swept, heard.count(Swept) + 1)
+        await until(is_struck)
+
+
 async def test_who_is_stopped_in_the_middle_of_a_sweep_records_its_end_and_gives_the_lease_back(
     light: SqlBench,
 ) -> None:
@@ -267,6 +324,47 @@ async def test_who_is_stopped_in_the_middle_of_a_sweep_records_its_end_and_gives
     assert [event.leads for event in heard.events if isinstance(event, LeadershipChanged)] == [True, False]
     assert watched.leaders is not None
     assert await watched.leaders.claim("main", "another", HOUR) is not None
+
+
+async def test_a_source_that_is_silent_holds_up_neither_the_stop_nor_the_hand_over_of_another(
+    mortal: MortalPostgres, mortal_database: Database, light: SqlBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a statement, for which its driver would wait ten seconds, or for ever."""
+    monkeypatch.setattr(runner_module, "_ENDS_WITHIN_SECONDS", 0.5)
+    away, heard, users = Heard(), Heard(), Counter[str]()
+    bench, watched = await open_bench(mortal_database), kept(light, heard)
+    leaders = watched.leaders
+    assert leaders is not None
+
+    @asynccontextmanager
+    async def silent() -> AsyncIterator[Watched]:
+        users["now"] += 1
+        yield kept(bench, away)
+        users["now"] -= 1
+
+    async def in_use() -> bool:
+        return users["now"] > 0
+
+    async def handed_over() -> float:
+        await until(lambda: is_free(leaders))
+        return time.monotonic()
+
+    async with AsyncExitStack() as stack:
+        async with kept_up(silent=silent, main=watched):
+            await away.wait(Observed)
+            await heard.wait(Observed)
+            await stack.enter_async_context(mortal.silence())
+            await until(in_use)
+            other = asyncio.create_task(handed_over())
+        stopped = time.monotonic()
+    left = asyncio.all_tasks() - {asyncio.current_task(), other}
+    await asyncio.wait_for(asyncio.gather(*left, return_exceptions=True), 20)
+    await bench.close()
+    assert await other < stopped
+
+
+async def is_free(leaders: Leaders) -> bool:
+    return await leaders.claim("main", "another", HOUR) is not None
 
 
 async def test_a_sweep_that_does_nothing_says_and_records_nothing(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 import sqlalchemy as sa
 
-from tests.servers import MissingServerError, MortalPostgres
 from tests.workers import Workers, open_workers
 from unstick.cli import main
 from unstick.sql.connections import EngineConnections
@@ -27,7 +24,7 @@ from unstick.sql.tables import job_recoveries, jobs, leases, passes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.servers import Database
+    from tests.servers import Database, MortalPostgres
 
 everywhere = pytest.mark.parametrize("database", ["sqlite", "postgres18", "mariadb"], indirect=True)
 on_two = pytest.mark.parametrize("database", ["sqlite", "postgres18"], indirect=True)
@@ -290,23 +287,6 @@ def test_a_deploy_that_kills_all_workers_is_held_until_a_person_lets_exactly_tha
     assert len(scene.in_state("running")) == 3
     assert scene.run("brake") == (0, "No brake holds it.\n")
     assert not any(scene.workers.killed(pid) for pid in new)
-
-
-@pytest.fixture
-def mortal(place: None) -> Iterator[MortalPostgres]:
-    """A PostgreSQL server of this test's own, which can be killed and started again."""
-    directory = Path(tempfile.mkdtemp(prefix="unstick-scene-"))
-    directory.chmod(0o755)
-    server = MortalPostgres(directory, "postgres")
-    try:
-        server.make()
-        server.begin()
-        yield server
-    except MissingServerError as missing:
-        pytest.skip(f"NOT TESTED WITH A DATABASE THAT DIES: {missing}")
-    finally:
-        server.die()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def test_after_a_database_was_away_who_lives_is_never_touched_and_who_died_with_it_is_recovered_after_the_grace(

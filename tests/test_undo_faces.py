@@ -15,7 +15,7 @@ from tests.api_support import AUTH, SECRET, UNDO_JOB, UNDO_OPERATION, assert_pro
 from tests.jobs import open_bench
 from tests.test_cli import _empty_directory, embedded, jobs, rows, run, sentence, sqlite
 from unstick.admin import admin_router
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal
 from unstick.api.factory import create_app
 from unstick.domain.access import Principal, Role
 from unstick.domain.job import Job, JobState
@@ -132,7 +132,7 @@ def service(system: MemoryJobs) -> FastAPI:
     async def opened() -> AsyncIterator[Watched]:
         yield watched(system)
 
-    return create_app(watched={"main": opened}, principal=jwt_principal(SECRET, AUTH))
+    return create_app(watched={"main": opened}, principal=bearer_principal(SECRET, AUTH))
 
 
 async def swept_in(system: MemoryJobs) -> str:

@@ -13,7 +13,7 @@ In a FastAPI app of your own, with your own jobs table:
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unstick.admin import AdminService, admin_router
+    from unstick.admin import AdminService, admin_router, console_router
     from unstick.domain.access import Principal, Role
     from unstick.domain.errors import LateFinishError, LeaseLostError
     from unstick.domain.policy import Policy
@@ -40,7 +40,9 @@ __all__ = [
     "Role",
     "admin_router",
     "configure",
+    "console_router",
     "enqueue",
+    "health_router",
     "open_worker",
     "running",
 ]
@@ -59,7 +61,9 @@ _HOMES = {
     "Role": "unstick.domain.access",
     "admin_router": "unstick.admin",
     "configure": "unstick.hosting",
+    "console_router": "unstick.admin",
     "enqueue": "unstick.kit",
+    "health_router": "unstick.admin",
     "open_worker": "unstick.kit",
     "running": "unstick.kit",
 }

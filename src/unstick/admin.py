@@ -1,6 +1,6 @@
 """For host apps: the contract's service on the app's own session, and its HTTP calls as a router to include."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,8 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from unstick.api import health, router
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal
+from unstick.console import router as pages
 from unstick.domain.errors import ConfigurationError, LedgerMissingError
 from unstick.domain.policy import Policy, requested_action, requested_threshold
 from unstick.hosting import host_settings, hosted
@@ -142,7 +143,7 @@ def admin_router(
     Args:
         sessions: the app's own session factory, such as `AsyncSessionLocal`.
         auth: a FastAPI dependency of the app's that returns a `Principal` or refuses the caller by raising
-            `HTTPException`; without it, bearer tokens signed with `UNSTICK_SECRET_KEY`.
+            `HTTPException`; without it, bearer tokens signed with `UNSTICK_SECRET_KEY`, or made by its `/tokens`.
         jobs: the table, where it is not the one `configure` or the configuration names.
         policy: likewise.
 
@@ -159,7 +160,43 @@ def admin_router(
         async with running(courier), running(runner):
             yield
 
-    return router.admin_router(watched=watched, principal=auth or _token_auth(), lifespan=lifespan)
+    return router.admin_router(
+        watched=watched,
+        principal=auth or _token_auth(watched),
+        lifespan=lifespan,
+        keeps_tokens=auth is None,
+        read_only=host_settings().read_only,
+    )
+
+
+def console_router(
+    sessions: Sessions,
+    *,
+    auth: Callable[..., Any],
+    jobs: JobTable | None = None,
+    policy: Policy | None = None,
+    prefix: str = pages.PREFIX,
+) -> APIRouter:
+    """Return the web console, to include in a FastAPI app beside `admin_router`, which keeps the watch.
+
+    Args:
+        sessions: the app's own session factory, such as `AsyncSessionLocal`.
+        auth: a FastAPI dependency of the app's that returns a `Principal` or refuses the caller by raising
+            `HTTPException`. The app guards its own sessions against forged requests.
+        jobs: the table, where it is not the one `configure` or the configuration names.
+        policy: likewise.
+        prefix: where the pages are.
+
+    Raises:
+        ConfigurationError: there is no table.
+    """
+    return pages.console_router(
+        watched=_watched(sessions, jobs, policy),
+        principal=auth,
+        timetable=host_settings().sweep.timetable(),
+        prefix=prefix,
+        read_only=host_settings().read_only,
+    )
 
 
 def health_router(sessions: Sessions, *, jobs: JobTable | None = None, policy: Policy | None = None) -> APIRouter:
@@ -190,6 +227,7 @@ def _watched(
                 watched,
                 unattended=host_settings().sweep.unattended(),
                 retention=host_settings().retention.retention(),
+                secret_keys=host_settings().payloads.redact,
                 listeners=(log,),
             )
             yield with_alerts(watched, host_settings(), wake)
@@ -201,10 +239,10 @@ def _secret() -> SecretStr | None:
     return host_settings().secret_key
 
 
-def _token_auth() -> Callable[..., Any]:
+def _token_auth(watched: Mapping[str, OpenWatched]) -> Callable[..., Any]:
     secret = _secret()
     if secret is None:
         raise ConfigurationError(
             "Nothing says who may call: pass the app's own dependency as `auth`, or set UNSTICK_SECRET_KEY."
         )
-    return jwt_principal(secret, host_settings().auth)
+    return bearer_principal(secret, host_settings().auth, *watched.values())

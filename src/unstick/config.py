@@ -47,6 +47,7 @@ from unstick.domain.naming import NamePattern
 from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import Action
+from unstick.domain.redaction import SECRET_KEYS
 from unstick.domain.retention import Retention
 from unstick.domain.schedule import CLEAN_EVERY, OBSERVE_EVERY, Every, Timetable
 
@@ -272,7 +273,7 @@ def several_words(states: object) -> object:
 
 
 class SourceSettings(_Section):
-    """One jobs table: where it is, and which of its columns and words mean what."""
+    """One jobs table: where it is, and which of its columns and words mean what; or a job system behind a broker."""
 
     url: SecretStr = SecretStr(EMBEDDED_URL)
     preset: Name | None = None
@@ -303,6 +304,22 @@ class SourceSettings(_Section):
             raise ValueError("must have either `preset`, or `columns` and `states`, for a preset says both")
         return self
 
+    @property
+    def is_behind_broker(self) -> bool:
+        """Tell whether the jobs are in no SQL database."""
+        return self.preset == "rq"
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        """Refuse a broker's address without its system, and a table's settings with it."""
+        addressed = urlsplit(self.url.get_secret_value()).scheme in _BROKERS
+        if addressed != self.is_behind_broker:
+            raise ValueError(f'must have `preset = "rq"` with a url of a broker ({_BROKERS_SAID}), and not without one')
+        said = [name for name in _OF_A_TABLE if name in self.model_fields_set]
+        if self.is_behind_broker and said:
+            raise ValueError(f'must not have `{said[0]}`, which is about a table, with `preset = "rq"`')
+        return self
+
     @model_validator(mode="after")
     def _mapped_for_witnesses(self) -> Self:
         """Refuse a witness that would have nothing to go by; Unstick's own table has all columns."""
@@ -319,6 +336,11 @@ class SourceSettings(_Section):
     @classmethod
     def _one_or_several(cls, states: object) -> object:
         return several_words(states)
+
+
+_BROKERS = ("redis", "rediss", "unix")
+_BROKERS_SAID = ", ".join(f"{scheme}://" for scheme in _BROKERS)
+_OF_A_TABLE = ("table", "columns", "states", "timezone", "registry", "backends", "process", "progress")
 
 
 class RuleSettings(_Section):
@@ -430,6 +452,13 @@ def _some_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+class PayloadSettings(_Section):
+    """What of a job's payload is shown."""
+
+    redact: tuple[Name, ...] = SECRET_KEYS
+    """Globs of the keys whose values are left out, in lower case with `_` between the words."""
+
+
 class MetricsSettings(_Section):
     """How metrics are scraped."""
 
@@ -512,12 +541,15 @@ class Settings(BaseSettings):
         default_factory=lambda: {"main": SourceSettings()}, min_length=1
     )
     ledger: LedgerSettings | None = None
-    retention: RetentionSettings = RetentionSettings()
     """A database of its own for the ledger; without it each source's ledger is in the source's database."""
+    retention: RetentionSettings = RetentionSettings()
     policy: PolicySettings = PolicySettings()
     sweep: SweepSettings = SweepSettings()
     alerts: AlertSettings = AlertSettings()
     auth: AuthSettings = AuthSettings()
+    read_only: bool = False
+    """Whoever calls the API or opens the console can change nothing; the watch and the command line still do."""
+    payloads: PayloadSettings = PayloadSettings()
     metrics: MetricsSettings = MetricsSettings()
 
     @classmethod
@@ -588,8 +620,8 @@ def load_settings(file: Path | None = None) -> Settings:
     try:
         return Settings(**said)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    raise ConfigurationError(_sentence(first, path))
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+    raise ConfigurationError("\n".join(_sentences(found, path)))
 
 
 def nothing_configured(settings: Settings, file: Path | None = None) -> bool:
@@ -628,6 +660,7 @@ _SECTIONS: Mapping[str, type[_Section]] = {
     "sweep": SweepSettings,
     "alerts": AlertSettings,
     "auth": AuthSettings,
+    "payloads": PayloadSettings,
     "metrics": MetricsSettings,
 }
 _WITNESSES: Mapping[str, type[_Section]] = {
@@ -654,8 +687,16 @@ _VERDICTS = {
 }
 
 
-def _sentence(error: ErrorDetails, file: Path | None) -> str:
-    path = _setting(tuple(str(step) for step in error["loc"] if step != _KEY))
+def _sentences(errors: Iterable[ErrorDetails], file: Path | None) -> Iterable[str]:
+    """Say one thing of each setting: pydantic says one for each type that a value could have had."""
+    said: dict[tuple[str, ...], str] = {}
+    for error in errors:
+        path = _setting(tuple(str(step) for step in error["loc"] if step != _KEY))
+        said.setdefault(path, _sentence(error, path, file))
+    return said.values()
+
+
+def _sentence(error: ErrorDetails, path: tuple[str, ...], file: Path | None) -> str:
     variable = _variable_saying(path) or (_variable(path) if file is None else None)
     exact = variable == _variable(path)
     place = variable if exact else f"{variable or file}: `{_place(path)}`"

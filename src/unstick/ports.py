@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from unstick.domain.access import Credential, CredentialKind, NewCredential, Role, Secret, User
 from unstick.domain.aftermath import End, Finished, LateCounts, LateFinish, LateRuns, Recovered
 from unstick.domain.alert import Alert, AlertRules, Change, Delivery, Heard
 from unstick.domain.audit import AuditEntry
@@ -19,12 +20,14 @@ from unstick.domain.leadership import Leadership
 from unstick.domain.plan import KeptPage, Plan, PlanDraft
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
+from unstick.domain.record import EntryFilter, EntryPage, Recorded, Span
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
 from unstick.domain.retention import Retention
 from unstick.domain.sighting import Sighted, Sighting, Stuck
+from unstick.domain.sign_in_failures import SignInTry
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import Event, JobRow
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, SuspectGroup
+from unstick.domain.suspect import GroupedSuspects, Look, Page, Position, StuckCounts
 from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.domain.work import Beat, ClaimedJob, WorkerIdentity
 
@@ -150,11 +153,14 @@ class JobSource(Protocol):
         The id may be text, as a person gave it; what is returned bears the source's own.
         """
 
-    async def count_suspects(self, look: Look) -> StuckCounts:
-        """Count the suspects exactly."""
+    async def count_suspects(self, look: Look, most: int | None = None) -> StuckCounts:
+        """Count the suspects, exactly where that can be had at a bounded cost.
 
-    async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
-        """Count the suspects exactly, by queue."""
+        With `most`, no more of them are counted than that, and the cost is theirs alone.
+        """
+
+    async def suspects_by_queue(self, look: Look) -> GroupedSuspects:
+        """Count the suspects by queue, exactly where that can be had at a bounded cost."""
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None
@@ -378,13 +384,32 @@ class Ledger(AftermathLedger, Protocol):
     async def undoable(
         self, source: str, operation_id: int, *, after: int = 0, job_id: JobId | None = None
     ) -> UndoPage:
-        """Return a page of an operation's applied recoveries, or those of one job, by ascending record."""
+        """Return a page of the applied recoveries of an operation, which is no undo, by ascending record.
+
+        Those of one job only, where one is named.
+        """
 
     async def history(self, source: str, job_id: JobId) -> Sequence[tuple[int, bool]]:
         """Return the operations that recovered a job, the latest first, and whether that was undone."""
 
     async def recoveries(self, source: str, window: timedelta) -> RecoveryCounts:
         """Count the recoveries of a source within the window, by the ledger's clock."""
+
+
+class Records(Protocol):
+    """Unstick's own record, read back: who did what, and what came of it over time."""
+
+    async def entries(self, wanted: EntryFilter, *, before: int | None, limit: int) -> EntryPage:
+        """Return the newest entries of the audit log that are wanted, of those older than the entry `before`.
+
+        How many are looked through is bounded, however few are wanted.
+        """
+
+    async def operation(self, operation_id: int) -> Sequence[Recorded]:
+        """Return the entries that began and ended an operation, the oldest first."""
+
+    async def over_time(self, source: str, window: timedelta, spans: int) -> Sequence[Span]:
+        """Count recoveries and late finishes of a source in so many spans of the window, by the ledger's clock."""
 
 
 class Brakes(Protocol):
@@ -575,6 +600,73 @@ class Pruner(Protocol):
 
     def prune(self, retention: Retention) -> AsyncIterator[tuple[str, int]]:
         """Strike all that is older than is to be kept, by the ledger's clock; yield each batch's table and number."""
+
+
+class Credentials(Protocol):
+    """Sessions, tokens and sign-in links, of which only the digest of the secret is kept, by the ledger's clock."""
+
+    async def keep(self, new: NewCredential, entry: AuditEntry) -> Credential | None:
+        """Keep a credential, and write the entry with it; None where what opened it is there no more."""
+
+    async def present(self, kind: CredentialKind, secret: Secret) -> Credential | None:
+        """Return the credential of a kind that a secret opens, and note that it was used; None if none that lives."""
+
+    async def spend(self, secret: Secret, session: NewCredential, entry: AuditEntry) -> Credential | None:
+        """Strike the sign-in link that a secret opens, and keep a session in its stead, and the entry.
+
+        The session is its principal's. None, and nothing is kept or written, where there is no such link, or none any
+        more: of several who spend one at the same time one does.
+        """
+
+    async def strike(
+        self, kind: CredentialKind, credential_id: str, entry: AuditEntry, *, of: str | None = None
+    ) -> bool:
+        """Strike a credential and the sessions it opened, and write the entry.
+
+        False, and nothing is written, where there is none, or it doesn't stand for the name it has to be of.
+        """
+
+    async def strike_all(self, kind: CredentialKind, name: str, entry: AuditEntry) -> int:
+        """Strike all of a kind that stand for a name, write the entry with their number, and return it."""
+
+    async def living(self, kind: CredentialKind, limit: int, *, of: str | None = None) -> Sequence[Credential]:
+        """Return the credentials of a kind, or of a name, that haven't expired: the newest first, so many at most."""
+
+
+class Users(Protocol):
+    """Those who sign in by a password, of which only a hash is kept."""
+
+    async def add(self, name: str, role: Role, password_hash: str, entry: AuditEntry) -> bool:
+        """Keep a user, made by who the entry says, and write the entry; False where the name is taken."""
+
+    async def find(self, name: str) -> tuple[User, str] | None:
+        """Return a user and the hash of the password, None where there is none of that name."""
+
+    async def remove(self, name: str, entry: AuditEntry) -> bool:
+        """Strike a user and all that opens for that name, and write the entry; False where there is none."""
+
+    async def all(self) -> Sequence[User]:
+        """Return the users by name."""
+
+
+class SignInFailures(Protocol):
+    """How often signing in failed lately, by the ledger's clock."""
+
+    async def begin(self, tried: SignInTry) -> timedelta:
+        """Count a try as failed until it has succeeded, or return how long it has to wait, and count nothing."""
+
+    async def succeed(self, tried: SignInTry) -> None:
+        """Take back that a try was counted, and forget what failed before it under its name."""
+
+
+class Passwords(Protocol):
+    """How passwords are kept and compared."""
+
+    async def hash(self, password: str) -> str:
+        """Return what is kept of a password."""
+
+    async def matches(self, password: str, kept: str | None) -> bool:
+        """Tell whether a password is the one that was kept; without one to compare it takes as long, and isn't."""
 
 
 class Listener(Protocol):

@@ -5,32 +5,38 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import sqlalchemy as sa
 from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from unstick.api.auth import jwt_principal
+from unstick.api.auth import bearer_principal, read_bearer
 from unstick.api.factory import create_app
+from unstick.api.metrics import metrics_router
 from unstick.config import ChannelSettings, Settings, SourceSettings, secret_bytes
+from unstick.console.router import console_router
+from unstick.console.session import SignIn
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
 from unstick.domain.plan import PLAN_LIFETIME, derive_key
 from unstick.domain.policy import Policy
 from unstick.domain.work import BEAT_EVERY, LEASE
+from unstick.passwords import Argon2Passwords
 from unstick.pipeline.courier import Courier
 from unstick.pipeline.emitting import emit
+from unstick.pipeline.ending import MOMENT_SECONDS, in_time
 from unstick.pipeline.runner import Runner
 from unstick.pipeline.settling import settle_intents
-from unstick.pipeline.watched import OpenWatched, Planning, Watched
-from unstick.ports import Channel, Listener, Witness
+from unstick.pipeline.watched import Access, OpenWatched, Planning, Watched
+from unstick.ports import Channel, JobSource, Listener, Witness
 from unstick.presets.preset import registry_of
 from unstick.sql import schema
+from unstick.sql.access import SqlCredentials, SqlSignInFailures, SqlUsers
 from unstick.sql.alerts import SqlAlerts
 from unstick.sql.backends import Backends
 from unstick.sql.brakes import SqlBrakes
@@ -46,6 +52,7 @@ from unstick.sql.looks import SqlLooks
 from unstick.sql.mapping import JobTable
 from unstick.sql.plans import SqlPlans
 from unstick.sql.queue import SqlJobQueue
+from unstick.sql.records import SqlRecords
 from unstick.sql.reflection import mapped_table
 from unstick.sql.registry import WorkerRegistry
 from unstick.sql.rescue import said_by_database
@@ -58,14 +65,12 @@ from unstick.sql.unmapped import unmapped_words
 from unstick.sql.watches import SqlWatches
 from unstick.telemetry.alerts import AlertListener
 from unstick.telemetry.log import LogListener
+from unstick.telemetry.messages import Templates
 from unstick.telemetry.metrics import Metrics
 from unstick.telemetry.scraping import listening
 from unstick.telemetry.spans import SpanListener
 from unstick.witnesses.progress import Progress
 from unstick.worker import Heartbeats, Worker, this_process
-
-if TYPE_CHECKING:
-    from unstick.telemetry.messages import Templates
 
 _DEFAULT_SOURCE = "main"
 
@@ -103,29 +108,72 @@ def watch(
         ConfigurationError: a witness needs another database, or a library that isn't installed.
     """
     source = SqlSource(name, declared, connections, records=ledger is None)
-    return Watched(
-        source=source,
-        ledger=SqlLedger(ledger or connections),
-        policy=policy,
-        brakes=SqlBrakes(ledger or connections),
-        looks=SqlLooks(ledger or connections),
+    planning = Planning(
+        plans=SqlPlans(ledger or connections),
+        key=lambda: plan_key(secret()),
+        mapping=_fingerprint(declared),
+        lifetime=plan_lifetime,
+    )
+    return replace(
+        _recorded_in(ledger or connections, source, policy, planning),
         history=SqlHistory(declared, connections),
-        snoozes=SqlSnoozes(ledger or connections),
-        leaders=SqlLeaders(ledger or connections),
-        watches=SqlWatches(ledger or connections),
-        alerts=SqlAlerts(ledger or connections),
-        event_log=SqlEventLog(ledger or connections),
-        pruner=SqlPruner(ledger or connections),
-        story_readers=story_readers(ledger or connections),
         unmapped_words=partial(unmapped_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
-        planning=Planning(
-            plans=SqlPlans(ledger or connections),
-            key=lambda: plan_key(secret()),
-            mapping=_fingerprint(declared),
-            lifetime=plan_lifetime,
-        ),
     )
+
+
+def _recorded_in(ledger: Connections, source: JobSource, policy: Policy, planning: Planning) -> Watched:
+    """Put a source and its policy together with all that the ledger's database keeps."""
+    return Watched(
+        source=source,
+        ledger=SqlLedger(ledger),
+        policy=policy,
+        brakes=SqlBrakes(ledger),
+        looks=SqlLooks(ledger),
+        snoozes=SqlSnoozes(ledger),
+        leaders=SqlLeaders(ledger),
+        watches=SqlWatches(ledger),
+        alerts=SqlAlerts(ledger),
+        event_log=SqlEventLog(ledger),
+        pruner=SqlPruner(ledger),
+        records=SqlRecords(ledger),
+        access=_access(ledger),
+        story_readers=story_readers(ledger),
+        planning=planning,
+    )
+
+
+def _access(ledger: Connections) -> Access:
+    return Access(
+        credentials=SqlCredentials(ledger),
+        users=SqlUsers(ledger),
+        failures=SqlSignInFailures(ledger),
+        passwords=Argon2Passwords(),
+    )
+
+
+@asynccontextmanager
+async def _open_rq(settings: Settings, name: str, ledger: Connections) -> AsyncIterator[Watched]:
+    """Open the jobs that RQ keeps; its executions' leases are asked of always."""
+    with _needing("redis", 'A source with `preset = "rq"`', "rq"):
+        from unstick.systems.rq.broker import open_broker  # noqa: PLC0415 - of an extra
+        from unstick.systems.rq.source import RqSource  # noqa: PLC0415 - the same
+        from unstick.systems.rq.witness import RqExecutions  # noqa: PLC0415 - the same
+    chosen = settings.sources[name]
+    async with open_broker(chosen.url.get_secret_value()) as broker:
+        planning = Planning(
+            plans=SqlPlans(ledger),
+            key=lambda: plan_key(settings.secret_key),
+            mapping=RQ_MAPPING,
+            lifetime=settings.sweep.plan_lifetime,
+        )
+        source = RqSource(name, broker, SqlSightings(ledger))
+        watched = _recorded_in(ledger, source, settings.policy.policy(), planning)
+        yield replace(watched, witnesses=(RqExecutions(broker), *_asked_elsewhere(chosen)))
+
+
+RQ_MAPPING = "rq 3"
+"""Names what a plan's fences are made of, as the fingerprint of a table's mapping does."""
 
 
 def _witnesses(
@@ -142,13 +190,18 @@ def _witnesses(
             from unstick.witnesses.process import HostProcesses  # noqa: PLC0415 - of an extra
 
         yield HostProcesses(settings.process, source.clock)
+    yield from _asked_elsewhere(settings)
+    if settings.progress is not None:
+        yield Progress(settings.progress, source.name, SqlSightings(ledger))
+
+
+def _asked_elsewhere(settings: SourceSettings) -> Iterator[Witness]:
+    """Yield the witness that needs nothing of where the jobs are."""
     if settings.http is not None:
         with _needing("httpx", "The witness `http`", "witnesses"):
             from unstick.witnesses.http import HttpWitness  # noqa: PLC0415 - of an extra
 
         yield HttpWitness(settings.http)
-    if settings.progress is not None:
-        yield Progress(settings.progress, source.name, SqlSightings(ledger))
 
 
 @contextmanager
@@ -171,13 +224,11 @@ def open_channels(settings: Settings) -> tuple[Channel, ...]:
     """
     if not settings.alerts.channels:
         return ()
-    with _needing("jinja2", "Telling somebody of alerts", "alerts"):
-        from unstick.telemetry.messages import Templates  # noqa: PLC0415 - of an extra
     templates = Templates(settings.alerts)
     return tuple(_channel(name, chosen, templates) for name, chosen in settings.alerts.channels.items())
 
 
-def _channel(name: str, chosen: ChannelSettings, templates: "Templates") -> Channel:
+def _channel(name: str, chosen: ChannelSettings, templates: Templates) -> Channel:
     if chosen.apprise is not None:
         with _needing("apprise", f"The channel {name!r}", "alerts"):
             from unstick.telemetry.apprise import AppriseChannel  # noqa: PLC0415 - of an extra
@@ -242,20 +293,24 @@ async def open_watched(
             engine = await stack.enter_async_context(_open(home))
             await _prepare(engine, home)
             opened.append(EngineConnections(engine))
-        watched = watch(
-            name,
-            JobTable.from_settings(chosen),
-            opened[0],
-            settings.policy.policy(),
-            opened[1] if len(opened) > 1 else None,
-            chosen,
-            secret=lambda: settings.secret_key,
-            plan_lifetime=settings.sweep.plan_lifetime,
-        )
+        if chosen.is_behind_broker:
+            watched = await stack.enter_async_context(_open_rq(settings, name, opened[0]))
+        else:
+            watched = watch(
+                name,
+                JobTable.from_settings(chosen),
+                opened[0],
+                settings.policy.policy(),
+                opened[1] if len(opened) > 1 else None,
+                chosen,
+                secret=lambda: settings.secret_key,
+                plan_lifetime=settings.sweep.plan_lifetime,
+            )
         watched = replace(
             watched,
             unattended=settings.sweep.unattended(),
             retention=settings.retention.retention(),
+            secret_keys=settings.payloads.redact,
             listeners=tuple(listeners),
         )
         await watched.source.clock()  # holds the mapping against the table: what doesn't fit is told now
@@ -299,6 +354,7 @@ async def open_worker(settings: Settings, source: str | None = None) -> AsyncIte
     name, chosen = chosen_source(settings, source)
     if chosen.preset is not None:
         raise ConfigurationError(f"The jobs of source {name!r} are run by the workers of their own system.")
+    declared = JobTable.from_settings(chosen)
     jobs, *elsewhere = _homes(settings, name)
     if elsewhere:
         raise ConfigurationError(
@@ -307,7 +363,7 @@ async def open_worker(settings: Settings, source: str | None = None) -> AsyncIte
         )
     async with _open(jobs) as engine:
         await _prepare(engine, jobs)
-    url, declared = chosen.url.get_secret_value(), JobTable.from_settings(chosen)
+    url = chosen.url.get_secret_value()
     async with worker_on(name, url, declared, every=BEAT_EVERY, lease=LEASE) as worker:
         yield worker
 
@@ -328,7 +384,7 @@ async def worker_on(
         async with reachable(engine.sync_engine):
             lacking = await schema.missing(engine, schema.branches(own_jobs=False))
     finally:
-        await engine.dispose()
+        await _close(engine)
     if lacking:
         raise LedgerMissingError(
             f"A worker of {declared.full_name} needs Unstick's own tables in the same database, for its lease and its "
@@ -341,7 +397,7 @@ async def worker_on(
         try:
             yield SqlJobQueue(name, declared, EngineConnections(engine))
         finally:
-            await engine.dispose()
+            await _close(engine)
 
     identity = this_process()
     heartbeats = Heartbeats(opened, identity, every=every, lease=lease)
@@ -467,13 +523,23 @@ def create_service(settings: Settings) -> FastAPI:
             yield watched
 
     watched: dict[str, OpenWatched] = {name: partial(lend, name) for name in settings.sources}
+    # Who gets in is kept where a call is recorded that names no source.
+    kept = watched[chosen_source(settings)[0]]
+    sign_in = SignIn(opened=kept, read=read_bearer(settings.secret_key, settings.auth, kept))
     return create_app(
         watched=watched,
-        principal=jwt_principal(settings.secret_key, settings.auth),
+        principal=bearer_principal(settings.secret_key, settings.auth, kept),
         timetable=settings.sweep.timetable(),
         lifespan=lifespan,
-        metrics=metrics,
-        metrics_token=settings.metrics.token,
+        metrics=metrics_router(metrics, settings.metrics.token),
+        console=console_router(
+            watched=watched,
+            principal=sign_in,
+            timetable=settings.sweep.timetable(),
+            read_only=settings.read_only,
+        ),
+        keeps_tokens=True,
+        read_only=settings.read_only,
     )
 
 
@@ -521,6 +587,7 @@ async def guard_table(
         SourceUnavailableError: the database doesn't answer, or refuses the guard.
     """
     name, chosen = chosen_source(settings, source)
+    declared = JobTable.from_settings(chosen)
     home = _homes(settings, name)[0]
     async with _open(home) as engine:
         if home.is_embedded:
@@ -528,7 +595,7 @@ async def guard_table(
         connections = EngineConnections(engine)
         with _explained(f"The database of {home.what} can't be read"):
             async with connections.reading() as (connection, _):
-                found = guard(await mapped_table(connections, connection, JobTable.from_settings(chosen)))
+                found = guard(await mapped_table(connections, connection, declared))
         if carry_out is not None:
             with _explained(f"The database of {home.what} refuses to {carry_out} the guard"):
                 await run_statements(connections, found.install if carry_out == "install" else found.remove)
@@ -544,7 +611,7 @@ async def inspect_url(url: str, table: str | None = None) -> Found:
                 return await inspect_database(engine)
             return Found(systems=(), inspection=await inspect_table(engine, table))
     finally:
-        await engine.dispose()
+        await _close(engine)
 
 
 def proposed_toml(url: str, found: Found) -> str:
@@ -567,6 +634,8 @@ class _Home:
     branches: tuple[str, ...]
     own_jobs: bool
     source: str
+    has_jobs: bool = True
+    """The jobs are in it, too: where a SQLite file isn't there, its name is mistyped."""
 
     @property
     def dialect(self) -> str:
@@ -578,8 +647,10 @@ class _Home:
 
 
 def _homes(settings: Settings, name: str) -> list[_Home]:
-    """Return a source's database first, and then the ledger's, where it has one of its own."""
+    """Return a source's database first, if it is one, and then the ledger's, where it has one of its own."""
     chosen = settings.sources[name]
+    if chosen.is_behind_broker:
+        return [_ledger_home(settings, name)]
     own_jobs = chosen.own_jobs
     url, what = chosen.url.get_secret_value(), f"source {name!r}"
     if settings.ledger is None or settings.ledger.url.get_secret_value() == url:
@@ -588,26 +659,38 @@ def _homes(settings: Settings, name: str) -> list[_Home]:
     jobs = _Home(
         what=what, url=url, branches=schema.branches(ledger=False, own_jobs=own_jobs), own_jobs=own_jobs, source=name
     )
-    ledger = settings.ledger.url.get_secret_value()
-    return [
-        jobs,
-        _Home(
-            what="the ledger",
-            url=ledger,
-            branches=schema.branches(ledger=True, own_jobs=False),
-            own_jobs=False,
-            source=name,
-        ),
-    ]
+    return [jobs, _ledger_home(settings, name)]
+
+
+def _ledger_home(settings: Settings, name: str) -> _Home:
+    if settings.ledger is None:
+        raise ConfigurationError(
+            f"The jobs of source {name!r} are behind a broker, which has no place for Unstick's own record: name a "
+            'database for it, as `url = "sqlite:///ledger.db"` or a PostgreSQL under [ledger].'
+        )
+    return _Home(
+        what="the ledger",
+        url=settings.ledger.url.get_secret_value(),
+        branches=schema.branches(ledger=True, own_jobs=False),
+        own_jobs=False,
+        source=name,
+        has_jobs=False,
+    )
+
+
+async def _close(engine: AsyncEngine) -> None:
+    """Close an engine's connections, and take no leave of a server that is silent: some drivers would wait for it."""
+    with suppress(TimeoutError):
+        await in_time(engine.dispose(), MOMENT_SECONDS)
 
 
 @asynccontextmanager
 async def _open(home: _Home, *, create: bool = False) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(home.url, create=home.own_jobs or create)
+    engine = open_engine(home.url, create=home.own_jobs or (create and not home.has_jobs))
     try:
         yield engine
     finally:
-        await engine.dispose()
+        await _close(engine)
 
 
 _BY_ANOTHER = " (unstick db sql prints the statements, for whoever may run them)"

@@ -74,6 +74,11 @@ class Installed:
     journal: Path
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
+    @property
+    def environment(self) -> Path:
+        """Where the system is installed."""
+        return ROOT / ".systems" / self.system.name
+
     def run(self, command: str, *arguments: str) -> Any:  # noqa: ANN401
         """Run a command of the application's to its end and return what it tells."""
         done = subprocess.run(
@@ -128,8 +133,10 @@ class Installed:
             worker.wait()
 
     def _line(self, command: str, *arguments: str) -> list[str]:
-        python, app = ROOT / ".systems" / self.system.name / "bin" / "python", _HERE / self.system.name / "app.py"
-        return [str(python), str(app), command, *arguments]
+        app = _HERE / self.system.name / "app.py"
+        if app.exists():
+            return [str(self.environment / "bin" / "python"), str(app), command, *arguments]
+        return ["node", str(app.with_suffix(".mjs")), command, *arguments]
 
     def _environment(self) -> dict[str, str]:
         plain = make_url(self.database.url).set(drivername=self.database.backend)
@@ -137,6 +144,7 @@ class Installed:
             "PATH": os.environ["PATH"],
             "DATABASE": plain.render_as_string(hide_password=False),
             "JOURNAL": str(self.journal),
+            "ENVIRONMENT": str(self.environment),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
@@ -197,9 +205,9 @@ def installed(system: System, database: Database, journal: Path) -> Iterator[Ins
     if system.in_sql is not None:
         yield Imitated(system=system, database=database, in_sql=system.in_sql)
         return
-    if not (ROOT / ".systems" / system.name / "installed.txt").exists():
-        raise RuntimeError(f"{system.name} isn't installed; run scripts/install-systems")
     app = Installed(system=system, database=database, journal=journal)
+    if not (app.environment / "installed.txt").exists():
+        raise RuntimeError(f"{system.name} isn't installed; run scripts/install-systems")
     try:
         yield app
     finally:

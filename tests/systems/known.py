@@ -91,4 +91,25 @@ SYSTEMS = (
             """,
         ),
     ),
+    System(
+        name="chancy",
+        source={
+            "registry": {
+                "table": "chancy_workers",
+                "columns": {"id": "worker_id", "heartbeat_at": "last_seen"},
+                "alive_for": "3s",
+            }
+        },
+        unknown="UPDATE chancy_schema_version SET version = 9 WHERE version_of = 'chancy'",
+        failed={"state": "failed", "attempts": 1},
+        retried={"state": "succeeded", "attempts": 1, "max_attempts": 2},
+    ),
+    System(
+        name="graphile_worker",
+        grow_old="UPDATE graphile_worker._private_jobs SET locked_at = now() - interval '2 hours' WHERE id IN :ids",
+        unknown="INSERT INTO graphile_worker.migrations (id, breaking) VALUES (20, false)",
+        failed={"state": "failed", "attempts": 25, "queue_is_free": True},
+        retried={"state": "completed"},
+        undoable=False,
+    ),
 )

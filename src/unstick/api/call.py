@@ -18,6 +18,8 @@ _ANONYMOUS = "anonymous"
 _LONGEST_ROLE = 32
 _LONGEST_ID = 1024
 _SCOPE_KEY = "unstick.call"
+_READ_ONLY = "Unstick is read-only here (`read_only` in its settings): it shows what is, and changes nothing."
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Call:
@@ -29,7 +31,9 @@ class Call:
         self._sources = sources
         self._actor: str | None = None
         self._role: str | None = None
-        self._admitted = False
+        self._admitted: Principal | None = None
+        self.read_only = False
+        """Nothing may be changed by anybody here, whatever their role."""
         self.swept = False
         """An operation that changes jobs was started, and writes the record of its beginning and end itself."""
         self.result: dict[str, object] = {}
@@ -47,6 +51,11 @@ class Call:
         return self._name
 
     @property
+    def sources(self) -> Sources:
+        """The sources that can be named."""
+        return self._sources
+
+    @property
     def actor(self) -> str:
         """Who asks, as the audit log names them."""
         return self._actor or _ANONYMOUS
@@ -61,6 +70,18 @@ class Call:
         """Whether anybody was authenticated."""
         return self._actor is not None
 
+    @property
+    def principal(self) -> Principal:
+        """Whoever was let in."""
+        if self._admitted is None:
+            raise RuntimeError(f"The call {self._name} is answered without having let anybody in.")
+        return self._admitted
+
+    def may(self, needed: Role) -> bool:
+        """Tell whether whoever was let in could also make a call that needs this role."""
+        allowed = self._admitted is not None and self._admitted.role.allows(needed)
+        return allowed and (needed is Role.VIEWER or not self.read_only)
+
     def admit(self, caller: object, needed: Role) -> None:
         """Let a caller in, or refuse them."""
         if not isinstance(caller, Principal):
@@ -70,7 +91,9 @@ class Call:
         self.name_caller(caller.name, caller.role)
         if not Role(caller.role).allows(needed):
             raise RefusedError(403, f"This call needs the role {needed}; {caller.role} is not enough.")
-        self._admitted = True
+        if self.read_only and self._request.method not in SAFE_METHODS:
+            raise RefusedError(403, _READ_ONLY)
+        self._admitted = caller
 
     def name_caller(self, actor: str | None, role: str | None) -> None:
         """Keep who asks, so far as it is known."""
@@ -106,7 +129,7 @@ class Call:
     def _job(self) -> tuple[str | None, str | None]:
         """Name the job a call is about, if it is one job and the caller was let in: nobody else writes its story."""
         named = self._request.path_params
-        if not self._admitted or "job_id" not in named or named.get("source") not in self._sources:
+        if self._admitted is None or "job_id" not in named or named.get("source") not in self._sources:
             return None, None
         return named["source"], said(named["job_id"], _LONGEST_ID)
 
@@ -117,6 +140,11 @@ class Call:
             client = self._request.client
             parameters["client_address"] = "unknown" if client is None else said(client.host)
         return parameters
+
+
+def call_of(request: Request) -> Call | None:
+    """Return the call that a request is, None where it is none that is recorded."""
+    return cast("Call | None", request.scope.get(_SCOPE_KEY))
 
 
 async def _current_call(request: Request) -> Call:

@@ -4,6 +4,8 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import timedelta
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, params
@@ -16,18 +18,19 @@ from unstick.domain.access import Role
 from unstick.domain.errors import UnstickError
 from unstick.domain.events import EventRecord
 
-_EVERY_SECONDS = 1
-_ALIVE_SECONDS = 15
+EVERY_SECONDS = 1
+ALIVE_SECONDS = 15
 """How often something is said where nothing happens: proxies cut what is silent, and a client that is gone shows."""
 _LONGEST_SECONDS = 3_600
 """Then the client comes back, and shows again that it may."""
-_LONGEST_IN_A_HOST_SECONDS = 15
+LONGEST_UNTOLD = timedelta(seconds=15)
 """A server that stops waits for its answers to end, and in a host's app nobody tells us that it stops."""
 _AT_ONCE = 100
 _LARGEST_ID = 2**63 - 1
 
 
 async def stream_events(
+    longest_untold: timedelta,
     request: Request,
     call: CurrentCall,
     query: Annotated[SourceQuery, Query()],
@@ -43,7 +46,7 @@ async def stream_events(
         if log is None:
             raise RefusedError(409, f"Source {source!r} keeps no events.")
         last = await log.last(source) if last_event_id is None else _id(last_event_id)
-    frames = _frames(request, call, query.source, last)
+    frames = _frames(request, call, query.source, last, longest_untold)
     return StreamingResponse(frames, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
@@ -55,19 +58,20 @@ def _id(said: str) -> int:
     return int(said)
 
 
-async def _frames(request: Request, call: Call, source: str | None, last: int) -> AsyncIterator[str]:
+async def _frames(
+    request: Request, call: Call, source: str | None, last: int, longest_untold: timedelta
+) -> AsyncIterator[str]:
     begun = said = time.monotonic()
-    yield f"retry: {_EVERY_SECONDS * 3_000}\n\n"
-    longest = _LONGEST_SECONDS if hasattr(request.app.state, "stopping") else _LONGEST_IN_A_HOST_SECONDS
-    while time.monotonic() - begun < longest and not is_stopping(request):
+    yield f"retry: {EVERY_SECONDS * 3_000}\n\n"
+    while time.monotonic() - begun < longest_seconds(request, longest_untold) and not is_stopping(request):
         records, last = await _next(call, source, last)
         for record in records:
             said = time.monotonic()
             yield _frame(record)
-        if time.monotonic() - said > _ALIVE_SECONDS:
+        if time.monotonic() - said > ALIVE_SECONDS:
             said = time.monotonic()
             yield ": nothing new\n\n"
-        await asyncio.sleep(_EVERY_SECONDS)
+        await asyncio.sleep(EVERY_SECONDS)
 
 
 async def _next(call: Call, source: str | None, last: int) -> tuple[Sequence[EventRecord], int]:
@@ -85,16 +89,21 @@ def _frame(record: EventRecord) -> str:
     return f"id: {record.id}\nevent: {record.kind}\ndata: {json.dumps(told)}\n\n"
 
 
+def longest_seconds(request: Request, longest_untold: timedelta = LONGEST_UNTOLD) -> float:
+    """Return for how long a stream may go on; no longer than so where nobody tells that the server stops."""
+    return _LONGEST_SECONDS if hasattr(request.app.state, "stopping") else longest_untold.total_seconds()
+
+
 def is_stopping(request: Request) -> bool:
     """Tell whether the service is about to stop, which an endless answer would keep it from."""
     return bool(getattr(request.app.state, "stopping", False))
 
 
-def add_events(router: APIRouter, needs: Callable[[Role], params.Depends]) -> None:
+def add_events(router: APIRouter, needs: Callable[[Role], params.Depends], longest_untold: timedelta) -> None:
     """Add the call to a router."""
     router.add_api_route(
         "/events",
-        stream_events,
+        partial(stream_events, longest_untold),
         name="events",
         operation_id="stream_events",
         response_class=StreamingResponse,

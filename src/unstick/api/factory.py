@@ -1,22 +1,20 @@
 """The service's app."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from pydantic import SecretStr
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from unstick import __version__
 from unstick.api.health import health_router
-from unstick.api.metrics import metrics_router
 from unstick.api.problems import log_failure, problem_of
 from unstick.api.router import PREFIX, admin_router
 from unstick.domain.schedule import Timetable
 from unstick.pipeline.watched import OpenWatched
-from unstick.telemetry.metrics import Metrics
 
 _OPENAPI = "/openapi.json"
 _SECURITY_HEADERS = {
@@ -32,10 +30,12 @@ def create_app(
     principal: Callable[..., Any],
     timetable: Timetable | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
-    metrics: Metrics | None = None,
-    metrics_token: SecretStr | None = None,
+    metrics: APIRouter | None = None,
+    console: APIRouter | None = None,
+    keeps_tokens: bool = False,
+    read_only: bool = False,
 ) -> FastAPI:
-    """Return the service for these sources, with `/metrics` where there are any.
+    """Return the service for these sources, with `/metrics` where there are any, and with the console's pages.
 
     Raises:
         ConfigurationError: there is no source.
@@ -50,20 +50,32 @@ def create_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.include_router(admin_router(watched=watched, principal=principal))
+    app.include_router(
+        admin_router(watched=watched, principal=principal, keeps_tokens=keeps_tokens, read_only=read_only)
+    )
     app.include_router(health_router(watched, timetable or Timetable()))
     if metrics is not None:
-        app.include_router(metrics_router(metrics, metrics_token))
-    app.add_api_route("/", _root, include_in_schema=False)
+        app.include_router(metrics)
+    if console is not None:
+        app.include_router(console)
+    app.add_api_route("/", _root(console), response_model=None, include_in_schema=False)
     for kind in (HTTPException, Exception):
         app.add_exception_handler(kind, _render)
     app.add_middleware(_SecurityHeaders)
     return app
 
 
-async def _root(request: Request) -> dict[str, str]:
-    root = request.scope.get("root_path", "")
-    return {"name": "Unstick", "version": __version__, "api": root + PREFIX, "openapi": root + _OPENAPI}
+def _root(console: APIRouter | None) -> Callable[[Request], Awaitable[Response]]:
+    async def root(request: Request) -> Response:
+        """Tell a program where the API is, and bring a person to the console."""
+        path = request.scope.get("root_path", "")
+        if console is not None and "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse(f"{path}{console.prefix}/", 303)
+        return JSONResponse(
+            {"name": "Unstick", "version": __version__, "api": path + PREFIX, "openapi": path + _OPENAPI}
+        )
+
+    return root
 
 
 async def _render(request: Request, error: Exception) -> Response:

@@ -112,7 +112,8 @@ async def _snooze(call: CurrentCall, source: str, order: SnoozeOrder) -> Snoozed
 def add_job(router: APIRouter, needs: Callable[[Role], params.Depends]) -> None:
     """Add the calls to a router."""
     reading = [needs(Role.VIEWER), Depends(no_repeats)]
-    changing = [needs(Role.OPERATOR), Depends(no_repeats), Depends(no_body)]
+    recovering = [needs(Role.OPERATOR), Depends(no_repeats), Depends(no_body)]
+    snoozing = [needs(Role.ADMIN), Depends(no_repeats), Depends(no_body)]
     job = "/jobs/{source}/{job_id}"
     router.add_api_route(job, tell_job_story, name=STORY_CALL, operation_id="tell_job_story", dependencies=reading)
     router.add_api_route(
@@ -121,7 +122,7 @@ def add_job(router: APIRouter, needs: Callable[[Role], params.Depends]) -> None:
         methods=["POST"],
         name=RECOVER_CALL,
         operation_id="recover_job",
-        dependencies=changing,
+        dependencies=recovering,
     )
     router.add_api_route(
         f"{job}/snooze",
@@ -129,7 +130,7 @@ def add_job(router: APIRouter, needs: Callable[[Role], params.Depends]) -> None:
         methods=["POST"],
         name=SNOOZE_CALL,
         operation_id="snooze_job",
-        dependencies=changing,
+        dependencies=snoozing,
     )
     router.add_api_route(
         f"{job}/snooze",
@@ -137,7 +138,7 @@ def add_job(router: APIRouter, needs: Callable[[Role], params.Depends]) -> None:
         methods=["DELETE"],
         name=UNSNOOZE_CALL,
         operation_id="unsnooze_job",
-        dependencies=changing,
+        dependencies=snoozing,
     )
     router.add_api_route(
         "/snoozes", list_snoozes, name=_SNOOZES_CALL, operation_id="list_snoozes", dependencies=reading

@@ -37,7 +37,10 @@ class _ThresholdQuery(SourceQuery):
 class StuckQuery(_ThresholdQuery):
     """What `GET /jobs/stuck` takes."""
 
-    limit: Limit = Field(default=DEFAULT_LIMIT, description="The most jobs in each list; the counts are exact.")
+    limit: Limit = Field(
+        default=DEFAULT_LIMIT,
+        description="The most jobs in each list; the counts are of all.",
+    )
     cursor: Word = Field(default=None, description="`next_cursor` of the page before.")
 
 

@@ -8,6 +8,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from unstick.domain.access import LONGEST_TOKEN
 from unstick.domain.policy import MAX_THRESHOLD_MINUTES
 from unstick.domain.recovery import CHANGES, Action
 from unstick.domain.snooze import LONGEST_REASON
@@ -44,6 +45,7 @@ ActionWord = Annotated[
     Literal[Action.MARK_FAILED, Action.RETRY] | None, WithJsonSchema({"type": "string", "enum": list(CHANGES)})
 ]
 OperationNumber = Annotated[int, *_whole_number(LARGEST_OPERATION)]
+TokenDays = Annotated[int, *_whole_number(LONGEST_TOKEN.days)]
 Days = Annotated[int, *_whole_number(MAX_DAYS)]
 Word = Annotated[
     str | None, Field(max_length=_LONGEST_WORD), WithJsonSchema({"type": "string", "maxLength": _LONGEST_WORD})

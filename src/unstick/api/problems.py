@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -20,8 +20,11 @@ from unstick.domain.errors import (
     PendingChangesError,
     PlanRefusedError,
     RecoveryStoppedError,
+    SignInRefusedError,
     SourceUnavailableError,
+    TooManyFailuresError,
     TooManySnoozesError,
+    UnknownCredentialError,
     UnknownJobError,
     UnknownPlanError,
     UnknownRecoveryError,
@@ -70,16 +73,22 @@ class Problem:
         return JSONResponse({**body, **self.members}, self.status, dict(self.headers), MEDIA_TYPE)
 
 
-def is_outage(error: BaseException | None) -> bool:
-    """Tell whether a database that doesn't answer is what happened: its sentence says all, and each call meets it."""
-    return isinstance(error, SourceUnavailableError) or (
-        isinstance(error, RecoveryStoppedError) and is_outage(error.__cause__)
+def as_json(request: Request, problem: Problem) -> JSONResponse:
+    """Show a problem to a program."""
+    del request
+    return problem.response()
+
+
+def says_it_all(error: BaseException | None) -> bool:
+    """Tell whether a source can't be used, which each call meets, and whose sentence tells what to do."""
+    return isinstance(error, SourceUnavailableError | ConfigurationError) or (
+        isinstance(error, RecoveryStoppedError) and says_it_all(error.__cause__)
     )
 
 
 def log_failure(sentence: str, error: Exception) -> None:
-    """Log what a call failed by: an outage in one line, anything else with its traceback."""
-    _logger.error("%s", sentence, exc_info=None if is_outage(error) else error)
+    """Log what a call failed by: a source that can't be used in one line, anything else with its traceback."""
+    _logger.error("%s", sentence, exc_info=None if says_it_all(error) else error)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -94,7 +103,8 @@ def problem_of(error: Exception) -> Problem:
         case RecoveryStoppedError():
             return _stopped(error)
         case UnstickError():
-            return Problem(status=_status_of(error), detail=str(error))
+            later = {"Retry-After": str(error.seconds)} if isinstance(error, TooManyFailuresError) else {}
+            return Problem(status=_status_of(error), detail=str(error), headers=later)
         case _:
             return Problem(status=500, detail=_UNEXPECTED)
 
@@ -103,7 +113,11 @@ def _status_of(error: BaseException | None) -> int:
     match error:
         case SourceUnavailableError() | ConfigurationError():
             return 503
-        case UnknownRecoveryError() | UnknownJobError() | UnknownPlanError():
+        case SignInRefusedError():
+            return 401
+        case TooManyFailuresError():
+            return 429
+        case UnknownRecoveryError() | UnknownJobError() | UnknownPlanError() | UnknownCredentialError():
             return 404
         case (
             PendingChangesError() | NothingToUndoError() | NotStuckError() | TooManySnoozesError() | PlanRefusedError()
@@ -201,7 +215,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
     },
     403: _documented("A valid token whose role does not allow the call."),
-    404: _documented("There is no such source, job, operation, recovery or plan."),
+    404: _documented("There is no such source, job, operation, recovery, plan or token."),
     409: _documented(
         "As things stand it can't be done: the job isn't stuck, nothing is left to undo, the plan was changed, "
         "expired or was applied, or the session given to Unstick holds other changes."

@@ -16,12 +16,14 @@ from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
 from unstick.api.call import Call
-from unstick.api.problems import Problem, RefusedError, is_outage, log_failure, problem_of
+from unstick.api.problems import Problem, RefusedError, as_json, log_failure, problem_of, says_it_all
 from unstick.api.sources import Sources
 from unstick.api.words import said
 from unstick.domain.audit import AuditOutcome
 from unstick.domain.errors import RecoveryStoppedError, UnstickError
 
+Render = Callable[[Request, Problem], Response]
+"""Shows a problem to whoever called."""
 _Handler = Callable[[Request], Awaitable[Response]]
 _UNRECORDED = "This call can't be recorded in the audit log, so it is not answered."
 _ANSWERED_ANYWAY = (
@@ -33,8 +35,11 @@ _ANSWERED_ANYWAY = (
 """Answers that let nobody in and tell nothing of a job, and the one that says as much: recorded where that can be."""
 
 
-def recorded_route(sources: Sources) -> type[APIRoute]:
-    """Return the route class for calls on these sources; a route's name is what the audit log calls it."""
+def recorded_route(sources: Sources, render: Render = as_json, face: str = "") -> type[APIRoute]:
+    """Return the route class for calls on these sources; a route's name is what the audit log calls it.
+
+    `face` is what names begin with besides, where a call of the same name has another route elsewhere.
+    """
     taken: defaultdict[str, set[str]] = defaultdict(set)
     """Which methods each address takes, by however many routes."""
 
@@ -47,7 +52,7 @@ def recorded_route(sources: Sources) -> type[APIRoute]:
             handler = super().get_route_handler()
 
             async def answer(request: Request) -> Response:
-                return _kept_by_no_cache(await _answer(Call(self.name, request, sources), handler))
+                return _kept_by_no_cache(await _answer(self.call(request), handler, render))
 
             return answer
 
@@ -57,8 +62,12 @@ def recorded_route(sources: Sources) -> type[APIRoute]:
                 await super().handle(scope, receive, send)
                 return
             request = Request(scope, receive)
-            response = await _answer_error(Call(self.name, request, sources), _wrong_method(request, taken[self.path]))
+            error = _wrong_method(request, taken[self.path])
+            response = await _answer_error(self.call(request), error, render)
             await _kept_by_no_cache(response)(scope, receive, send)
+
+        def call(self, request: Request) -> Call:
+            return Call(self.name.removeprefix(face), request, sources)
 
     return RecordedRoute
 
@@ -73,7 +82,7 @@ def _wrong_method(request: Request, allowed: Collection[str]) -> HTTPException:
     return HTTPException(405, f"This address takes {takes}, not {said(request.method)}.", {"Allow": takes})
 
 
-async def _answer(call: Call, handler: _Handler) -> Response:
+async def _answer(call: Call, handler: _Handler, render: Render) -> Response:
     try:
         response = await handler(call.request)
     except asyncio.CancelledError:
@@ -81,27 +90,27 @@ async def _answer(call: Call, handler: _Handler) -> Response:
             await asyncio.shield(_record(call, AuditOutcome.FAILED, {"problem": "interrupted"}))
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded and answered as a problem
-        return await _answer_error(call, error)
+        return await _answer_error(call, error, render)
     if call.swept:
         return response
     lost = await _record(call, AuditOutcome.DONE, {"status": response.status_code, **call.result})
     if lost is None:
         return response
     _log_lost(call, lost)
-    return _unrecorded(lost).response()
+    return render(call.request, _unrecorded(lost))
 
 
-async def _answer_error(call: Call, error: Exception) -> Response:
+async def _answer_error(call: Call, error: Exception, render: Render) -> Response:
     if isinstance(error, RefusedError):
         call.name_caller(error.actor, error.role)
     if _is_the_hosts(call, error):
-        return await _leave_to_the_host(call, error)
+        return await _leave_to_the_host(call, error, render)
     problem = problem_of(_login_first(call, error))
     lost = None
     if not isinstance(error, RecoveryStoppedError):  # of which the sweep has recorded its end
         lost = await _record(call, _outcome(problem), {"status": problem.status, "problem": said(problem.detail)})
     _log(call, problem, error, lost)
-    return (problem if lost is None else _unrecorded(lost, problem)).response()
+    return render(call.request, problem if lost is None else _unrecorded(lost, problem))
 
 
 def _login_first(call: Call, error: Exception) -> Exception:
@@ -119,13 +128,13 @@ def _is_the_hosts(call: Call, error: Exception) -> bool:
     return any(kind in handlers for kind in type(error).__mro__ if not issubclass(HTTPException, kind))
 
 
-async def _leave_to_the_host(call: Call, error: Exception) -> Response:
+async def _leave_to_the_host(call: Call, error: Exception, render: Render) -> Response:
     said_so = f"The host's login failed, and the host answers: {type(error).__name__}."
     lost = await _record(call, AuditOutcome.REFUSED, {"problem": said_so})
     if lost is None:
         raise error
     _log_lost(call, lost)
-    return _unrecorded(lost).response()
+    return render(call.request, _unrecorded(lost))
 
 
 def _outcome(problem: Problem) -> AuditOutcome:
@@ -142,12 +151,12 @@ async def _record(call: Call, outcome: AuditOutcome, result: Mapping[str, object
 
 
 def _log(call: Call, problem: Problem, error: Exception, lost: Exception | None) -> None:
-    """Log what failed, once a call where the same outage keeps it from its answer and from the audit log."""
-    same_outage = is_outage(error) and is_outage(lost)
+    """Log what failed, once a call where the same trouble keeps it from its answer and from the audit log."""
+    same_trouble = says_it_all(error) and says_it_all(lost)
     if problem.failed:
-        unrecorded = " and is not in the audit log" if same_outage else ""
+        unrecorded = " and is not in the audit log" if same_trouble else ""
         log_failure(f"{_named(call)} is answered {problem.status}{unrecorded}: {problem.detail}", error)
-    if lost is not None and not same_outage:
+    if lost is not None and not same_trouble:
         _log_lost(call, lost)
 
 

@@ -1,6 +1,7 @@
 """The router: to include in a host's FastAPI app, with the host's own login, or in the service."""
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, params
@@ -8,7 +9,7 @@ from starlette.types import Lifespan
 
 from unstick.api.brakes import add_brakes
 from unstick.api.call import CurrentCall
-from unstick.api.events import add_events
+from unstick.api.events import LONGEST_UNTOLD, add_events
 from unstick.api.hindsight import add_hindsight
 from unstick.api.job import add_job
 from unstick.api.jobs import add_jobs
@@ -17,6 +18,7 @@ from unstick.api.problems import PROBLEMS
 from unstick.api.route import recorded_route
 from unstick.api.sources import Sources
 from unstick.api.stats import add_stats
+from unstick.api.tokens import add_tokens
 from unstick.api.undo import add_undo
 from unstick.domain.access import Role
 from unstick.pipeline.watched import OpenWatched
@@ -29,11 +31,17 @@ def admin_router(
     watched: Mapping[str, OpenWatched],
     principal: Callable[..., Any],
     lifespan: Lifespan[Any] | None = None,
+    keeps_tokens: bool = False,
+    read_only: bool = False,
+    longest_untold: timedelta = LONGEST_UNTOLD,
 ) -> APIRouter:
     """Return the router for these sources.
 
+    A stream of events ends after `longest_untold`, unless the app's `state.stopping` tells whether its server stops.
+
     `principal` is a FastAPI dependency that returns the caller as a `Principal`, or refuses them by raising an
-    `HTTPException`: `jwt_principal`, or the host's own.
+    `HTTPException`: `bearer_principal`, or the host's own. Where it takes tokens that the ledger keeps, they are made
+    and revoked here, too. If `read_only`, nothing can be changed.
 
     Raises:
         ConfigurationError: there is no source.
@@ -45,7 +53,7 @@ def admin_router(
         responses=PROBLEMS,
         lifespan=lifespan,
     )
-    needs = _gate(principal)
+    needs = gate(principal, read_only=read_only)
     add_jobs(router, needs)
     add_plans(router, needs)
     add_stats(router, needs)
@@ -53,11 +61,13 @@ def admin_router(
     add_undo(router, needs)
     add_hindsight(router, needs)
     add_job(router, needs)
-    add_events(router, needs)
+    add_events(router, needs, longest_untold)
+    if keeps_tokens:
+        add_tokens(router, needs)
     return router
 
 
-def _gate(principal: Callable[..., Any]) -> Callable[[Role], params.Depends]:
+def gate(principal: Callable[..., Any], *, read_only: bool = False) -> Callable[[Role], params.Depends]:
     """Return what makes a call need a role.
 
     It is a dependency of the route, not of the function: those are resolved before any parameter is read, so
@@ -66,6 +76,7 @@ def _gate(principal: Callable[..., Any]) -> Callable[[Role], params.Depends]:
 
     def needs(role: Role) -> params.Depends:
         async def admit(call: CurrentCall, caller: Annotated[object, Depends(principal)]) -> None:
+            call.read_only = read_only
             call.admit(caller, role)
 
         return params.Depends(admit)

@@ -22,6 +22,21 @@ class Sources:
     def __contains__(self, name: object) -> bool:
         return name in self._watched
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names, in the order of the configuration."""
+        return tuple(self._watched)
+
+    @property
+    def all(self) -> Mapping[str, OpenWatched]:
+        """Each by its name."""
+        return self._watched
+
+    @property
+    def default(self) -> str:
+        """The one that is meant where none is named."""
+        return self._default
+
     def named(self, name: str | None) -> OpenWatched:
         """Return a source by its name; one that isn't there is a 404."""
         if name is None:

@@ -25,8 +25,9 @@ from unstick.cli.snooze import snooze
 from unstick.cli.stuck import stuck
 from unstick.cli.suggest import suggest
 from unstick.cli.sweep import sweep
-from unstick.cli.token import token
+from unstick.cli.token import app as token
 from unstick.cli.undo import undo
+from unstick.cli.user import app as user
 from unstick.cli.watch import watch
 from unstick.cli.worker import worker
 
@@ -53,12 +54,13 @@ for command in (
     watch,
     worker,
     guard,
-    token,
     inspect,
 ):
     app.command()(command)
 app.add_typer(alert, name="alert")
 app.add_typer(policy, name="policy")
+app.add_typer(user, name="user")
+app.add_typer(token, name="token")
 app.add_typer(dashboards, name="dashboards")
 app.add_typer(db, name="db")
 app.command()(demo)

@@ -1,6 +1,7 @@
 """`unstick job`: the story of one job."""
 # ruff: noqa: PLC0415 - a command loads what it needs when it runs, so that `unstick --help` is quick
 
+import json
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,8 @@ def _named_facts(job: "JobNowShape | None", said: "DiagnosisShape", now: datetim
         yield "state", ", ".join([job["status"], *rest])
         if job["worker"] is not None:
             yield "worker", job["worker"]
+        if job["payload"] is not None:
+            yield "payload", json.dumps(job["payload"], ensure_ascii=False)
     if said["policy"] is not None:
         yield "policy", _policy(said["policy"])
     if said["snooze"] is not None:

@@ -7,6 +7,7 @@ import structlog
 from structlog.typing import Processor
 
 from unstick.cli.output import is_watched
+from unstick.console.sign_in import LINK_PATH
 
 
 def configure_logging() -> None:
@@ -23,7 +24,17 @@ def configure_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.getLogger("uvicorn.access").addFilter(_without_links)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _without_links(record: logging.LogRecord) -> bool:
+    """Cut the secret of a sign-in link out of the line of its request: the log outlives the ten minutes."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            each.partition("?")[0] if isinstance(each, str) and LINK_PATH in each else each for each in record.args
+        )
+    return True
 
 
 def _rendering(interactive: bool) -> list[Processor]:

@@ -44,7 +44,19 @@ def explain(
 def _told(shape: "PolicyShape") -> str:
     rule = shape["rule"]
     matched = "no rule matches; the policy itself holds" if rule is None else f"rule {rule} is the first that matches"
-    lines = [f"Jobs of kind {shape['kind']}, queue {shape['queue']}, source {shape['source']}: {matched}."]
+    kind = "without a kind" if shape["kind"] is None else f"of kind {shape['kind']}"
+    queue = "without a queue" if shape["queue"] is None else f"queue {shape['queue']}"
+    lines = [f"Jobs {kind}, {queue}, source {shape['source']}: {matched}."]
     width = max(map(len, shape["policy"]))
-    lines += [f"  {name:<{width}}  {value}" for name, value in shape["policy"].items()]
+    lines += [f"  {name:<{width}}  {_said(value)}" for name, value in shape["policy"].items()]
     return "\n".join(lines)
+
+
+def _said(value: object) -> object:
+    match value:
+        case None:
+            return "not set"
+        case bool():
+            return "yes" if value else "no"
+        case _:
+            return value

@@ -2,18 +2,26 @@
 # ruff: noqa: PLC0415 - a command loads what it needs when it runs, so that `unstick --help` is quick
 
 import signal
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unstick.cli.options import settings_of, unconfigured
-from unstick.domain.errors import ConfigurationError
+from unstick.cli.options import os_user, settings_of, unconfigured
+from unstick.cli.output import note
+from unstick.domain.access import LINK_LASTS, Principal, Role
+from unstick.domain.errors import ConfigurationError, SourceUnavailableError
+from unstick.domain.wording import say_duration
 
 if TYPE_CHECKING:
     import socket
     from types import FrameType
 
+    from unstick.config import Settings
+    from unstick.domain.access import Secret
+
 _ERROR = 2
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what is listened on is shown as what can be asked
 
 
 def serve(
@@ -28,6 +36,7 @@ def serve(
     import uvicorn
 
     from unstick.cli.logs import configure_logging
+    from unstick.console.router import PREFIX as CONSOLE
     from unstick.wiring import check_sources, create_service
 
     settings = settings_of(ctx)
@@ -35,6 +44,9 @@ def serve(
     asyncio.run(check_sources(settings))
     listener = _listen(host, port)
     configure_logging()
+    address = _address(host, listener)
+    logging.getLogger("unstick").info("Listening on %s; the console is at %s%s/.", address, address, CONSOLE)
+    _offer_link(settings, address)
     sentence = unconfigured(ctx, settings)
     if sentence is not None:
         logging.getLogger("unstick").warning(sentence)
@@ -57,6 +69,38 @@ def serve(
     except SystemExit as ending:
         # It has logged why; a status of its own could be 1, which says that stuck jobs were found.
         raise typer.Exit(_ERROR) from ending
+
+
+def _offer_link(settings: "Settings", address: str) -> None:
+    """Print a link to sign in with once, where a person looks; a log would keep it."""
+    import asyncio
+
+    from unstick.cli.output import is_watched
+    from unstick.console.router import link_path
+
+    watched = next((stream for stream in (sys.stderr, sys.stdout) if is_watched(stream)), None)
+    if watched is None:
+        return
+    try:
+        secret = asyncio.run(_link(settings))
+    except SourceUnavailableError as error:
+        note(f"There is no link to sign in with: {error}")
+        return
+    typer.echo(f"Sign in once, within {say_duration(LINK_LASTS)}: {address}{link_path(secret)}", file=watched)
+
+
+async def _link(settings: "Settings") -> "Secret":
+    from unstick.pipeline.signing_in import make_sign_in_link
+    from unstick.wiring import open_watched
+
+    async with open_watched(settings) as watched:
+        return await make_sign_in_link(watched, Principal(name=f"cli:{os_user()}", role=Role.ADMIN))
+
+
+def _address(host: str, listener: "socket.socket") -> str:
+    """Return where a browser on this machine finds the service."""
+    shown = _LOOPBACK.get(host, host)
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{listener.getsockname()[1]}"
 
 
 def _interrupt(_number: int, _frame: object) -> None:

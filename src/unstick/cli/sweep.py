@@ -3,13 +3,14 @@
 
 import sys
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, os_user, source_settings_of, warn_of_unmapped
 from unstick.cli.output import complain, is_watched, say, say_json, warn
+from unstick.domain.brake import say_grace
 from unstick.domain.recovery import Action, Outcome
 
 if TYPE_CHECKING:
@@ -160,8 +161,11 @@ def _summary(shape: "CleanupShape") -> str:
         lines.append(f"  carry it out unstick apply {plan['id']}")
     if not shape["dry_run"]:
         lines.append(f"  by outcome   {_pairs(shape['outcomes'])}")
+    if shape["grace_until"] is not None and shape["outcomes"][Outcome.LEFT]:
+        lines.append(f"  left         some {say_grace(datetime.fromisoformat(shape['grace_until']))}")
     if shape["operation_id"] is not None:
         lines.append(f"  audit log    operation {shape['operation_id']}")
+        lines += [f"  take it back unstick undo {shape['operation_id']}"] if counts["total"] else []
     found = shape["follow_up"]
     if found is not None and found["late_finishes"]:
         lines.append(f"  late         {found['late_finishes']} recovered before finished after all: unstick aftermath")

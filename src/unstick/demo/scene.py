@@ -81,7 +81,7 @@ def set_up(console: Console, watch: Watch, port_base: int | None) -> Iterator[Sc
         background_tasks.start()
         watch.until("the platform answers", platform.newest)
         run(["unstick", "db", "upgrade"], folder, environment)
-        token = run(["unstick", "token", "--role", "admin"], folder, environment)
+        token = run(["unstick", "token", "sign", "--role", "admin"], folder, environment)
         service = Service(service_port, token)
         watch.guard(stack.enter_context(_service(service_port, folder, environment)))
         watch.until("the service answers", service.stuck)

@@ -173,10 +173,15 @@ def _seen(
 
 
 def _is_past(alert: Alert, now: datetime, rules: AlertRules) -> bool:
-    """Tell whether an alert is over for good, so that what is found now is another one."""
+    """Tell whether an alert is over for good, so that what is found now is another one.
+
+    A brake doesn't come and go by itself: a person ended it, and must hear that it holds again.
+    """
     if alert.resolved_at is None:
         return False
-    return alert.notified_at is None or now - alert.resolved_at >= rules.cool_down
+    if alert.subject.what is Trouble.BRAKE or alert.notified_at is None:
+        return True
+    return now - alert.resolved_at >= rules.cool_down
 
 
 def _notified(alert: Alert, now: datetime) -> Alert:

@@ -91,9 +91,19 @@ def next_pass(last: Pass | None, now: datetime, every: timedelta, up_since: date
     return Pass(at=now, back_at=last.back_at, before=before)
 
 
-def in_grace(this: Pass, threshold: timedelta) -> bool:
-    """Tell whether jobs judged by a threshold have had less time than that to show a sign of life."""
-    return this.back_at is not None and this.at - this.back_at < threshold
+def grace_until(this: Pass, threshold: timedelta) -> datetime | None:
+    """Return until when jobs judged by a threshold are left alone at a pass, to have time to show a sign of life.
+
+    None where they have had that time.
+    """
+    if this.back_at is None or this.at - this.back_at >= threshold:
+        return None
+    return this.back_at + threshold
+
+
+def say_grace(until: datetime) -> str:
+    """Say until when jobs are left alone, and why."""
+    return f"until {say_instant(until)}, a grace after the watch or the database was away"
 
 
 def likely_cause(suspects: Sequence[Job], *, others_live: bool) -> str:

@@ -74,6 +74,7 @@ def diagnose(
     since: datetime,
     *,
     lease_expired: bool = False,
+    lost: str | None = None,
     waiting: Reason = Reason.NEVER_CLAIMED,
     words: Sequence[Evidence] = (),
 ) -> Diagnosis:
@@ -83,9 +84,12 @@ def diagnose(
         state: queued or running.
         since: its last sign of life.
         lease_expired: its worker let its lease run out.
+        lost: how its message was lost, where it was.
         waiting: why a queued job of its queue hasn't been claimed.
         words: what witnesses say of a running job; without any, age alone decides.
     """
+    if lost is not None:
+        return Diagnosis(Reason.MESSAGE_LOST, f"its message is lost: {lost}")
     word = weigh(words) if state is JobState.RUNNING else None
     if word is not None and word.holding is Holding.HELD:
         return Diagnosis(Reason.HELD, f"its worker still has it: {_quoted(word)}")

@@ -8,6 +8,11 @@ UnstickError
 ├── NotStuckError            a job that isn't stuck, so that nothing is done to it
 ├── TooManySnoozesError      a source of which as many jobs are snoozed as may be
 ├── UnknownPlanError         there is no plan of that id
+├── SignInRefusedError       nobody signs in by what was shown
+├── TooManyFailuresError     somebody failed to sign in so often that they have to wait
+├── UnknownUserError         there is no user of that name
+├── UserExistsError          there is a user of that name already
+├── UnknownCredentialError   there is no such token or session, or none any more
 ├── PlanRefusedError         a plan was changed, expired or applied already
 ├── PendingChangesError      the caller's session holds changes we would commit
 ├── UnknownRecoveryError     an operation or a job that no recovery is on record of
@@ -21,6 +26,7 @@ UnstickError
 """
 
 from datetime import timedelta
+from math import ceil
 
 
 class UnstickError(Exception):
@@ -53,6 +59,34 @@ class TooManySnoozesError(UnstickError):
 
 class UnknownPlanError(UnstickError):
     """There is no plan of that id, or none any more."""
+
+
+class SignInRefusedError(UnstickError):
+    """Nobody signs in by what was shown; the message doesn't say whether the name or the password was wrong."""
+
+
+class TooManyFailuresError(UnstickError):
+    """Somebody failed to sign in so often that they have to wait.
+
+    Args:
+        retry_after: for how long.
+    """
+
+    def __init__(self, retry_after: timedelta) -> None:
+        self.seconds = max(1, ceil(retry_after.total_seconds()))
+        super().__init__(f"Signing in failed too often; try again in {self.seconds} s.")
+
+
+class UnknownUserError(UnstickError):
+    """There is no user of that name; nothing was changed."""
+
+
+class UserExistsError(UnstickError):
+    """There is a user of that name already; nothing was changed."""
+
+
+class UnknownCredentialError(UnstickError):
+    """There is no token or session of that id, or none any more; nothing was changed."""
 
 
 class PlanRefusedError(UnstickError):

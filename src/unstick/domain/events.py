@@ -67,6 +67,8 @@ class Observed:
     oldest_running: timedelta | None = None
     """For how long the quietest running job has been silent."""
     held: Held | None = None
+    grace_until: datetime | None = None
+    """Until when unattended sweeps leave some of the stuck jobs alone, for the watch or the database was away."""
     late_finishes: int = 0
     """Recovered jobs that finished after all, within a day."""
     swept_at: datetime | None = None

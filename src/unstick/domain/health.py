@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from unstick.domain.brake import say_grace
 from unstick.domain.events import Observed
 from unstick.domain.schedule import MISSED_AFTER, Timetable
 from unstick.domain.wording import say_duration, say_instant
@@ -98,7 +99,8 @@ def _stuck(observed: Observed) -> Check:
         reasons[reason.value] = reasons.get(reason.value, 0) + jobs
     by_reason = ", ".join(f"{jobs} {reason}" for reason, jobs in sorted(reasons.items(), key=lambda each: -each[1]))
     least = "" if observed.exact else "at least "
-    said = f"{least}{number} job(s) are stuck: {by_reason}; `unstick stuck` lists them"
+    grace = "" if observed.grace_until is None else f"; unattended sweeps leave some {say_grace(observed.grace_until)}"
+    said = f"{least}{number} job(s) are stuck: {by_reason}; `unstick stuck` lists them{grace}"
     return Check(name="stuck", health=Health.WARN, value=number, unit="jobs", said=said)
 
 

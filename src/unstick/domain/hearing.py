@@ -2,7 +2,17 @@
 
 from unstick.domain.alert import Finding, Heard, Subject, Trouble
 from unstick.domain.diagnosis import STUCK, Reason
-from unstick.domain.events import OTHERS, Held, ObservationFailed, Observed, PipelineEvent, SweepFailed, Swept, Trigger
+from unstick.domain.events import (
+    OTHERS,
+    BrakeReleased,
+    Held,
+    ObservationFailed,
+    Observed,
+    PipelineEvent,
+    SweepFailed,
+    Swept,
+    Trigger,
+)
 from unstick.domain.wording import say_instant
 
 _WHY = {
@@ -29,6 +39,8 @@ def heard(event: PipelineEvent) -> Heard | None:
         case Swept(trigger=Trigger.UNATTENDED, source=source, held=held):
             found = {} if held is None else {Subject(source, None, Trouble.BRAKE): _brake(source, held)}
             return Heard(source=source, found=found, speaks_of={Trouble.SWEEP_FAILED, Trouble.BRAKE})
+        case BrakeReleased(source=source):
+            return Heard(source=source, speaks_of={Trouble.BRAKE})
         case SweepFailed(trigger=Trigger.UNATTENDED, source=source, problem=problem):
             return _alone(source, Trouble.SWEEP_FAILED, Finding(0, f"The sweep of source {source!r} failed: {problem}"))
         case _:

@@ -48,6 +48,8 @@ class Job:
     progress: str | None = None
     lease_beat_at: datetime | None = None
     """When the worker last said that it lives, by a lease that is over since."""
+    lost: str | None = None
+    """How its message was lost, in words: nothing is left that would bring it to a worker. None where that isn't so."""
 
 
 def sign_of_life(job: Job) -> datetime | None:

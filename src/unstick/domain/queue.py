@@ -28,6 +28,15 @@ class Flows:
     """Queues of which no claim was seen are left out."""
     served: bool | None = None
     """Whether any worker lives that could serve them; None where workers don't tell."""
+    unserved: frozenset[str | None] = frozenset()
+    """Queues that no living worker serves, where workers tell which they serve."""
+    paused: frozenset[str | None] = frozenset()
+    """Queues of which nothing is to be taken for now, as somebody has said."""
+
+    @property
+    def alike(self) -> bool:
+        """Tell whether jobs of all queues wait for the same reason."""
+        return not (self.draining() or self.unserved or self.paused)
 
     def draining(self) -> Mapping[str | None, datetime]:
         """Return the queues that drain, and how far they have come."""
@@ -35,6 +44,9 @@ class Flows:
 
     def waiting_reason(self, queue: str | None) -> Reason:
         """Say why jobs of a queue that are past their threshold, and are no backlog, have not been claimed."""
+        if queue in self.paused:
+            return Reason.PAUSED
         if queue in self.draining():
             return Reason.OVERTAKEN
-        return Reason.UNSERVED if self.served is False else Reason.NEVER_CLAIMED
+        unserved = self.served is False or queue in self.unserved
+        return Reason.UNSERVED if unserved else Reason.NEVER_CLAIMED

@@ -4,6 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
+from unstick.domain.diagnosis import Reason
 from unstick.domain.job import Job, JobState, sign_of_life
 from unstick.domain.story import JobRow, Waits
 from unstick.domain.suspect import Look, is_backlog
@@ -44,8 +45,8 @@ class Why(NamedTuple):
     words: str
 
 
-def why_not_stuck(row: JobRow, look: Look) -> Why:
-    """Say why age doesn't accuse a job at a look; `look` is the one of the scope that it is in."""
+def why_not_stuck(row: JobRow, look: Look, waiting: Reason = Reason.NEVER_CLAIMED) -> Why:
+    """Say why a job isn't stuck at a look; the look, and why its queue's jobs wait, are those of the scope it is in."""
     job = row.job
     if job is None:
         return Why(Standing.UNKNOWN, f"can't be judged: {row.problem}")
@@ -54,7 +55,7 @@ def why_not_stuck(row: JobRow, look: Look) -> Why:
     if job.state is JobState.SCHEDULED:
         return Why(Standing.SCHEDULED, f"is scheduled{_due(job, look.taken_at)}")
     if job.state is JobState.QUEUED:
-        return _queued(job, look) if row.waits is None else _waits(row.waits)
+        return _queued(job, look, waiting) if row.waits is None else _waits(row.waits)
     return _running(row, job, look)
 
 
@@ -76,12 +77,14 @@ def _waits(waits: Waits) -> Why:
     return Why(Standing(waits.reason), f"is queued and can't be claimed: {waits.value}")
 
 
-def _queued(job: Job, look: Look) -> Why:
+def _queued(job: Job, look: Look, waiting: Reason) -> Why:
     since = sign_of_life(job)
     if since is None:
         return Why(Standing.UNKNOWN, "is queued, and no time tells since when it waits, so it can't be judged")
     if since > look.taken_at:
         return Why(Standing.SCHEDULED, f"is queued{_due(job, look.taken_at)}")
+    if waiting is Reason.PAUSED:
+        return Why(Standing.PAUSED, f"is queued, and {_queue_of(job)} is paused")
     waits = say_duration(look.taken_at - since)
     if since >= look.horizon(JobState.QUEUED):
         return Why(
@@ -89,10 +92,14 @@ def _queued(job: Job, look: Look) -> Why:
         )
     if is_backlog(job, since, look):
         reached = say_instant(look.draining[job.queue])
-        queue = "its queue" if job.queue is None else f"its queue {job.queue}"
-        said = f"is queued and has waited for its turn for {waits}: {queue} drains in order and has come to {reached}"
+        said = f"is queued and has waited for its turn for {waits}: {_queue_of(job)} drains in order and has come to "
+        said += reached
         return Why(Standing.BACKLOG, said)
     return Why(Standing.UNKNOWN, "changed while it was looked at; ask again")
+
+
+def _queue_of(job: Job) -> str:
+    return "its queue" if job.queue is None else f"its queue {job.queue}"
 
 
 def _running(row: JobRow, job: Job, look: Look) -> Why:

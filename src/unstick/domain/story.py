@@ -45,6 +45,8 @@ class JobRow:
     progress: str | None = None
     success: bool | None = None
     error: str | None = None
+    payload: object = None
+    """What the job was given: as its row says it, and in a story as it may be shown."""
     lease: Lease | None = None
     """Its worker's, whether it holds or has run out."""
     waits: Waits | None = None

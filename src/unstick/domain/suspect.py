@@ -68,6 +68,8 @@ class Suspect(NamedTuple):
     """Its worker held it by a lease, and let that run out; `since` is when the worker last beat."""
     attempt: int | None = None
     """How often it was begun before, where the source counts."""
+    lost: str | None = None
+    """How its message was lost, in words, as `Job.lost` has it."""
 
 
 class SuspectGroup(NamedTuple):
@@ -76,6 +78,16 @@ class SuspectGroup(NamedTuple):
     queue: str | None
     state: JobState
     lease_expired: bool
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedSuspects:
+    """Numbers of suspects by what they are counted by."""
+
+    counts: Mapping[SuspectGroup, int]
+    exact: bool = True
+    """Otherwise there are more than were read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +117,12 @@ class Position:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StuckCounts:
-    """Exact numbers of suspects by state."""
+    """Numbers of suspects by state."""
 
     queued: int
     running: int
+    exact: bool = True
+    """Otherwise there are more than were read."""
 
     @property
     def total(self) -> int:

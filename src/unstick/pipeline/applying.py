@@ -9,7 +9,7 @@ Known weakness: who applied a plan and was cut off leaves the rest of it undone;
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -132,19 +132,18 @@ class _Applying:
         pages = pages_of(watched, self.plan)
         async for page in ahead(pages) if watched.source.capabilities.reads_beside_writes else pages:
             planned, look = self.terms.scopes[page.scope], self.looks[page.scope]
-            stuck = await self._left_by(self._acquitted(page.decisions, planned, look), page.decisions)
-            due = await self._left_by(self._overdrawn(stuck, planned), stuck)
+            awake = await self._left_by(_snoozed(page.decisions, look), page.decisions)
+            stuck = await self._left_by(await self._acquitted(awake, planned, look), awake)
+            due = await self._left_by(await self._overdrawn(stuck, planned), stuck)
             decided = Decided(action=self.terms.action, decisions=due, unreadable=())
             rescued = await rescue(watched, await meant(course, decided, look), look, course.operation_id)
             course.came_to(rescued.census, rescued.failures)
             if course.is_over:
                 return
 
-    async def _left_by(
-        self, finding: Awaitable[Mapping[JobId, str]], decisions: Sequence[Decision]
-    ) -> tuple[Decision, ...]:
+    async def _left_by(self, why: Mapping[JobId, str], decisions: Sequence[Decision]) -> tuple[Decision, ...]:
         """Leave out, and record, decisions that something speaks against by now."""
-        course, watched, why = self.course, self.course.operation.watched, await finding
+        course, watched = self.course, self.course.operation.watched
         if not why:
             return tuple(decisions)
         left = [each for each in decisions if each.suspect.job_id in why]
@@ -182,6 +181,12 @@ class _Applying:
             for job_id in retries
             if spent.get(job_id, 0) >= planned.max_recoveries
         }
+
+
+def _snoozed(decisions: Sequence[Decision], look: Look) -> Mapping[JobId, str]:
+    """Find jobs that a person has snoozed since the plan was made."""
+    snoozed = (each.suspect.job_id for each in decisions if each.suspect.job_id in look.left_alone)
+    return dict.fromkeys(snoozed, "it is snoozed by now")
 
 
 def _left(decision: Decision, why: str) -> Recovery:

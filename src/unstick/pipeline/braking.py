@@ -7,6 +7,7 @@ three intervals isn't noticed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from unstick.domain.brake import Brake, Pass, likely_cause, next_pass
 from unstick.domain.errors import InvalidRequestError
@@ -35,10 +36,19 @@ def kept_brakes(watched: Watched) -> Brakes:
 async def begin_pass(watched: Watched, look: Look) -> Pass:
     """Note an unattended pass, and whether jobs have a grace at it."""
     brakes, name = kept_brakes(watched), watched.source.name
-    last, up_since = await brakes.last_pass(name), await watched.source.up_since()
-    this = next_pass(last, look.taken_at, watched.unattended.every, up_since)
+    this = await _pass_after(watched, await brakes.last_pass(name), look.taken_at)
     await brakes.note_pass(name, this)
     return this
+
+
+async def expected_pass(watched: Watched, now: datetime) -> Pass | None:
+    """Return what an unattended pass would be if it began now; None where there never was one."""
+    last = None if watched.brakes is None else await watched.brakes.last_pass(watched.source.name)
+    return None if last is None else await _pass_after(watched, last, now)
+
+
+async def _pass_after(watched: Watched, last: Pass | None, now: datetime) -> Pass:
+    return next_pass(last, now, watched.unattended.every, await watched.source.up_since())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

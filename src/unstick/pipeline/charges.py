@@ -5,10 +5,11 @@ in a row, and is held by the brake for those alone on whom it would act. Where i
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from unstick.domain.brake import Pass, in_grace
+from unstick.domain.brake import Pass, grace_until
 from unstick.domain.diagnosis import Reason, suspected_reason
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import JobId, JobState
@@ -32,6 +33,8 @@ class Charge:
     action: Action
     left: tuple[JobState, ...] = ()
     """The states in which its suspects are left as they are."""
+    grace_until: datetime | None = None
+    """Until when some of them are, because the watch over them or their database was away."""
     ready: frozenset[JobId] | None = None
     """The suspects that were found stuck often enough; None where once is."""
     early: Census = field(default_factory=Counter)
@@ -55,12 +58,24 @@ def charge_of(scope: Scope, *, asked: Action | None, this: Pass | None) -> Charg
     """
     if scope.policy.action is Action.LEAVE or (this is not None and scope.policy.ask):
         return Charge(scope=scope, action=Action.LEAVE, left=scope.look.states)
-    left: set[JobState] = set()
-    if this is not None:
-        left |= {state for state in scope.look.states if in_grace(this, _grace(scope, state))}
-        left |= {JobState.QUEUED} if scope.waiting is Reason.UNSERVED else set()
-    action = asked or scope.policy.action
-    return Charge(scope=scope, action=action, left=tuple(state for state in scope.look.states if state in left))
+    graces = graces_of(scope, this)
+    left = set(graces)
+    if this is not None and scope.waiting is Reason.UNSERVED:
+        left.add(JobState.QUEUED)
+    return Charge(
+        scope=scope,
+        action=asked or scope.policy.action,
+        left=tuple(state for state in scope.look.states if state in left),
+        grace_until=max(graces.values(), default=None),
+    )
+
+
+def graces_of(scope: Scope, this: Pass | None) -> Mapping[JobState, datetime]:
+    """Return the states whose suspects have a grace at a pass, and until when."""
+    if this is None:
+        return {}
+    ends = {state: grace_until(this, _grace(scope, state)) for state in scope.look.states}
+    return {state: end for state, end in ends.items() if end is not None}
 
 
 def _grace(scope: Scope, state: JobState) -> timedelta:

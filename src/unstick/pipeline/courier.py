@@ -19,7 +19,9 @@ from unstick.domain.alert import Delivery, retry_after
 from unstick.domain.errors import NotDeliveredError, UnstickError
 from unstick.domain.events import Delivered, Notified
 from unstick.domain.wording import say_duration
+from unstick.pipeline.course import surely
 from unstick.pipeline.emitting import emit
+from unstick.pipeline.ending import in_time
 from unstick.pipeline.watched import OpenWatched
 from unstick.ports import Channel, Claim
 
@@ -29,7 +31,7 @@ SEND_WITHIN = timedelta(seconds=15)
 _CLAIM_MARGIN = timedelta(seconds=30)
 _TIDY_EVERY = timedelta(hours=1)
 
-_END_WITHIN = 5.0
+_END_WITHIN_SECONDS = 5
 _Result = TypeVar("_Result")
 
 _log = logging.getLogger("unstick.alerts")
@@ -146,23 +148,7 @@ async def _to_the_end(work: Coroutine[Any, Any, _Result]) -> _Result:
 
     A ledger that doesn't answer is not waited for, so that it keeps no channel from telling of another's sources.
     """
-    task = asyncio.create_task(_in_time(work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        until = time.monotonic() + _END_WITHIN
-        while not task.done() and time.monotonic() < until:
-            # Whoever asks twice waits no less.
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([task], timeout=until - time.monotonic())
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        raise
-
-
-async def _in_time(work: Coroutine[Any, Any, _Result]) -> _Result:
-    async with asyncio.timeout(_END_WITHIN):
-        return await work
+    return await surely(in_time(work, _END_WITHIN_SECONDS))
 
 
 async def send(channel: Channel, delivery: Delivery, within: timedelta = SEND_WITHIN) -> NotDeliveredError | None:

@@ -81,6 +81,7 @@ def _observed(event: Observed) -> Told:
         "oldest_queued_seconds": None if event.oldest_queued is None else event.oldest_queued.total_seconds(),
         "oldest_running_seconds": None if event.oldest_running is None else event.oldest_running.total_seconds(),
         "brake": _brake(event.held),
+        "grace_until": _plain(event.grace_until),
         "late_finishes": event.late_finishes,
     }
 

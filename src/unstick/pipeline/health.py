@@ -9,6 +9,7 @@ from datetime import timedelta
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError, UnstickError
 from unstick.domain.health import Check, Health, checks_of, worst
 from unstick.domain.schedule import Timetable
+from unstick.pipeline.ending import in_time
 from unstick.pipeline.watched import OpenWatched, Watched
 
 ANSWERS_WITHIN = timedelta(seconds=5)
@@ -60,16 +61,19 @@ async def _watched(name: str, opened: OpenWatched, timetable: Timetable) -> Sour
 async def _checked(
     name: str, opened: OpenWatched, look: Callable[[Watched], Awaitable[tuple[Check, ...]]]
 ) -> SourceHealth:
+    async def checks() -> tuple[Check, ...]:
+        async with opened() as watched:
+            return await look(watched)
+
     try:
-        async with asyncio.timeout(ANSWERS_WITHIN.total_seconds()), opened() as watched:
-            return SourceHealth(source=name, checks=await look(watched))
+        return SourceHealth(source=name, checks=await in_time(checks(), ANSWERS_WITHIN.total_seconds()))
     except Exception as error:  # noqa: BLE001 - whatever it is, the source is not healthy
         level = logging.DEBUG if isinstance(error, UnstickError | TimeoutError) else logging.ERROR
         _log.log(level, "Source %r is not healthy", name, exc_info=True)
-        return SourceHealth(source=name, checks=(Check(name="answer", health=Health.FAIL, said=_said(error)),))
+        return SourceHealth(source=name, checks=(Check(name="answer", health=Health.FAIL, said=say_trouble(error)),))
 
 
-def _said(error: Exception) -> str:
+def say_trouble(error: Exception) -> str:
     """Say what is wrong to whoever asks: no address of a database, which the log has."""
     match error:
         case LedgerMissingError():

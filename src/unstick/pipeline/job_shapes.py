@@ -61,7 +61,7 @@ class RecoveredShape(TypedDict):
 
 
 class JobNowShape(TypedDict):
-    """A job's row as it stands."""
+    """A job's row as it stands; `payload` is without what stands under keys that name secrets."""
 
     state: str | None
     status: str
@@ -71,6 +71,7 @@ class JobNowShape(TypedDict):
     max_attempts: int | None
     worker: str | None
     progress: str | None
+    payload: object
     error: str | None
     problem: str | None
 
@@ -237,6 +238,7 @@ def _job_now(row: JobRow) -> JobNowShape:
         max_attempts=None if job is None else job.max_attempts,
         worker=None if job is None else job.worker,
         progress=row.progress,
+        payload=row.payload,
         error=row.error,
         problem=row.problem,
     )

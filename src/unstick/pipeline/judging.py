@@ -131,7 +131,12 @@ def _is_gone(hung: Convicted) -> bool:
 
 def _diagnosis(suspect: Suspect, scope: Scope, words: Sequence[Evidence] = ()) -> Diagnosis:
     return diagnose(
-        suspect.state, suspect.since, lease_expired=suspect.lease_expired, waiting=scope.waiting, words=words
+        suspect.state,
+        suspect.since,
+        lease_expired=suspect.lease_expired,
+        lost=suspect.lost,
+        waiting=scope.waiting,
+        words=words,
     )
 
 
@@ -152,21 +157,24 @@ class Count:
 
 
 async def count_stuck(watched: Watched, scopes: Sequence[Scope]) -> Count:
-    """Count what is stuck in all scopes: exactly, but that witnesses are asked of a bounded number of jobs."""
+    """Count what is stuck in all scopes: as exactly as the source can, and witnesses are asked of a bounded number."""
     queued = running = undecided = 0
     exact = True
     for scope in scopes:
         if not asks_witnesses(watched, scope):
             counts = await watched.source.count_suspects(scope.look)
             queued, running = queued + counts.queued, running + counts.running
+            exact &= counts.exact
             continue
         if JobState.QUEUED in scope.look.states:
             only = replace(scope.look, states=(JobState.QUEUED,))
-            queued += (await watched.source.count_suspects(only)).queued
+            waiting = await watched.source.count_suspects(only)
+            queued, exact = queued + waiting.queued, exact and waiting.exact
         found = await convicted_running(watched, scope)
         running, undecided = running + len(found.convicted), undecided + found.undecided
         exact &= found.exact
-    return Count(stuck=StuckCounts(queued=queued, running=running), undecided=undecided, exact=exact)
+    stuck = StuckCounts(queued=queued, running=running, exact=exact)
+    return Count(stuck=stuck, undecided=undecided, exact=exact)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

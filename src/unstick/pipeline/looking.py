@@ -51,7 +51,7 @@ async def take_scopes_of(watched: Watched, look: Look, jobs: JobClass) -> tuple[
 async def take_scopes(watched: Watched, look: Look) -> tuple[Scope, ...]:
     """Part the source's jobs by the rule that governs them and by how their queue moves.
 
-    Where the policy has no rules and no queue drains, all jobs are one scope. Where there are witnesses, they are
+    Where the policy has no rules and all queues are alike, all jobs are one scope. Where there are witnesses, they are
     asked of running jobs long before age accuses these; and of jobs that show life, where progress is asked for.
     """
     return _with_witnesses(watched, await _by_rule(watched, look))
@@ -87,7 +87,7 @@ def look_by_age(scope: Scope) -> Look:
 
 async def _by_rule(watched: Watched, look: Look) -> tuple[Scope, ...]:
     flows = await watched.source.flows(look)
-    if not watched.policy.rules and not flows.draining():
+    if not watched.policy.rules and flows.alike:
         return (Scope(look=look, policy=watched.policy.under(None), waiting=flows.waiting_reason(None)),)
     parted: defaultdict[tuple[int, Reason], set[JobClass]] = defaultdict(set)
     rules: list[Rule | None] = [*watched.policy.rules, None]
@@ -103,8 +103,12 @@ async def _by_rule(watched: Watched, look: Look) -> tuple[Scope, ...]:
 def _scope(
     policy: Policy, rule: Rule | None, look: Look, flows: Flows, reason: Reason, classes: frozenset[JobClass]
 ) -> Scope:
-    """Judge some classes of jobs by what holds for them: what was asked for goes before a policy, not before a rule."""
+    """Judge some classes of jobs by what holds for them: what was asked for goes before a policy, not before a rule.
+
+    Whoever waits in a paused queue isn't judged at all.
+    """
     queues = {jobs.queue for jobs in classes}
+    states = tuple(state for state in look.states if state is JobState.RUNNING or reason is not Reason.PAUSED)
     governing = policy.under(rule)
     return Scope(
         look=replace(
@@ -112,6 +116,7 @@ def _scope(
             queued_after=look.queued_after if rule is None or rule.queued_after is None else rule.queued_after,
             running_after=governing.running_after,
             classes=classes,
+            states=states,
             draining={queue: reached for queue, reached in flows.draining().items() if queue in queues},
         ),
         policy=governing,

@@ -4,13 +4,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from unstick.domain.brake import Brake
 from unstick.domain.diagnosis import Reason, suspected_reason
 from unstick.domain.events import OTHERS, Held, Observed, QueueReason, QueueState
 from unstick.domain.job import JobState
+from unstick.domain.suspect import SuspectGroup
+from unstick.pipeline.braking import expected_pass
+from unstick.pipeline.charges import graces_of
 from unstick.pipeline.judging import asks_witnesses, convicted_running
 from unstick.pipeline.looking import Scope, take_look, take_scopes
 from unstick.pipeline.report import RECOVERIES_WINDOW
@@ -30,7 +33,8 @@ async def observe(watched: Watched) -> Observed:
     """
     begun = time.monotonic()
     look = await take_look(watched)
-    stuck, undecided, exact = await _stuck(watched, await take_scopes(watched, look))
+    scopes = await take_scopes(watched, look)
+    stuck, undecided, exact = await _stuck(watched, scopes)
     still_open = await watched.source.open_jobs()
     late = await watched.ledger.late_counts(watched.source.name, RECOVERIES_WINDOW)
     brake = None if watched.brakes is None else await watched.brakes.find(watched.source.name)
@@ -48,9 +52,15 @@ async def observe(watched: Watched) -> Observed:
         oldest_queued=queued,
         oldest_running=running,
         held=held_by(brake),
+        grace_until=await _grace_until(watched, scopes) if stuck else None,
         late_finishes=late.total,
         swept_at=None if watch is None else watch.swept_at,
     )
+
+
+async def _grace_until(watched: Watched, scopes: Sequence[Scope]) -> datetime | None:
+    expected = await expected_pass(watched, scopes[0].look.taken_at) if scopes else None
+    return max((end for scope in scopes for end in graces_of(scope, expected).values()), default=None)
 
 
 def busiest(counts: Mapping[_Key, int], made: Callable[[tuple[str, object]], _Key]) -> Mapping[_Key, int]:
@@ -79,8 +89,9 @@ async def _stuck(watched: Watched, scopes: Sequence[Scope]) -> tuple[Counter[Que
         states = tuple(state for state in scope.look.states if not (asks and state is JobState.RUNNING))
         if states:
             groups = await watched.source.suspects_by_queue(replace(scope.look, states=states))
-            for (queue, state, expired), number in groups.items():
-                stuck[QueueReason(queue, _reason(scope, state, expired=expired))] += number
+            exact &= groups.exact
+            for group, number in groups.counts.items():
+                stuck[QueueReason(group.queue, _reason(scope, group))] += number
         if asks:
             found = await convicted_running(watched, scope)
             undecided, exact = undecided + found.undecided, exact and found.exact
@@ -89,5 +100,7 @@ async def _stuck(watched: Watched, scopes: Sequence[Scope]) -> tuple[Counter[Que
     return stuck, undecided, exact
 
 
-def _reason(scope: Scope, state: JobState, *, expired: bool) -> Reason:
-    return Reason.LEASE_EXPIRED if expired else suspected_reason(state, scope.waiting)
+def _reason(scope: Scope, group: SuspectGroup) -> Reason:
+    if group.lost:
+        return Reason.MESSAGE_LOST
+    return Reason.LEASE_EXPIRED if group.lease_expired else suspected_reason(group.state, scope.waiting)

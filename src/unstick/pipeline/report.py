@@ -101,8 +101,8 @@ async def report_stuck(
     lists: dict[JobState, list[Finding]] = {}
     for state in ACCUSED_STATES:
         wanted = cursor is None or state in positions
-        told = await _oldest(watched, scopes, state, limit + 1, positions.get(state)) if wanted else []
-        lists[state] = await _with_outlook(watched, look, told)
+        told = await oldest_found(watched, scopes, state, limit + 1, positions.get(state)) if wanted else []
+        lists[state] = await with_outlook(watched, look, told)
     return StuckReport(
         look=look,
         counts=count.stuck,
@@ -128,16 +128,18 @@ def check_limit(limit: int) -> None:
         raise InvalidRequestError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
+    """A stuck job, and the policy that governs it."""
+
     finding: Finding
     policy: Policy
 
 
-async def _oldest(
+async def oldest_found(
     watched: Watched, scopes: Sequence[Scope], state: JobState, limit: int, after: Position | None
-) -> list[_Found]:
+) -> list[Found]:
     """Return a state's findings of all scopes, oldest sign of life first."""
-    found: list[_Found] = []
+    found: list[Found] = []
     for scope in scopes:
         if state is JobState.RUNNING and asks_witnesses(watched, scope):
             running = await convicted_running(watched, scope)
@@ -146,13 +148,13 @@ async def _oldest(
             told = _findings(await watched.source.list_suspects(scope.look, state, limit=limit, after=after), scope)
         else:
             continue
-        found += [_Found(finding, scope.policy) for finding in told]
+        found += [Found(finding, scope.policy) for finding in told]
     if len(scopes) > 1 or watched.witnesses:
-        found.sort(key=lambda each: _position_of(each.finding.job))
+        found.sort(key=lambda each: _order_of(each.finding.job))
     return found[:limit]
 
 
-async def _with_outlook(watched: Watched, look: Look, found: Sequence[_Found]) -> list[Finding]:
+async def with_outlook(watched: Watched, look: Look, found: Sequence[Found]) -> list[Finding]:
     """Say of those whose policy would queue them again which are given up instead: one statement a recovery window."""
     spent: dict[JobId, int] = {}
     retried = [each for each in found if each.policy.action is Action.RETRY]
@@ -181,7 +183,7 @@ def _outlook(finding: Finding, policy: Policy, spent: int) -> str | None:
 def _told(convicted: Convicted, scope: Scope, after: Position | None) -> Finding | None:
     """Return the finding of a job that witnesses convict, None where it isn't after a position."""
     job = convicted.job
-    if job is None or (after is not None and _position_of(job) <= (after.since, _by_id(after.job_id))):
+    if job is None or (after is not None and _order_of(job) <= (after.since, _by_id(after.job_id))):
         return None
     since = convicted.since
     evidence = (*evidence_of(job), *convicted.words)
@@ -189,9 +191,14 @@ def _told(convicted: Convicted, scope: Scope, after: Position | None) -> Finding
     return Finding(job=job, since=since, age=age, diagnosis=convicted.diagnosis, evidence=evidence)
 
 
-def _position_of(job: Job) -> tuple[datetime, tuple[int, str]]:
-    since = sign_of_life(job)
-    return (since or datetime.min.replace(tzinfo=UTC), _by_id(job.id))
+def position_of(job: Job) -> Position:
+    """Return where a job stands in a list by its sign of life."""
+    return Position(since=sign_of_life(job) or datetime.min.replace(tzinfo=UTC), job_id=job.id)
+
+
+def _order_of(job: Job) -> tuple[datetime, tuple[int, str]]:
+    position = position_of(job)
+    return (position.since, _by_id(position.job_id))
 
 
 def _by_id(job_id: JobId) -> tuple[int, str]:
@@ -224,13 +231,16 @@ async def report_stats(watched: Watched) -> PlatformStats:
     )
 
 
-def decode_cursor(cursor: str | None) -> dict[JobState, Position]:
+def decode_cursor(cursor: str | None) -> dict[JobState, Position | None]:
     """Read a cursor back; raise `InvalidRequestError` where it isn't one of ours."""
     if cursor is None:
         return {}
     try:
         said = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return {ACCUSED_STATES[ACCUSED_STATES.index(state)]: _position(*where) for state, where in said.items()}
+        return {
+            ACCUSED_STATES[ACCUSED_STATES.index(state)]: None if where is None else _position(*where)
+            for state, where in said.items()
+        }
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidRequestError("cursor is not one this service gave out; leave it out to start anew.") from error
 
@@ -245,11 +255,14 @@ def _position(since: str, job_id: object) -> Position:
 
 
 def _next_cursor(lists: Mapping[JobState, Sequence[Finding]], limit: int) -> str | None:
-    ongoing = {state: found[limit - 1].job for state, found in lists.items() if len(found) > limit}
-    if not ongoing:
-        return None
-    positions = {state.value: [str(sign_of_life(last)), last.id] for state, last in ongoing.items()}
-    return base64.urlsafe_b64encode(json.dumps(positions).encode()).decode()
+    ongoing = {state: position_of(found[limit - 1].job) for state, found in lists.items() if len(found) > limit}
+    return encode_positions(ongoing) if ongoing else None
+
+
+def encode_positions(positions: Mapping[JobState, Position | None]) -> str:
+    """Write where lists go on, None for the beginning, as `decode_cursor` reads it."""
+    said = {state.value: None if each is None else [str(each.since), each.job_id] for state, each in positions.items()}
+    return base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
 
 
 def _findings(jobs: Sequence[Job], scope: Scope) -> list[Finding]:
@@ -262,6 +275,8 @@ def _finding(job: Job, since: datetime, scope: Scope) -> Finding:
         job=job,
         since=since,
         age=scope.look.taken_at - since,
-        diagnosis=diagnose(job.state, since, lease_expired=job.lease_beat_at is not None, waiting=scope.waiting),
+        diagnosis=diagnose(
+            job.state, since, lease_expired=job.lease_beat_at is not None, lost=job.lost, waiting=scope.waiting
+        ),
         evidence=evidence_of(job),
     )

@@ -1,6 +1,5 @@
 """One observation that nobody asked for: what it found, or why it found nothing, is kept and told."""
 
-import asyncio
 import logging
 from datetime import timedelta
 
@@ -8,6 +7,7 @@ from unstick.domain.errors import UnstickError
 from unstick.domain.events import ObservationFailed, Observed
 from unstick.domain.wording import say_duration
 from unstick.pipeline.emitting import emit
+from unstick.pipeline.ending import in_time
 from unstick.pipeline.observing import observe
 from unstick.pipeline.sweep import note_problem
 from unstick.pipeline.watched import Watched
@@ -18,10 +18,7 @@ _log = logging.getLogger("unstick.runner")
 async def observe_and_tell(watched: Watched, within: timedelta) -> Observed | None:
     """Observe a source, keep it and tell the listeners; None where that failed, which they are told as well."""
     try:
-        async with asyncio.timeout(within.total_seconds()):
-            observed = await observe(watched)
-            if watched.watches is not None:
-                await watched.watches.note_observed(observed)
+        observed = await in_time(_observe_and_keep(watched), within.total_seconds())
     except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
         problem = f"no answer within {say_duration(within)}" if isinstance(error, TimeoutError) else str(error)
         trace(error)
@@ -29,6 +26,13 @@ async def observe_and_tell(watched: Watched, within: timedelta) -> Observed | No
         await note_problem(watched, problem)
         return None
     await emit(watched, observed)
+    return observed
+
+
+async def _observe_and_keep(watched: Watched) -> Observed:
+    observed = await observe(watched)
+    if watched.watches is not None:
+        await watched.watches.note_observed(observed)
     return observed
 
 

@@ -2,7 +2,8 @@
 
 Guarantee: a source that is dead, slow or broken delays no other; what went wrong in one round is told, and the next
 one comes all the same. Rounds of a source never overlap, and those that were missed are made up for by one. Known
-weakness: whoever stops the process in the middle of a batch that the database is slow to write waits for it.
+weakness: whoever stops the process while a database is silent waits for it, a dozen seconds at most, and its lease
+runs out by itself.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from unstick.domain.leadership import LEADS_FOR
 from unstick.domain.schedule import Schedule, Timetable
 from unstick.domain.wording import say_duration
 from unstick.pipeline.emitting import emit
+from unstick.pipeline.ending import MOMENT_SECONDS, end, in_time
 from unstick.pipeline.leadership import Lead
 from unstick.pipeline.pruning import prune
 from unstick.pipeline.rounds import observe_and_tell, trace
@@ -33,7 +35,8 @@ _SHORTEST_DEADLINE = timedelta(minutes=1)
 _LONGEST_DEADLINE = timedelta(hours=1)
 _MOST_JITTER = timedelta(seconds=30)
 _JITTER = 0.1
-_MOMENT_SECONDS = 2
+_ENDS_WITHIN_SECONDS = 5
+"""How long a sweep that is stopped may take to record its end, and a lease to be given back, until they are cut off."""
 
 _log = logging.getLogger("unstick.runner")
 
@@ -70,11 +73,9 @@ class Runner:
                 watch.stop()
             try:
                 # A statement that is cut off costs its connection: what is nearly done is let come to its end.
-                await asyncio.wait(tasks, timeout=_MOMENT_SECONDS)
+                await asyncio.wait(tasks, timeout=MOMENT_SECONDS)
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await end(tasks, _ENDS_WITHIN_SECONDS)
 
 
 class _Watch:
@@ -104,8 +105,8 @@ class _Watch:
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
-            with contextlib.suppress(UnstickError, TimeoutError):  # a database that is silent lets it run out
-                async with asyncio.timeout(_MOMENT_SECONDS), self._opened() as watched:
+            with contextlib.suppress(UnstickError):  # a database that is away lets it run out
+                async with self._opened() as watched:
                     await self._lead.give_back(watched)
 
     async def _again(self, doing: Callable[[], Awaitable[float]]) -> None:
@@ -135,17 +136,20 @@ class _Watch:
     async def _renew(self) -> None:
         """Renew the lease three times before it runs out, and try as often to get one that another holds."""
         while not self._stopped.is_set():
-            led = self._lead.term
             try:
-                async with asyncio.timeout(self._lead.lasting.total_seconds()), self._opened() as watched:
-                    await self._lead.keep(watched)
-                    if self._lead.term is not None and self._lead.term != led:
-                        await self._begin(watched)
+                await in_time(self._claim(), self._lead.lasting.total_seconds())
             except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
                 self._complain(error)
             if self._lead.leads:
                 self._leads.set()
             await self._pause(self._lead.lasting.total_seconds() / 3 * random.uniform(0.8, 1.0))  # noqa: S311
+
+    async def _claim(self) -> None:
+        led = self._lead.term
+        async with self._opened() as watched:
+            await self._lead.keep(watched)
+            if self._lead.term is not None and self._lead.term != led:
+                await self._begin(watched)
 
     async def _begin(self, watched: Watched) -> None:
         """Observe at once, and sweep when the last sweep's successor is due, whoever made that one."""

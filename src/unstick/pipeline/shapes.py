@@ -84,7 +84,7 @@ class UnservedShape(TypedDict):
 
 
 class StuckShape(TypedDict):
-    """Shape 1: what is stuck now. Counts are exact; each list holds at most `limit` jobs, oldest first."""
+    """Shape 1: what is stuck now. Counts are exact or say so; each list holds at most `limit` jobs, oldest first."""
 
     stuck_jobs: StuckByState
     queued_jobs: list[JobShape]
@@ -171,6 +171,7 @@ class CleanupShape(TypedDict):
     operation_id: int | None
     failures: list[FailureShape]
     brake: BrakeShape | None
+    grace_until: str | None
     follow_up: FollowUpShape | None
     would_clean: NotRequired[CountsByState]
     plan: NotRequired[PlanRef]
@@ -293,6 +294,7 @@ def cleanup_shape(report: SweepReport) -> CleanupShape:
         operation_id=report.operation_id,
         failures=[{"id": f.job_id, "state": f.state.value, "detail": f.detail} for f in report.failures],
         brake=None if report.brake is None else brake_shape(report.brake),
+        grace_until=_iso(report.grace_until),
         follow_up=None if report.follow_up is None else follow_up_shape(report.follow_up),
     )
     if report.dry_run:

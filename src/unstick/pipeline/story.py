@@ -6,10 +6,11 @@ overwrote is in its event's data.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from unstick.domain.job import Job, JobId, JobState
+from unstick.domain.redaction import shown_payload
 from unstick.domain.standing import Standing
 from unstick.domain.story import Event, JobRow
 from unstick.domain.wording import say_worker
@@ -47,7 +48,7 @@ async def tell_story(watched: Watched, job_id: JobId, limit: int = MAX_EVENTS) -
     Raises:
         UnknownJobError: its source has no such job, and nothing is on record of one.
     """
-    verdict, name = await judge(watched, job_id), watched.source.name
+    verdict, name = _without_secrets(watched, await judge(watched, job_id)), watched.source.name
     known_as = job_id if verdict is None else verdict.row.job_id
     parts = [await reader.events(name, known_as, limit + 1) for reader in watched.story_readers]
     if verdict is not None:
@@ -67,6 +68,13 @@ async def tell_story(watched: Watched, job_id: JobId, limit: int = MAX_EVENTS) -
         events=tuple(events[-limit:]),
         truncated=len(events) > limit,
     )
+
+
+def _without_secrets(watched: Watched, verdict: Verdict | None) -> Verdict | None:
+    if verdict is None or not isinstance(verdict.row.payload, str):
+        return verdict
+    payload = shown_payload(verdict.row.payload, watched.secret_keys)
+    return replace(verdict, row=replace(verdict.row, payload=payload))
 
 
 def _gone(source: str, job_id: JobId) -> str:

@@ -11,12 +11,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from unstick.domain.audit import AuditOutcome
 from unstick.domain.brake import Brake
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.events import SweepFailed, Swept, Trigger
+from unstick.domain.filter import StuckFilter
 from unstick.domain.job import JobState
 from unstick.domain.plan import Plan
 from unstick.domain.policy import Ruling, rule
@@ -27,6 +28,7 @@ from unstick.pipeline.braking import allow, begin_pass, end_pass
 from unstick.pipeline.charges import Charge, charge_of, count_as, count_left, heed_looks
 from unstick.pipeline.course import Course, Leads, Operation, Progress, ahead, carry_out, meant, result_of, tell
 from unstick.pipeline.emitting import emit
+from unstick.pipeline.filtering import narrow
 from unstick.pipeline.judging import asks_witnesses
 from unstick.pipeline.looking import Scope, take_look, take_scopes
 from unstick.pipeline.observing import held_by
@@ -56,6 +58,8 @@ class SweepOrder:
     """Nobody watches it: the brake, the grace after a gap and what is left to a person hold it back."""
     plan: bool = False
     """Keep what a dry run finds, so that exactly that can be done later."""
+    only: StuckFilter | None = None
+    """Plan for these stuck jobs alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +79,10 @@ class SweepReport:
     """The first `MAX_FAILURES` jobs that couldn't be read or changed, each with the reason; the tally counts all."""
     brake: Brake | None = None
     """What held an unattended sweep, or stopped it on its way."""
+    grace_until: datetime | None = None
+    """Until when unattended sweeps leave some jobs alone, for the watch over them or their database was away."""
     follow_up: FollowUp | None = None
     """What became of jobs recovered before; None where nothing was looked up."""
-
     plan: Plan | None = None
     """What a dry run has kept, or what was applied."""
 
@@ -160,30 +165,39 @@ async def _sweep(watched: Watched, order: SweepOrder, progress: Progress | None,
         raise InvalidRequestError("A dry run has somebody who reads it: leave out either dry_run or unattended.")
     if order.plan and not order.dry_run:
         raise InvalidRequestError("A plan is made by a dry run: ask for dry_run, too, or leave out plan.")
+    if order.only is not None and (not order.plan or order.only.text is not None):
+        raise InvalidRequestError("Only a plan can be of some stuck jobs alone, and of those that contain no text.")
     look = await take_look(watched, order.queued_after)
     this = await begin_pass(watched, look) if order.unattended else None
     scopes = await take_scopes(watched, look)
+    if order.only is not None:
+        scopes = await narrow(watched, scopes, order.only)
     action = order.action or watched.policy.action
     charges = [await heed_looks(watched, charge_of(scope, asked=order.action, this=this), this) for scope in scopes]
     for asked in {action, *(charge.action for charge in charges)}:
         refuse_what_cannot_be_done(watched.source, asked)
     if order.dry_run:
         draft = await begin_plan(watched, order.actor, look, action, charges) if order.plan else None
-        tally = await _foresee(watched, charges, progress, draft)
+        tally = await _foresee(watched, charges, progress, draft, order.only)
         plan = None if draft is None else await draft.finish()
         return SweepReport(look=look, action=action, dry_run=True, tally=tally, operation_id=None, plan=plan)
     operation = _operation(watched, order, look, action)
     await settle_intents(watched)
     allowed = await allow(watched, _acted_on(charges)) if order.unattended else None
+    report = SweepReport(
+        look=look,
+        action=action,
+        dry_run=False,
+        tally=Tally(counts={}),
+        operation_id=None,
+        grace_until=max((charge.grace_until for charge in charges if charge.grace_until is not None), default=None),
+    )
     if allowed is not None and allowed.brake is not None:
-        tally = await _held(operation, charges, allowed.brake)
-        return SweepReport(look=look, action=action, dry_run=False, tally=tally, operation_id=None, brake=allowed.brake)
+        return replace(report, tally=await _held(operation, charges, allowed.brake), brake=allowed.brake)
     if allowed is not None and not allowed.suspects:
         tally = await _left(watched, charges)
         ended, found = await end_pass(watched, allowed, 0), await follow_up_after(watched, None, order.actor)
-        return SweepReport(
-            look=look, action=action, dry_run=False, tally=tally, operation_id=None, brake=ended, follow_up=found
-        )
+        return replace(report, tally=tally, brake=ended, follow_up=found)
     operation_id = await watched.ledger.append(operation.entry(AuditOutcome.STARTED))
     course = Course(
         operation=operation,
@@ -193,10 +207,8 @@ async def _sweep(watched: Watched, order: SweepOrder, progress: Progress | None,
         leads=leads,
     )
     await carry_out(course, _work(course, charges))
-    return SweepReport(
-        look=look,
-        action=action,
-        dry_run=False,
+    return replace(
+        report,
         tally=Tally(counts=dict(course.census)),
         operation_id=operation_id,
         failures=tuple(course.failures),
@@ -240,17 +252,27 @@ def _acted_on(charges: Sequence[Charge]) -> list[Scope]:
 
 
 async def _foresee(
-    watched: Watched, charges: Sequence[Charge], progress: Progress | None, draft: Draft | None
+    watched: Watched,
+    charges: Sequence[Charge],
+    progress: Progress | None,
+    draft: Draft | None,
+    only: StuckFilter | None,
 ) -> Tally:
     census: Census = Counter()
     for scope, charge in enumerate(charges):
         census += await count_left(watched, charge)
-        async for decided in _decided(watched, charge):
+        async for each in _decided(watched, charge):
+            decided = each if only is None else _meant(each, only)
             census += foresee(decided)
             if draft is not None:
                 await draft.add(scope, decided)
             tell(progress, census)
     return Tally(counts=dict(census))
+
+
+def _meant(decided: Decided, only: StuckFilter) -> Decided:
+    meant = tuple(each for each in decided.decisions if only.reason in (None, each.reason))
+    return replace(decided, decisions=meant)
 
 
 async def _left(watched: Watched, charges: Sequence[Charge]) -> Tally:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from unstick.domain.brake import say_grace
 from unstick.domain.diagnosis import Reason, evidence_of
 from unstick.domain.evidence import Evidence, Holding
 from unstick.domain.job import JobClass, JobId, JobState
@@ -12,6 +13,8 @@ from unstick.domain.standing import Standing, why_not_stuck
 from unstick.domain.story import JobRow
 from unstick.domain.suspect import Look, Page, Suspect
 from unstick.domain.wording import say_duration, say_instant
+from unstick.pipeline.braking import expected_pass
+from unstick.pipeline.charges import graces_of
 from unstick.pipeline.gather import gather
 from unstick.pipeline.judging import Convicted, Judged
 from unstick.pipeline.judging import judge as judge_page
@@ -67,7 +70,7 @@ async def judge(watched: Watched, job_id: JobId) -> Verdict | None:
     again = await watched.source.find(row.job_id)
     if again is None:
         return None
-    scope, found_now = scopes[0], _not_stuck(again, scopes[0].look, snooze)
+    scope, found_now = scopes[0], _not_stuck(again, scopes[0].look, snooze, scopes[0].waiting)
     evidence = (*found_now.evidence, *await _words(watched, again, look))
     return replace(found_now, scope=scope, rule=rule, evidence=evidence)
 
@@ -138,14 +141,15 @@ async def _page(watched: Watched, look: Look) -> Page:
 
 def _for_how_long(convicted: Convicted, scope: Scope) -> str:
     state, by_age = convicted.suspect.state, scope.look.running_after == scope.policy.running_after
-    if convicted.suspect.lease_expired or (scope.hung_after is None and not by_age):
+    suspect = convicted.suspect
+    if suspect.lease_expired or suspect.lost is not None or (scope.hung_after is None and not by_age):
         return ""  # not age has convicted it
     age, limit = scope.look.taken_at - convicted.since, scope.look.threshold(state)
     return f" for {say_duration(age)}, where {say_duration(limit)} may pass"
 
 
-def _not_stuck(row: JobRow, look: Look, snooze: Snooze | None) -> Verdict:
-    why = why_not_stuck(row, look)
+def _not_stuck(row: JobRow, look: Look, snooze: Snooze | None, waiting: Reason = Reason.NEVER_CLAIMED) -> Verdict:
+    why = why_not_stuck(row, look, waiting)
     known = why.standing is not Standing.UNKNOWN
     return Verdict(
         row=row,
@@ -200,4 +204,7 @@ async def _unattended(watched: Watched, verdict: Verdict, scope: Scope) -> str:
     brake = None if watched.brakes is None else await watched.brakes.find(watched.source.name)
     if brake is not None and brake.is_held:
         return f"; those that nobody watches are held by the brake since {say_instant(brake.at)}"
+    grace = graces_of(scope, await expected_pass(watched, scope.look.taken_at))
+    if verdict.suspect is not None and verdict.suspect.state in grace:
+        return f"; those that nobody watches leave it alone {say_grace(grace[verdict.suspect.state])}"
     return ""

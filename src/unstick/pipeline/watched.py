@@ -8,10 +8,12 @@ from datetime import timedelta
 from unstick.domain.brake import Unattended
 from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy
+from unstick.domain.redaction import SECRET_KEYS
 from unstick.domain.retention import Retention
 from unstick.ports import (
     Alerts,
     Brakes,
+    Credentials,
     EventLog,
     JobHistory,
     JobSource,
@@ -19,10 +21,14 @@ from unstick.ports import (
     Ledger,
     Listener,
     Looks,
+    Passwords,
     Plans,
     Pruner,
+    Records,
+    SignInFailures,
     Snoozes,
     StoryReader,
+    Users,
     Watches,
     Witness,
 )
@@ -42,6 +48,16 @@ class Planning:
     mapping: str = ""
     """Names the mapping in force: a plan made by another one would compare the wrong columns."""
     lifetime: timedelta = PLAN_LIFETIME
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who gets in, as a ledger knows it."""
+
+    credentials: Credentials
+    users: Users
+    failures: SignInFailures
+    passwords: Passwords
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +94,12 @@ class Watched:
     retention: Retention = field(default_factory=Retention)
     event_log: EventLog | None = None
     """Where events are kept for the stream of them; without it nobody who comes later can read them."""
+    access: Access | None = None
+    """Who gets in, if this source's ledger is the one that says so."""
+    records: Records | None = None
+    """Where the record is read back; without it nobody can look at the audit log."""
+    secret_keys: tuple[str, ...] = SECRET_KEYS
+    """Globs of the keys in payloads whose values are never shown."""
     listeners: tuple[Listener, ...] = ()
     """Who is told what each stage did."""
 

@@ -107,6 +107,8 @@ class Preset(_Section):
     system: Name
     """Its name as people write it."""
     databases: tuple[Database, ...]
+    default_schema: Name | None = None
+    """Where its tables are unless `table` of a source says otherwise; None is the connection's own schema."""
     table: Name
     columns: dict[ColumnKey, Name | Computed]
     states: dict[JobState, tuple[StateValue, ...]]
@@ -199,7 +201,7 @@ def before_names(preset: Preset, table: str | None) -> str:
         ConfigurationError: the table isn't the preset's with something before it.
     """
     if table is None:
-        return ""
+        return "" if preset.default_schema is None else f"{preset.default_schema}."
     if not table.endswith(preset.table):
         raise ConfigurationError(
             f"{table!r} is not the table of {preset.system}: with a preset, `table` names {preset.table!r} with the "

@@ -141,7 +141,10 @@ class Dialect(ABC):
 
     @abstractmethod
     def refuses_row(self, error: DBAPIError) -> bool:
-        """Tell whether a single row's content caused an error: a constraint, a trigger, a value too long."""
+        """Tell whether a single row's content caused an error: a constraint, a trigger, a value too long.
+
+        What is transient is never a row's fault.
+        """
 
     async def borrow(self, connection: AsyncConnection) -> Restore:
         """Set a host's own connection up for our work, and return what puts it back."""
@@ -320,8 +323,8 @@ class MysqlDialect(Dialect):
     batch_size = 1_000
 
     _NOT_A_ROWS_FAULT = frozenset({
-        1040, 1044, 1045, 1053, 1054, 1064, 1102, 1142, 1143, 1146, 1158, 1159, 1160, 1161, 1180, 1192, 1205, 1213,
-        1227, 1267, 1290, 1317, 1412, 1792, 1969, 2006, 2013, 2014, 2055, 3024,
+        1020, 1040, 1044, 1045, 1053, 1054, 1064, 1102, 1142, 1143, 1146, 1158, 1159, 1160, 1161, 1180, 1192, 1205,
+        1213, 1227, 1267, 1290, 1317, 1412, 1792, 1969, 2006, 2013, 2014, 2055, 3024,
     })  # fmt: skip
     """Access, unknown names, syntax, timeouts, deadlocks, lost connections: no single row causes these."""
 

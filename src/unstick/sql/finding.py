@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from unstick.config import ColumnKey
 from unstick.domain.job import Job, JobState
+from unstick.domain.redaction import LONGEST_PAYLOAD
 from unstick.domain.story import JobRow, Lease, Waits
 from unstick.sql import statements, tables
 from unstick.sql.mapping import MappedTable
@@ -27,9 +28,18 @@ def one_job(mapped: MappedTable) -> sa.Select[Any]:
         columns += [statements.lease_beat(mapped), *(lease.c[name].label(f"worker_{name}") for name in _LEASE)]
         source = mapped.table.outerjoin(lease, lease.c.id == mapped.dialect.as_name(mapped.column("worker")))
     columns += [column.label(f"said_{name}") for name, column in mapped.columns(_SAID).items()]
+    columns.append(_payload(mapped).label("said_payload"))
     columns += [told.label(f"waits_{place}") for place, (_, told) in enumerate(statements.waits(mapped))]
     columns += [told.label("blocks") for told in _blocks(mapped)]
     return sa.select(*columns).select_from(source).where(key == sa.bindparam("unstick_id", type_=key.type))
+
+
+def _payload(mapped: MappedTable) -> sa.ColumnElement[str | None]:
+    """Read the payload as text, whatever it is but bytes, and no more of it than would be shown."""
+    column = mapped.columns(("payload",)).get("payload")
+    if column is None or isinstance(column.type, sa.LargeBinary):
+        return sa.cast(sa.null(), sa.Text)
+    return sa.func.substr(sa.cast(column, sa.Text), 1, LONGEST_PAYLOAD + 1)
 
 
 def one_job_values(job_id: object, now: datetime) -> Values:
@@ -55,6 +65,7 @@ def read_job(mapped: MappedTable, row: sa.Row[Any], now: datetime) -> JobRow:
         progress=_text(said.get("progress")),
         success=None if said.get("success") is None else bool(said["success"]),
         error=_text(said.get("error")),
+        payload=_text(row.said_payload),
         lease=_lease(mapped, row, job),
         waits=_waits(mapped, row, job),
         blocks=_text(getattr(row, "blocks", None)) if job.state is JobState.RUNNING else None,

@@ -4,7 +4,6 @@ Guarantee: one statement writes a whole page down, whoever else does so at the s
 same transaction; passes that several processes make at once count as one.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -12,20 +11,16 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
 
 from unstick.domain.brake import Pass
-from unstick.domain.errors import SourceUnavailableError
 from unstick.domain.job import JobId
 from unstick.domain.sighting import LOOKS_APART, Stuck
 from unstick.sql import tables
 from unstick.sql.connections import Connections
-from unstick.sql.rescue import said_by_database
-from unstick.sql.sightings import KEPT, key_of, type_on
+from unstick.sql.sightings import KEPT, key_of, noted, type_on
 from unstick.sql.tables import looks
 
 _FORGETS_EVERY_SECONDS = 3600
-_TRIES = 3
 _GIVEN = {"id": sa.String(32), "job_id": tables.JobKey, "mark": tables.JobMark}
 _Column = sa.ColumnElement[Any]
 
@@ -44,20 +39,11 @@ class SqlLooks:
             return {}
         dialect = self._connections.dialect
         rows = [(key, str(job.job_id), job.mark) for key, job in sorted(by_key.items())]
-        bound = {"unstick_seen": json.dumps(rows)}
         types = {name: type_on(type_, dialect.sql) for name, type_ in _GIVEN.items()}
         given = dialect.rows(types).subquery("given")
         write = _write_down(dialect.name, given, source, this)
         read = sa.select(looks.c.id, looks.c.looks).join_from(given, looks, looks.c.id == given.c.id)
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                async with self._connections.writing() as (connection, _):
-                    await connection.execute(write, bound)
-                    found = (await connection.execute(read, bound)).all()
-                break
-            except DBAPIError as error:
-                if not tries_left or not dialect.is_transient(error):
-                    raise SourceUnavailableError(said_by_database(error)) from error
+        found = await noted(self._connections, rows, write, read)
         await self._forget(source, this.at - KEPT)
         return {by_key[row.id].job_id: row.looks for row in found}
 

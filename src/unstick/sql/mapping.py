@@ -102,8 +102,12 @@ class JobTable:
         """Declare what a `[sources.…]` section says; Unstick's own jobs table where it names none.
 
         Raises:
-            ConfigurationError: there is no such preset, or it isn't for such a table.
+            ConfigurationError: there is no such preset, or it isn't for such a table, or the jobs are in no table.
         """
+        if settings.is_behind_broker:
+            raise ConfigurationError(
+                "The jobs of this source are behind a broker, and this takes a jobs table: name a source that has one."
+            )
         if settings.preset is not None:
             return cls.from_preset(load_preset(settings.preset), settings.table)
         if settings.table is None:

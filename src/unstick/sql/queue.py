@@ -197,12 +197,11 @@ class SqlJobQueue:
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[tuple[AsyncConnection, MappedTable, datetime]]:
         """Open a transaction; what no row's content caused, a deadlock for example, may well succeed the next time."""
-        dialect = self._connections.dialect
         try:
             async with self._connections.writing() as (connection, now):
                 yield connection, await mapped_table(self._connections, connection, self._declared), now
         except DBAPIError as error:
-            if dialect.refuses_row(error) and not dialect.is_transient(error):
+            if self._connections.dialect.refuses_row(error):
                 raise
             raise SourceUnavailableError(said_by_database(error)) from error
 

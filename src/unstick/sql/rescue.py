@@ -220,7 +220,7 @@ async def in_halves(
         said = "the database took the write and left the row as it was"
     except DBAPIError as error:
         splits = dialect.refuses_row(error) or dialect.is_slow(error)
-        if error.connection_invalidated or dialect.is_transient(error) or not splits:
+        if error.connection_invalidated or not splits:
             raise
         said = said_by_database(error)
     else:

@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
 from unstick.domain.retention import Retention
+from unstick.domain.sign_in_failures import KNOWN_FOR
 from unstick.sql import tables
 from unstick.sql.connections import Connections
 
@@ -29,15 +31,19 @@ class SqlPruner:
         (key,) = table.primary_key.columns
         while True:
             async with self._connections.writing() as (connection, now):
-                # By literal keys: with a subquery MariaDB and MySQL read, and lock, the whole table.
+                # Key by key: for a subquery, and for many keys of few rows, MariaDB and MySQL read, and lock, all rows.
                 some = sa.select(key).where(column < now - age).order_by(column).limit(BATCH)
                 old = list(await connection.scalars(some))
                 if old:
-                    await connection.execute(sa.delete(table).where(key.in_(old)))
+                    await connection.execute(_by_key(table, key), [{"old": each} for each in old])
             if old:
                 yield len(old)
             if len(old) < BATCH:
                 return
+
+
+def _by_key(table: sa.Table, key: sa.Column[Any]) -> sa.Delete:
+    return sa.delete(table).where(key == sa.bindparam("old"))
 
 
 def _old(retention: Retention) -> Iterator[tuple[sa.Column[object], timedelta]]:
@@ -45,6 +51,8 @@ def _old(retention: Retention) -> Iterator[tuple[sa.Column[object], timedelta]]:
     yield tables.events.c.at, retention.events
     yield tables.snoozes.c.until, retention.events
     yield tables.alerts.c.resolved_at, retention.events
+    yield tables.credentials.c.expires_at, retention.events
+    yield tables.sign_in_failures.c.at, KNOWN_FOR
     yield tables.sightings.c.seen_at, retention.sightings
     if retention.audit is not None:
         # What refers to another goes first, so that whoever is cut off leaves nothing that hangs in the air.

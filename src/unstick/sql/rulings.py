@@ -112,9 +112,8 @@ def _unlike(mapped: MappedTable) -> Predicate:
     if not mapped.has("error"):
         return sa.false()
     error = mapped.column("error")
-    text = mapped.dialect.exact(error)
     return sa.func.coalesce(
-        sa.or_(sa.func.length(text) > LONGEST_HELD, sa.not_(mapped.dialect.is_text(error))), sa.false()
+        sa.or_(sa.func.length(error) > LONGEST_HELD, sa.not_(mapped.dialect.is_text(error))), sa.false()
     )
 
 

@@ -50,19 +50,10 @@ class SqlSightings:
             return {}
         dialect = self._connections.dialect
         rows = [(key, str(job.job_id), job.attempt, job.progress) for key, job in sorted(by_key.items())]
-        bound = {"unstick_seen": json.dumps(rows)}
         given = dialect.rows({name: type_on(type_, dialect.sql) for name, type_ in _GIVEN.items()}).subquery("given")
         write = _write_down(dialect.name, given, source, now)
         read = sa.select(sightings).join_from(given, sightings, sightings.c.id == given.c.id)
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                async with self._connections.writing() as (connection, _):
-                    await connection.execute(write, bound)
-                    found = (await connection.execute(read, bound)).all()
-                break
-            except DBAPIError as error:
-                if not tries_left or not dialect.is_transient(error):
-                    raise SourceUnavailableError(said_by_database(error)) from error
+        found = await noted(self._connections, rows, write, read)
         await self._forget(source, now - KEPT)
         return {by_key[row.id].job_id: _sighting(row) for row in found}
 
@@ -75,6 +66,27 @@ class SqlSightings:
             await connection.execute(
                 sa.delete(sightings).where(sightings.c.source == source, sightings.c.seen_at < before)
             )
+
+
+async def noted(
+    connections: Connections, rows: Sequence[Sequence[object]], write: sa.Executable, read: sa.Select[Any]
+) -> Sequence[sa.Row[Any]]:
+    """Write rows down and read them back in one transaction, tried again after a deadlock, three times in all.
+
+    Raises:
+        SourceUnavailableError: the database refused, or the last try met a deadlock, too.
+    """
+    bound = {"unstick_seen": json.dumps(rows)}
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            async with connections.writing() as (connection, _):
+                await connection.execute(write, bound)
+                found: Sequence[sa.Row[Any]] = (await connection.execute(read, bound)).all()
+            break
+        except DBAPIError as error:
+            if not tries_left or not connections.dialect.is_transient(error):
+                raise SourceUnavailableError(said_by_database(error)) from error
+    return found
 
 
 def key_of(source: str, job_id: JobId) -> str:

@@ -24,7 +24,16 @@ from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows, QueueFlow
 from unstick.domain.recovery import Batch, BatchResult, Intent, Ruled
 from unstick.domain.story import JobRow
-from unstick.domain.suspect import ACCUSED_STATES, Look, Page, Position, StuckCounts, SuspectGroup, Unreadable
+from unstick.domain.suspect import (
+    ACCUSED_STATES,
+    GroupedSuspects,
+    Look,
+    Page,
+    Position,
+    StuckCounts,
+    SuspectGroup,
+    Unreadable,
+)
 from unstick.domain.undo import UndoBatch, UndoResult
 from unstick.ports import Capabilities, OpenJobs, Usage
 from unstick.sql import finding, rulings, statements, writes
@@ -150,14 +159,15 @@ class SqlSource:
             row = (await connection.execute(finding.one_job(mapped), finding.one_job_values(key, now))).one_or_none()
             return None if row is None else finding.read_job(mapped, row, now)
 
-    async def count_suspects(self, look: Look) -> StuckCounts:
+    async def count_suspects(self, look: Look, most: int | None = None) -> StuckCounts:
         """Count by the table's own word, in one statement."""
         async with self._judging(look) as (connection, mapped):
-            rows = await connection.execute(statements.count_suspects(mapped), statements.look_values(mapped, look))
+            counted = statements.count_suspects(mapped, most)
+            rows = await connection.execute(counted, statements.look_values(mapped, look))
             found = by_state(mapped, rows)
         return StuckCounts(queued=found.get(JobState.QUEUED, 0), running=found.get(JobState.RUNNING, 0))
 
-    async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
+    async def suspects_by_queue(self, look: Look) -> GroupedSuspects:
         """Count by queue in one statement."""
         found: Counter[SuspectGroup] = Counter()
         async with self._judging(look) as (connection, mapped):
@@ -166,7 +176,7 @@ class SqlSource:
                 state = mapped.state_of(word)
                 if state is not None:
                     found[SuspectGroup(as_text(queue), state, bool(expired))] += number
-        return found
+        return GroupedSuspects(counts=found)
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None

@@ -403,6 +403,50 @@ plan_pages = sa.Table(
 )
 """The jobs of a plan, many a row: what was seen of each, and what is to be done to it."""
 
+credentials = sa.Table(
+    "unstick_credentials",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("name", WorkerName, nullable=False),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("made_by", sa.String(255), nullable=False),
+    sa.Column("made_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("used_at", UtcDateTime, nullable=True),
+    sa.Column("opened_by", sa.String(16), nullable=True),
+    sa.Column("address", sa.String(64), nullable=True),
+    sa.Column("browser", sa.String(255), nullable=True),
+    sa.Index("unstick_credentials_name", "name"),
+    sa.Index("unstick_credentials_opened_by", "opened_by"),
+    sa.Index("unstick_credentials_expires_at", "expires_at"),
+)
+"""Sessions, tokens and sign-in links: the SHA-256 of each secret, whom its bearer is taken for, and until when."""
+
+users = sa.Table(
+    "unstick_users",
+    metadata,
+    sa.Column("name", WorkerName, primary_key=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("password_hash", sa.String(255), nullable=False),
+    sa.Column("made_by", sa.String(255), nullable=False),
+    sa.Column("made_at", UtcDateTime, nullable=False),
+)
+"""Those who sign in by a password."""
+
+sign_in_failures = sa.Table(
+    "unstick_sign_in_failures",
+    metadata,
+    sa.Column("subject", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("failed_at", UtcDateTime, nullable=True),
+    sa.Column("succeeded_at", UtcDateTime, nullable=True),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Index("unstick_sign_in_failures_at", "at"),
+)
+"""How often signing in failed in a row, by fingerprints of addresses and names, and when it last succeeded."""
+
 jobs = sa.Table(
     "jobs",
     jobs_metadata,

@@ -12,7 +12,7 @@ from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import JobId, JobState
 from unstick.domain.policy import SINCE
-from unstick.domain.recovery import Action, Outcome, Undo
+from unstick.domain.recovery import Action, Outcome
 from unstick.domain.undo import Undoable, UndoPage
 from unstick.sql.statements import Predicate
 from unstick.sql.tables import audit, recoveries
@@ -75,7 +75,7 @@ async def _page(
     records = (
         sa.select(recoveries.c.id, recoveries.c.job_count)
         .where(recoveries.c.operation_id == operation_id, recoveries.c.id > after)
-        .where(_is_recovery())
+        .where(recoveries.c.outcome == Outcome.APPLIED.value)
         .order_by(recoveries.c.id)
         .limit(_ROWS)
     )
@@ -90,10 +90,6 @@ async def _page(
         ids.append(row.id)
         jobs += row.job_count
     return ids, len(rows) == _ROWS
-
-
-def _is_recovery() -> Predicate:
-    return sa.and_(recoveries.c.outcome == Outcome.APPLIED.value, recoveries.c.action != Undo.UNDO.value)
 
 
 def _by_job(row: sa.Row[Any], only: JobId | None) -> Iterator[Undoable]:
@@ -130,11 +126,7 @@ class _History:
 
     def seen(self, one: Undoable) -> Undoable:
         """Tell of a recovery whether it was undone, or another one came after it and stands."""
-        later = (
-            recovery_id
-            for recovery_id, operation_id in self.recovered.items()
-            if recovery_id > one.recovery_id and operation_id != one.operation_id
-        )
+        later = (recovery_id for recovery_id in self.recovered if recovery_id > one.recovery_id)
         return Undoable(
             recovery_id=one.recovery_id,
             operation_id=one.operation_id,

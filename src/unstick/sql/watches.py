@@ -74,6 +74,7 @@ def _values(observed: Observed) -> dict[str, object]:
         "oldest_queued": _seconds(observed.oldest_queued),
         "oldest_running": _seconds(observed.oldest_running),
         "held": None if held is None else [held.since.isoformat(), held.suspects, held.cause],
+        "grace_until": None if observed.grace_until is None else observed.grace_until.isoformat(),
         "late_finishes": observed.late_finishes,
     }
 
@@ -91,6 +92,7 @@ def _read(said: Mapping[str, Any]) -> Observed:
         oldest_queued=_duration(said["oldest_queued"]),
         oldest_running=_duration(said["oldest_running"]),
         held=None if held is None else Held(since=datetime.fromisoformat(held[0]), suspects=held[1], cause=held[2]),
+        grace_until=None if said["grace_until"] is None else datetime.fromisoformat(said["grace_until"]),
         late_finishes=said["late_finishes"],
     )
 

@@ -121,8 +121,10 @@ class JobSourceConformance:
             found = await bench.source.find(str(job_id))
             assert found is not None
             assert found.job is not None
-            assert (found.job_id, found.job.id, found.job.state) == (job_id, job_id, state)
-            assert found.job.completed_at == (await bench.get(job_id)).job.completed_at
+            stored = (await bench.get(job_id)).job
+            assert (found.job_id, found.job.id, found.job.state) == (job_id, job_id, stored.state)
+            assert stored.state is state or ages.scheduled is not None  # some systems have a word for what isn't due
+            assert found.job.completed_at == stored.completed_at
         assert await bench.source.find("no such job") is None
 
     async def test_a_list_is_oldest_first_and_continues_where_it_ended(self, bench: Bench) -> None:

@@ -37,10 +37,19 @@ from unstick.domain.recovery import (
     Ruled,
     Undo,
 )
-from unstick.domain.sighting import LOOKS_APART, Stuck
+from unstick.domain.sighting import LOOKS_APART, Sighted, Sighting, Stuck
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import JobRow
-from unstick.domain.suspect import Look, Page, Position, StuckCounts, Suspect, SuspectGroup, is_suspect
+from unstick.domain.suspect import (
+    GroupedSuspects,
+    Look,
+    Page,
+    Position,
+    StuckCounts,
+    Suspect,
+    SuspectGroup,
+    is_suspect,
+)
 from unstick.domain.undo import CLAIMED, GONE, UNRECORDED, Undoable, UndoBatch, UndoPage, UndoResult
 from unstick.ports import Capabilities, FollowUpSpan, Ledger, OpenJobs, RecoveredPage, RecoveryCounts, Usage
 
@@ -150,16 +159,17 @@ class MemorySource:
             error=stored.error,
         )
 
-    async def count_suspects(self, look: Look) -> StuckCounts:
-        """Count the suspects exactly."""
-        states = [suspect.state for suspect in self._suspects(look)]
+    async def count_suspects(self, look: Look, most: int | None = None) -> StuckCounts:
+        """Count the suspects exactly, or no more of them than `most`."""
+        states = [suspect.state for suspect in self._suspects(look)][:most]
         return StuckCounts(queued=states.count(JobState.QUEUED), running=states.count(JobState.RUNNING))
 
-    async def suspects_by_queue(self, look: Look) -> Mapping[SuspectGroup, int]:
+    async def suspects_by_queue(self, look: Look) -> GroupedSuspects:
         """Count the suspects by queue."""
         found = self._suspects(look)
         jobs = self._system.jobs
-        return Counter(SuspectGroup(jobs[s.job_id].job.queue, s.state, s.lease_expired) for s in found)
+        groups = (SuspectGroup(jobs[s.job_id].job.queue, s.state, s.lease_expired, s.lost is not None) for s in found)
+        return GroupedSuspects(counts=Counter(groups))
 
     async def list_suspects(
         self, look: Look, state: JobState, *, limit: int, after: Position | None
@@ -613,6 +623,28 @@ class MemoryLooks:
                 looks, counted_at = looks + 1, this.at
             self._kept[source, job.job_id] = job, looks, counted_at, this.at
         return {job.job_id: self._kept[source, job.job_id][1] for job in jobs}
+
+
+class MemorySightings:
+    """Sightings in a dict, by source and job."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, JobId], tuple[str, Sighting]] = {}
+
+    async def note(self, source: str, jobs: Sequence[Sighted], now: datetime) -> Mapping[JobId, Sighting]:
+        """Write down how jobs look now, and return what is known of each."""
+        return {job.job_id: self._note(source, job, now) for job in jobs}
+
+    def _note(self, source: str, job: Sighted, now: datetime) -> Sighting:
+        attempt, known = self._kept.get((source, job.job_id), (None, None))
+        if known is None or attempt != job.attempt:
+            known = Sighting(progress=job.progress, first_seen_at=now, seen_at=now, looks=1)
+        elif known.progress != job.progress:
+            known = replace(known, progress=job.progress, moved_at=now, moved_from=known.progress)
+        if known.seen_at <= now - LOOKS_APART:
+            known = replace(known, seen_at=now, looks=known.looks + 1)
+        self._kept[source, job.job_id] = job.attempt, known
+        return known
 
 
 class MemorySnoozes:

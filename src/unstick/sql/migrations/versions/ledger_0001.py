@@ -198,6 +198,7 @@ def upgrade() -> None:
     op.create_index("unstick_looks_found", "unstick_looks", ["source", "found_at"])
     _create_follow_ups()
     _create_alerts()
+    _create_access()
     dialect = op.get_context().dialect.name
     if dialect == "postgresql":
         # Compressing thousands of ids costs more than it saves: nearly a tenth of a large recovery.
@@ -273,6 +274,43 @@ def _create_alerts() -> None:
     )
 
 
+def _create_access() -> None:
+    op.create_table(
+        "unstick_credentials",
+        sa.Column("id", sa.String(16), primary_key=True),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("name", WorkerName, nullable=False),
+        sa.Column("role", sa.String(16), nullable=False),
+        sa.Column("made_by", sa.String(255), nullable=False),
+        sa.Column("made_at", UtcDateTime, nullable=False),
+        sa.Column("expires_at", UtcDateTime, nullable=False),
+        sa.Column("used_at", UtcDateTime, nullable=True),
+        sa.Column("opened_by", sa.String(16), nullable=True),
+        sa.Column("address", sa.String(64), nullable=True),
+        sa.Column("browser", sa.String(255), nullable=True),
+    )
+    for column in ("name", "opened_by", "expires_at"):
+        op.create_index(f"unstick_credentials_{column}", "unstick_credentials", [column])
+    op.create_table(
+        "unstick_users",
+        sa.Column("name", WorkerName, primary_key=True),
+        sa.Column("role", sa.String(16), nullable=False),
+        sa.Column("password_hash", sa.String(255), nullable=False),
+        sa.Column("made_by", sa.String(255), nullable=False),
+        sa.Column("made_at", UtcDateTime, nullable=False),
+    )
+    op.create_table(
+        "unstick_sign_in_failures",
+        sa.Column("subject", sa.String(64), primary_key=True),
+        sa.Column("number", sa.Integer, nullable=False),
+        sa.Column("failed_at", UtcDateTime, nullable=True),
+        sa.Column("succeeded_at", UtcDateTime, nullable=True),
+        sa.Column("at", UtcDateTime, nullable=False),
+    )
+    op.create_index("unstick_sign_in_failures_at", "unstick_sign_in_failures", ["at"])
+
+
 _JOB_RECOVERIES = """
 CREATE VIEW unstick_job_recoveries AS
 SELECT id AS recovery_id, operation_id, source, job_id, state, action, reason, outcome, detail, pre_image, post_image,
@@ -308,7 +346,7 @@ _EACH_JOB = {
 
 def downgrade() -> None:
     op.execute("DROP VIEW unstick_job_recoveries")
-    for table in ("couriers", "notifications", "alert_rounds", "alerts"):
+    for table in ("sign_in_failures", "users", "credentials", "couriers", "notifications", "alert_rounds", "alerts"):
         op.drop_table(f"unstick_{table}")
     op.drop_table("unstick_events")
     op.drop_table("unstick_watches")

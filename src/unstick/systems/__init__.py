@@ -1,0 +1,1 @@
+"""Job systems behind a broker: one package and one extra each."""
