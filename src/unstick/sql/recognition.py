@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from unstick.presets.preset import Preset, load_preset, shipped
+from unstick.presets.preset import Preset, before_names, load_preset, shipped
 from unstick.sql.dialects import Dialect, dialect_for
 from unstick.sql.mapping import JobTable, places_of
 from unstick.sql.reflection import unknown_version
@@ -30,7 +30,7 @@ class Recognised:
     table: str
     """Its jobs, as configuration names them."""
     is_plain: bool
-    """The table has neither schema nor prefix, so that configuration needn't name it."""
+    """The table is where its preset says, so that configuration needn't name it."""
     beside: tuple[str, ...]
     """What the system's other tables are called, if they are there."""
     problem: str | None
@@ -70,7 +70,7 @@ async def _recognised(connection: AsyncConnection, dialect: Dialect, name: str, 
         preset=name,
         system=preset.system,
         table=table.fullname,
-        is_plain=not before,
+        is_plain=before == before_names(preset, None),
         beside=tuple(f"{before}{other}" for other in preset.other_tables),
         problem=await _problem(connection, dialect, preset, table),
     )
