@@ -114,7 +114,8 @@ def running_console(database: Database, **sections: Any) -> Iterator[Console]:  
             thread.join(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         console = Console(url=f"http://127.0.0.1:{port}", database_url=database.url, settings=settings)
-        while console.run(sa.select(tables.passes.c.at)).first() is None:
+        kept = sa.and_(tables.watches.c.observed_at.is_not(None), tables.watches.c.swept_at.is_not(None))
+        while console.run(sa.select(tables.watches.c.source).where(kept)).first() is None:
             thread.join(0.05)  # the first round of the watch, after which it is kept
         yield console
     finally:

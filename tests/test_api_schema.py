@@ -44,9 +44,11 @@ def operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 @settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
 def test_whatever_is_sent_is_answered_as_documented(case: Case) -> None:
     answer = case.call()
-    assert answer.status_code < 500
+    may_fail = case.path.startswith("/health/")  # which says 503 of what is wrong, where that is asked for
+    assert answer.status_code < 500 or (may_fail and answer.status_code == 503)
     # That a cursor is one this service gave out, and a plan only a dry run's, is more than a schema can say.
     excluded: list[CheckFunction] = [positive_data_acceptance] if {"cursor", "plan"} & set(case.query) else []
+    excluded += [schemathesis.checks.not_a_server_error] if may_fail else []
     case.validate_response(answer, excluded_checks=excluded)
 
 

@@ -775,7 +775,11 @@ async def test_errors_that_their_column_takes_for_the_same_share_no_record(datab
 async def test_a_sweep_settles_what_an_earlier_one_left_before_it_looks(bench: SqlBench) -> None:
     """0008: no restart is needed, and a retry that was carried out counts before the next is decided."""
     [job_id] = await stuck(bench, 1)
-    intent = replace(an_intent(job_id, Action.RETRY), post_image='{"status": "queued"}')
+    intent = replace(
+        an_intent(job_id, Action.RETRY),
+        pre_image='{"status": "running", "error_message": "as it was seen"}',
+        post_image='{"status": "queued", "error_message": null}',
+    )
     await bench.ledger.intend("main", 1, [intent])
     async with bench.engine.begin() as connection:
         row = (await connection.execute(sa.select(tables.intents.c.at))).one()

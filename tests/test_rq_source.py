@@ -732,7 +732,7 @@ async def test_what_needs_a_table_or_a_ledger_says_so(tmp_path: Path) -> None:
     for refusing, said in (
         (open_watched(bare).__aenter__, "The jobs of source 'mail' are behind a broker"),
         (partial(upgrade_database, bare), "name a database for it"),
-        (open_worker(bare).__aenter__, "this takes a jobs table"),
+        (open_worker(bare).__aenter__, "are run by the workers of their own system"),
         (partial(guard_table, bare), "this takes a jobs table"),
     ):
         with pytest.raises(ConfigurationError) as refused:
