@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 
+from benchmarks import console as console_pages
 from benchmarks import measures
 from benchmarks.databases import open_sites
 from benchmarks.filling import Backend, Filling, Placement
@@ -32,6 +33,7 @@ MEASURES: dict[str, Callable[[Site, Sizes], list[Figure]]] = {
     "recovery": measures.recovery,
     "memory": measures.memory,
     "writes": measures.writes,
+    "console": console_pages.console,
 }
 
 

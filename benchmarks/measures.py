@@ -115,7 +115,7 @@ def detection(site: Site, sizes: Sizes) -> list[Figure]:
         taken = asyncio.run(_alternate([small, large], sizes.calls))
     figures: list[Figure] = []
     for name, (at_few, at_many) in taken.items():
-        fast, slow = _percentile(at_few, 50), _percentile(at_many, 50)
+        fast, slow = percentile(at_few, 50), percentile(at_many, 50)
         figure = partial(Figure, measure="detection, p50", database=site.backend, unit="ms")
         figures += [
             figure(name=f"{name}, {few.finished:,} finished", values=[fast]),
@@ -185,7 +185,7 @@ def _write_figures(backend: Backend, what: str, quiet: list[float], busy: list[f
     figure = partial(Figure, database=backend, unit="ms")
     figures: list[Figure] = []
     for percent, goal in ((50, None), (99, _WRITE_GOALS[backend])):
-        without, during = _percentile(quiet, percent), _percentile(busy, percent)
+        without, during = percentile(quiet, percent), percentile(busy, percent)
         point = partial(figure, measure=f"host's writes, p{percent}")
         figures += [
             point(name=f"{what}, no sweep", values=[without]),
@@ -236,5 +236,5 @@ def run_task(*task: str) -> dict[str, Any]:
     return said
 
 
-def _percentile(values: Sequence[float], percent: int) -> float:
+def percentile(values: Sequence[float], percent: int) -> float:
     return quantiles(values, n=100, method="inclusive")[percent - 1]

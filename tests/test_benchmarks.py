@@ -57,7 +57,7 @@ def test_each_measure_gives_figures(site: Site, measure: str, monkeypatch: pytes
     figures = MEASURES[measure](site, TINY)
     assert figures
     assert all(figure.value > 0 for figure in figures)
-    assert any(figure.ratio for figure in figures)
+    assert any(figure.verdict for figure in figures)
 
 
 @pytest.mark.parametrize("placement", ["even", "end"])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from importlib import resources
 from typing import TYPE_CHECKING
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.consoles import DESK, PHONE, Console, a_person, running_browser, running_console
+from tests.consoles import DESK, PHONE, Console, a_person, run, running_browser, running_console
 from unstick.domain.access import Role
+from unstick.domain.brake import Brake
+from unstick.wiring import open_watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,6 +204,70 @@ def test_a_viewer_sees_all_of_it_and_a_button_that_cant_work_says_why(light: Con
         answer = page.request.post(light.at(f"/recover/main/{job}"), form={"action": "mark_failed"})
         assert answer.status == 403
         assert light.status(job) == "running"
+
+
+def pull_the_brake(console: Console, suspects: int) -> None:
+    async def pull() -> None:
+        async with open_watched(console.settings) as watched:
+            assert watched.brakes is not None
+            now = await watched.source.clock()
+            cause = "host worker-9 is gone: it had 60 of 61 of them"
+            await watched.brakes.pull(
+                Brake(source="main", at=now, suspects=suspects, still_open=suspects + 9, cause=cause)
+            )
+
+    run(pull())
+
+
+def test_an_admin_releases_the_brake_and_an_operator_sees_why_they_can_not(light: Console, browser: Browser) -> None:
+    pull_the_brake(light, 61)
+    with a_person(browser, light, role=Role.OPERATOR, name="otto") as otto:
+        page = otto.page
+        page.goto(light.at("/sources"))
+        release = page.get_by_role("button", name="Release the brake")
+        expect(release).to_be_disabled()
+        expect(release).to_have_accessible_description("This needs the role admin.")
+        from_here = {"Sec-Fetch-Site": "same-origin"}
+        refused = page.request.post(light.at("/sources/main/release-brake"), headers=from_here)
+        assert refused.status == 403
+        assert "needs the role admin" in refused.text()
+    with a_person(browser, light) as ada:
+        page = ada.page
+        page.goto(light.at())
+        expect(page.get_by_role("heading", name="The brake holds main 61 jobs")).to_be_visible()
+        page.get_by_role("link", name="Look and release").click()
+        expect(page.get_by_role("main")).to_contain_text("host worker-9 is gone: it had 60 of 61 of them")
+        page.get_by_role("button", name="Release the brake").click()
+        expect(page.get_by_role("button", name="Release the brake")).to_have_count(0)
+        page.goto(light.at("/audit"))
+        expect(
+            page.get_by_role("listitem").filter(has_text="ada").filter(has_text="Release of the brake")
+        ).to_have_count(1)
+        page.goto(light.at())
+        expect(page.get_by_role("heading", name="Nothing is stuck")).to_be_visible()
+
+
+def test_a_source_that_is_away_is_said_to_be_and_the_other_is_shown(
+    sqlite_database: Database, browser: Browser
+) -> None:
+    away = "postgresql://nobody@127.0.0.1:1/none"  # nobody listens there
+    both = {"main": {"url": sqlite_database.url}, "reports": {"url": away}}
+    with running_console(sqlite_database, sources=both) as console, a_person(browser, console) as ada:
+        page, stuck = ada.page, console.add("running", 45)
+        page.goto(console.at())
+        expect(page.get_by_role("heading", name="Source reports doesn't answer")).to_be_visible()
+        expect(page.get_by_role("heading", name="Silent 1 job main")).to_be_visible()
+        expect(page.get_by_role("link", name=f"Recover job {stuck}", exact=True)).to_be_visible()
+        page.goto(console.at("/sources"))
+        expect(page.get_by_role("region", name="reports")).to_contain_text("Its database, or the ledger's, doesn't")
+        expect(page.get_by_role("region", name="main")).to_contain_text("answers")
+        for path in ("/stuck", "/sweeps", "/audit", "/policy", "/replay"):
+            answer = page.goto(console.at(path))
+            assert answer is not None
+            assert answer.ok, path
+        elsewhere = page.request.get(console.at("/stuck?source=reports"))
+        assert elsewhere.status == 503
+        assert "doesn't answer" in unescape(elsewhere.text())
 
 
 def test_what_changes_is_shown_by_itself_but_never_under_the_pointer(light: Console, browser: Browser) -> None:

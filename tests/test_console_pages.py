@@ -29,10 +29,11 @@ async def ada() -> Principal:
     return Principal(name="ada", role=Role.ADMIN)
 
 
-def host(world: World, prefix: str = "") -> FastAPI:
+def host(world: World, prefix: str = "", *, read_only: bool = False) -> FastAPI:
     """Return a host's app with the console in it."""
     app = FastAPI()
-    app.include_router(console_router(watched={"main": world.open}, principal=ada), prefix=prefix)
+    console = console_router(watched={"main": world.open}, principal=ada, read_only=read_only)
+    app.include_router(console, prefix=prefix)
     return app
 
 
@@ -98,6 +99,15 @@ async def test_a_form_that_means_nothing_changes_nothing(sent: dict[str, Any], s
     async with client(host(world)) as caller:
         answer = await caller.post("/console/recover/main/2", headers=FROM_HERE, **sent)
     assert (answer.status_code, world.states()) == (status, before)
+
+
+async def test_where_nothing_can_be_changed_each_button_says_that_it_is_so_for_everyone() -> None:
+    async with client(host(World(), read_only=True)) as caller:
+        for path in ("/console/", "/console/stuck", "/console/jobs/main/2"):
+            page = (await caller.get(path)).text
+            assert re.findall(r"<button[^>]* disabled", page), path
+            assert "The service is read-only" in page, path
+            assert "This needs the role" not in page, path
 
 
 async def test_after_choosing_a_language_nobody_is_led_elsewhere() -> None:

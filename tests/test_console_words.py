@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
 
@@ -11,7 +12,17 @@ from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po
 
 import unstick.console
+from unstick.console import saying
+from unstick.console.health import trouble_sentence, watch_sentences
 from unstick.console.language import LANGUAGES, words_of
+from unstick.domain.diagnosis import STUCK, Reason
+from unstick.domain.events import Observed
+from unstick.domain.health import WatchRecord, checks_of
+from unstick.domain.job import JobState
+from unstick.domain.schedule import Timetable
+from unstick.domain.standing import Standing
+from unstick.pipeline.health import Trouble
+from unstick.pipeline.overview import Overview
 
 SOURCE = Path(unstick.console.__file__).parent
 METHODS = [("templates/**.html", "jinja2.ext:babel_extract"), ("**.py", "python")]
@@ -61,6 +72,50 @@ def test_every_text_is_translated_with_all_that_is_put_into_it(language: str) ->
 )
 def test_ukrainian_counts_as_ukrainians_do(number: int, said: str) -> None:
     assert words_of("uk").ngettext("%(number)s job", "%(number)s jobs", number) == said
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_reason_and_every_way_that_a_job_can_stand_has_a_name(language: str) -> None:
+    words = words_of(language)
+    assert all(saying.reason(words, each) for each in Reason)
+    assert all(saying.standing(words, each) for each in Standing)
+    assert all(saying.state(words, each) for each in JobState)
+    assert all(saying.meaning(words, each) for each in STUCK)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_trouble_of_a_source_and_of_its_watch_is_said_in_every_language(language: str) -> None:
+    words, unlike = words_of(language), words_of("en" if language == "uk" else "uk")
+    for each in Trouble:
+        assert trouble_sentence(words, each) != trouble_sentence(unlike, each)
+    for record in RECORDS:
+        said = watch_sentences(words, watched_as(record))
+        assert len(said) == len(set(said)) > 0
+        assert not set(said) & set(watch_sentences(unlike, watched_as(record)))
+    assert watch_sentences(words, watched_as(WatchRecord(at=NOW, began_at=NOW))) == ()
+
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+RECORDS = (
+    None,
+    WatchRecord(at=NOW, began_at=NOW - timedelta(hours=1)),
+    WatchRecord(at=NOW, began_at=NOW - timedelta(hours=9), observed_at=NOW, swept_at=NOW - timedelta(hours=2)),
+    WatchRecord(at=NOW, began_at=NOW - timedelta(hours=9), observed_at=NOW - timedelta(hours=2), swept_at=NOW),
+    WatchRecord(at=NOW, began_at=NOW - timedelta(hours=9), observed_at=NOW, swept_at=NOW, problem="no answer"),
+)
+
+
+def watched_as(record: WatchRecord | None) -> Overview:
+    return Overview(
+        observed=Observed(source="main", at=NOW, took=timedelta(0), open_jobs={}, stuck={}),
+        just_now=True,
+        age=timedelta(0),
+        watch=record,
+        checks=checks_of(record, Timetable()),
+        brake=None,
+        unmapped=(),
+        spans=(),
+    )
 
 
 def test_what_is_put_into_a_text_can_not_become_markup() -> None:

@@ -427,7 +427,20 @@ def test_the_demo_says_what_it_did_not_see(scratch: Path) -> None:
     assert list(scratch.iterdir()) == []
 
 
-def test_the_demo_prints_what_to_curl_and_ends_when_asked_to(scratch: Path) -> None:
+def see_both_stuck_by_the_link(link: str) -> None:
+    address, key = link.split("?key=")
+    with httpx.Client(headers={"Sec-Fetch-Site": "same-origin"}, follow_redirects=True) as person:
+        assert person.get(link).raise_for_status().url == link
+        deadline = time.monotonic() + 20
+        page = person.post(address, data={"key": key}).raise_for_status()
+        assert page.url.path == "/console/"
+        while not {"Silent", "Never claimed"} <= {each.strip() for each in re.findall(r"<h3>([^<]+)<", page.text)}:
+            assert time.monotonic() < deadline, page.text
+            page = person.get(str(page.url)).raise_for_status()
+        assert person.post(address, data={"key": key}).status_code == 401
+
+
+def test_the_demo_opens_on_the_console_prints_what_to_curl_and_ends_when_asked_to(scratch: Path) -> None:
     with demo(scratch, "--patience", "90") as process:
         assert process.stdout is not None
         told = ""
@@ -435,6 +448,7 @@ def test_the_demo_prints_what_to_curl_and_ends_when_asked_to(scratch: Path) -> N
             line = process.stdout.readline()
             assert line, told
             told += line
+        see_both_stuck_by_the_link(re.findall(r"(http://\S+\?key=\S+)", told)[0])
         token, calls = re.findall(r"TOKEN=(\S+)", told)[0], re.findall(r'"(http://\S+/api/v1/admin/\S+)"', told)
         for call in calls:
             method = "POST" if "cleanup" in call else "GET"

@@ -20,8 +20,9 @@ from unstick.api.auth import bearer_principal, read_bearer
 from unstick.api.factory import create_app
 from unstick.api.metrics import metrics_router
 from unstick.config import ChannelSettings, Settings, SourceSettings, secret_bytes
-from unstick.console.router import console_router
+from unstick.console.router import console_router, link_path
 from unstick.console.session import SignIn
+from unstick.domain.access import Principal
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
 from unstick.domain.plan import PLAN_LIFETIME, derive_key
 from unstick.domain.policy import Policy
@@ -32,6 +33,7 @@ from unstick.pipeline.emitting import emit
 from unstick.pipeline.ending import MOMENT_SECONDS, in_time
 from unstick.pipeline.runner import Runner
 from unstick.pipeline.settling import settle_intents
+from unstick.pipeline.signing_in import make_sign_in_link
 from unstick.pipeline.watched import Access, OpenWatched, Planning, Watched
 from unstick.ports import Channel, JobSource, Listener, Witness
 from unstick.presets.preset import registry_of
@@ -541,6 +543,17 @@ def create_service(settings: Settings) -> FastAPI:
         keeps_tokens=True,
         read_only=settings.read_only,
     )
+
+
+async def make_sign_in_path(settings: Settings, principal: Principal) -> str:
+    """Make a link by which somebody may sign in as this principal once; return its path below the service's address.
+
+    Raises:
+        LedgerMissingError: Unstick's own tables are missing or behind.
+        SourceUnavailableError: a database doesn't answer.
+    """
+    async with open_watched(settings) as watched:
+        return link_path(await make_sign_in_link(watched, principal))
 
 
 async def upgrade_database(settings: Settings, source: str | None = None) -> tuple[str, ...]:

@@ -79,8 +79,7 @@ class Call:
 
     def may(self, needed: Role) -> bool:
         """Tell whether whoever was let in could also make a call that needs this role."""
-        allowed = self._admitted is not None and self._admitted.role.allows(needed)
-        return allowed and (needed is Role.VIEWER or not self.read_only)
+        return self._admitted is not None and self._admitted.role.allows(needed)
 
     def admit(self, caller: object, needed: Role) -> None:
         """Let a caller in, or refuse them."""

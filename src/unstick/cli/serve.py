@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from unstick.config import Settings
-    from unstick.domain.access import Secret
 
 _ERROR = 2
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what is listened on is shown as what can be asked
@@ -76,25 +75,17 @@ def _offer_link(settings: "Settings", address: str) -> None:
     import asyncio
 
     from unstick.cli.output import is_watched
-    from unstick.console.router import link_path
+    from unstick.wiring import make_sign_in_path
 
     watched = next((stream for stream in (sys.stderr, sys.stdout) if is_watched(stream)), None)
     if watched is None:
         return
     try:
-        secret = asyncio.run(_link(settings))
+        path = asyncio.run(make_sign_in_path(settings, Principal(name=f"cli:{os_user()}", role=Role.ADMIN)))
     except SourceUnavailableError as error:
         note(f"There is no link to sign in with: {error}")
         return
-    typer.echo(f"Sign in once, within {say_duration(LINK_LASTS)}: {address}{link_path(secret)}", file=watched)
-
-
-async def _link(settings: "Settings") -> "Secret":
-    from unstick.pipeline.signing_in import make_sign_in_link
-    from unstick.wiring import open_watched
-
-    async with open_watched(settings) as watched:
-        return await make_sign_in_link(watched, Principal(name=f"cli:{os_user()}", role=Role.ADMIN))
+    typer.echo(f"Sign in once, within {say_duration(LINK_LASTS)}: {address}{path}", file=watched)
 
 
 def _address(host: str, listener: "socket.socket") -> str:

@@ -8,11 +8,12 @@ from urllib.parse import quote, urlencode
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from unstick import __version__
-from unstick.api.call import call_of
+from unstick.api.call import Call, call_of
 from unstick.api.problems import Problem
-from unstick.console import saying, sentences
+from unstick.console import health, saying, sentences
 from unstick.console.assets import assets
 from unstick.console.language import LANGUAGES, Words, language_of, words_of
 from unstick.domain.access import Role
@@ -36,9 +37,10 @@ def render(request: Request, template: str, /, *, status: int = 200, **values: o
     """Return a page made of a template and these values.
 
     Every template also knows `path(name, **parameters)` of a route, `asset(name)`, `viewer` (None where nobody is
-    known) and `may(role)`, `read_only`, `signed_in` (whether by a session of ours, which can be ended), `sources` and
-    `source` (the names, and the one that is shown), `language`, `theme`, `here` (the address asked for, to come back
-    to), gettext's functions, and what `saying` says.
+    known), `barred(role)` (why the viewer can't change what needs that role; empty where they can), `signed_in`
+    (whether by a session of ours, which can be ended), `sources` and `source` (the names, and the one that is shown),
+    `language`, `theme`, `here` (the address asked for, to come back to), gettext's functions, and what `saying`,
+    `sentences` and `health` say.
     """
     call, language = call_of(request), language_of(request)
     standing: dict[str, object] = {
@@ -46,8 +48,7 @@ def render(request: Request, template: str, /, *, status: int = 200, **values: o
         "asset": lambda name: path_to(request, "console.asset", name=assets()[name].name),
         "viewer": call.actor if call is not None and call.is_known else None,
         "role": None if call is None else call.role,
-        "may": lambda role: call is not None and call.may(Role(role)),
-        "read_only": call is not None and call.read_only,
+        "barred": lambda role: _barred(words_of(language), call, Role(role)),
         "signed_in": SESSION in request.scope,
         "sources": () if call is None else call.sources.names,
         "source": None if call is None else call.sources.default,
@@ -62,6 +63,15 @@ def render(request: Request, template: str, /, *, status: int = 200, **values: o
     }
     content = _environment(language).get_template(template).render(standing | values)
     return HTMLResponse(content, status, HEADERS)
+
+
+def _barred(words: Words, call: Call | None, needed: Role) -> Markup:
+    """Say why the viewer can't change what needs a role; nothing where they can."""
+    if call is not None and call.read_only:
+        return words.gettext("The service is read-only: it shows what is, and nothing can be changed here.")
+    if call is None or not call.may(needed):
+        return words.gettext("This needs the role %(role)s.", role=needed)
+    return Markup()
 
 
 def words_for(request: Request) -> Words:
@@ -137,6 +147,8 @@ def _environment(language: str) -> Environment:
         worker=saying.worker,
         instant=saying.instant,
         sentence=lambda found, now: sentences.stuck_sentence(words, sentences.case_of(found, now)),
+        trouble=partial(health.trouble_sentence, words),
+        watch_sentences=partial(health.watch_sentences, words),
         step_of=lambda policy: sentences.next_step(words, policy, None),
         step=lambda found: sentences.next_step(words, found.policy, found.finding.outlook),
     )

@@ -70,6 +70,7 @@ def _reasons(words: Words) -> Mapping[Reason, Markup]:
         Reason.BEATING: _("Beating"),
         Reason.BACKLOG: _("Waiting its turn"),
         Reason.PAUSED: _("Paused"),
+        Reason.BLOCKED: _("Blocked by another job"),
         Reason.SCHEDULED: _("Scheduled"),
     }
 
@@ -127,6 +128,8 @@ def standing(words: Words, value: Standing) -> Markup:
         Standing.UNDECIDED: _("Nobody knows"),
         Standing.WAITING: _("Waiting"),
         Standing.BACKLOG: _("Waiting its turn"),
+        Standing.PAUSED: _("Paused"),
+        Standing.BLOCKED: _("Blocked by another job"),
         Standing.SCHEDULED: _("Scheduled"),
         Standing.OVER: _("Over"),
         Standing.UNKNOWN: _("Unknown"),

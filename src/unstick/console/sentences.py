@@ -143,6 +143,8 @@ def _healthy(words: Words, standing: Standing, case: Case) -> Markup:
             return _("It is running, and its worker has it: %(said)s", said=case.said)
         case Standing.WAITING:
             return _("It has waited since %(at)s, %(ago)s, and may wait for %(may)s.", may=may, **times)
+        case Standing.PAUSED:
+            return _("It has waited since %(at)s, %(ago)s: its queue is paused.", **times)
         case Standing.OVER if case.job.completed_at is not None:
             return _ended(words, case.job.state, case.job.completed_at, case.now)
         case _:

@@ -68,7 +68,7 @@ def play_once(scene: Scene) -> None:
 
 
 def play_on(scene: Scene) -> None:
-    """Leave two jobs stuck, say what to open and curl, and keep a light load on until interrupted."""
+    """Leave two jobs stuck, offer the console and what to curl, and keep a light load on until interrupted."""
     finish_healthy_jobs(scene)
     get_stuck(scene)
     scene.console.print(_guide(scene), highlight=False, markup=False, soft_wrap=True)
@@ -105,9 +105,11 @@ def _guide(scene: Scene) -> str:
 
 def _guide_lines(scene: Scene) -> Iterator[str]:
     service, admin = scene.service.url, f"{scene.service.url}/api/v1/admin"
-    yield "\nTwo jobs are stuck; in three seconds Unstick knows. Open:"
+    yield "\nTwo jobs are stuck; in three seconds Unstick knows. See them, and why, in its console:"
+    yield f"  {scene.sign_in_link()}"
+    yield "\nThat link signs you in as an admin, once and within ten minutes; later the token below does. Open also:"
     yield f"  {scene.platform.url}/   the platform's jobs\n  {service}/openapi.json   Unstick's API"
-    yield "\nOr paste (an admin's token):"
+    yield "\nOr paste (the admin's token):"
     yield f"  TOKEN={scene.service.token}"
     yield f'  curl -H "Authorization: Bearer $TOKEN" "{admin}/jobs/stuck"'
     yield f'  curl -H "Authorization: Bearer $TOKEN" -X POST "{admin}/jobs/cleanup?action=retry"'

@@ -58,6 +58,10 @@ class Scene:
         """Tell what happened, and when."""
         self.console.print(f"[dim]{self.watch.elapsed:5.1f} s[/dim]  {escape(text)}", highlight=False, soft_wrap=True)
 
+    def sign_in_link(self) -> str:
+        """Make a link that opens the console as an administrator, once and within ten minutes."""
+        return self.service.url + run(["unstick.demo.link"], self.folder, self.environment)
+
     def deaf_worker(self, job_id: int) -> Child:
         """Return a worker for this job alone, not started yet."""
         return Child("worker", ["unstick.demo.deaf_worker", str(job_id)], self.folder, self.environment)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError, UnstickError
 from unstick.domain.health import Check, Health, checks_of, worst
@@ -16,6 +17,17 @@ ANSWERS_WITHIN = timedelta(seconds=5)
 """How long a source may take to answer before it counts as away."""
 
 _log = logging.getLogger("unstick")
+
+
+class Trouble(StrEnum):
+    """Why a source can't be read, as anybody may be told: no address of a database, which the log has."""
+
+    TABLES = "tables"
+    """Unstick's own are missing or behind."""
+    CONFIGURATION = "configuration"
+    NO_ANSWER = "no_answer"
+    FAILURE = "failure"
+    """Anything else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,17 +82,27 @@ async def _checked(
     except Exception as error:  # noqa: BLE001 - whatever it is, the source is not healthy
         level = logging.DEBUG if isinstance(error, UnstickError | TimeoutError) else logging.ERROR
         _log.log(level, "Source %r is not healthy", name, exc_info=True)
-        return SourceHealth(source=name, checks=(Check(name="answer", health=Health.FAIL, said=say_trouble(error)),))
+        return SourceHealth(
+            source=name, checks=(Check(name="answer", health=Health.FAIL, said=_SENTENCES[trouble_of(error)]),)
+        )
 
 
-def say_trouble(error: Exception) -> str:
-    """Say what is wrong to whoever asks: no address of a database, which the log has."""
+def trouble_of(error: Exception) -> Trouble:
+    """Name what is wrong with a source, by what opening or reading it raised."""
     match error:
         case LedgerMissingError():
-            return "Unstick's own tables are missing or behind: run `unstick db upgrade`"
+            return Trouble.TABLES
         case ConfigurationError():
-            return "its configuration doesn't fit; `unstick stuck` says what is wrong"
+            return Trouble.CONFIGURATION
         case SourceUnavailableError() | TimeoutError():
-            return "its database, or the ledger's, doesn't answer"
+            return Trouble.NO_ANSWER
         case _:
-            return "it fails, and the log says how; are Unstick's own tables there? `unstick db current` tells"
+            return Trouble.FAILURE
+
+
+_SENTENCES = {
+    Trouble.TABLES: "Unstick's own tables are missing or behind: run `unstick db upgrade`",
+    Trouble.CONFIGURATION: "its configuration doesn't fit; `unstick stuck` says what is wrong",
+    Trouble.NO_ANSWER: "its database, or the ledger's, doesn't answer",
+    Trouble.FAILURE: "it fails, and the log says how; are Unstick's own tables there? `unstick db current` tells",
+}

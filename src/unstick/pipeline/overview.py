@@ -13,7 +13,7 @@ from unstick.domain.events import Observed
 from unstick.domain.health import Check, Health, WatchRecord, checks_of
 from unstick.domain.record import Span
 from unstick.domain.schedule import Timetable
-from unstick.pipeline.health import ANSWERS_WITHIN, say_trouble
+from unstick.pipeline.health import ANSWERS_WITHIN, Trouble, trouble_of
 from unstick.pipeline.observing import observe
 from unstick.pipeline.records import over_time
 from unstick.pipeline.watched import OpenWatched, Watched
@@ -116,17 +116,17 @@ class Concern:
     queues: tuple[tuple[str, int], ...] = ()
     """The queues it is about, with how many of the jobs; the fullest first."""
     said: str | None = None
-    """What is wrong, in words."""
+    """The likely cause of a brake, or the words that nobody mapped."""
+    trouble: Trouble | None = None
+    """Why it is away."""
 
 
 def concerns_of(found: Overview) -> tuple[Concern, ...]:
     """Name what is wrong with a source, worst first; nothing where all is well."""
     seen, source = found.observed, found.observed.source
-    concerns = [
-        Concern(source=source, matter=Matter.UNWATCHED, said=check.said)
-        for check in found.checks
-        if check.health is not Health.PASS and check.name in ("observation", "sweep")
-    ]
+    concerns = []
+    if any(check.health is not Health.PASS and check.name in ("observation", "sweep") for check in found.checks):
+        concerns.append(Concern(source=source, matter=Matter.UNWATCHED))
     if found.brake is not None:
         concerns.append(Concern(source=source, matter=Matter.BRAKE, jobs=found.brake.suspects, said=found.brake.cause))
     concerns += _stuck(seen)
@@ -176,6 +176,6 @@ async def _of_source(name: str, opened: OpenWatched, timetable: Timetable | None
         async with asyncio.timeout(ANSWERS_WITHIN.total_seconds()), opened() as watched:
             found = await overview(watched, timetable)
     except (UnstickError, TimeoutError) as error:
-        away = Concern(source=name, matter=Matter.AWAY, said=say_trouble(error))
+        away = Concern(source=name, matter=Matter.AWAY, trouble=trouble_of(error))
         return SourceOverview(source=name, overview=None, concerns=(away,))
     return SourceOverview(source=name, overview=found, concerns=concerns_of(found))
