@@ -18,6 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from tests.servers import EACH_KIND
 from tests.test_liveness import leased, open_stand
 from tests.test_races import (
     DEADLINE,
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from tests.servers import Database
     from tests.test_worker import Shop
     from unstick.domain.job import JobId
+
+DATABASES = EACH_KIND
 
 __all__ = ["bench", "leased", "shop"]
 

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.jobs import open_bench
+from tests.servers import EACH_KIND
 from tests.test_alerts import Desk, observed
 from tests.test_http_witness import Endpoint, answer, serving
 from tests.test_worker import until
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from unstick.domain.events import PipelineEvent
     from unstick.pipeline.watched import Watched
     from unstick.ports import Channel
+
+DATABASES = EACH_KIND
 
 SECRET = "a channel's secret of thirty-two bytes"
 SETTINGS = Settings.model_validate(

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, open_bench
+from tests.servers import EACH_KIND
 from tests.test_ledger_elsewhere import STUCK, Apart, ProcessEndedError, apart, killed_before
 from tests.test_races import DEADLINE, GATES, SHUT, host, on_databases, somebody_waits, until
 from unstick.admin import AdminService
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.servers import Database
+
+DATABASES = EACH_KIND
 
 __all__ = ["apart"]
 

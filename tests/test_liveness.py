@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.jobs import COLUMNS, declared, jobs_table, open_bench
+from tests.servers import EACH_KIND
 from tests.test_races import host
 from tests.test_worker import BEAT, LEASE, runner, shop, until
 from unstick.domain.diagnosis import Reason
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from tests.test_worker import Shop
     from unstick.domain.work import ClaimedJob
     from unstick.worker import Worker
+
+DATABASES = EACH_KIND
 
 __all__ = ["shop"]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.jobs import COLUMNS, STATES, declared, jobs_table, open_bench
+from tests.servers import EACH_KIND
 from unstick.domain.job import JobState
 from unstick.sql import unmapped as unmapped_module
 from unstick.sql.connections import EngineConnections
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from tests.jobs import SqlBench
     from tests.servers import Database
+
+DATABASES = EACH_KIND
 
 
 @pytest.fixture

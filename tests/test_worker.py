@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.jobs import COLUMNS, declared, jobs_table, open_bench
+from tests.servers import EACH_KIND
 from tests.test_races import POSTGRES, ROW_LOCKING, elsewhere, host, on_databases
 from unstick.config import SourceSettings
 from unstick.domain.diagnosis import Reason
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
     from tests.servers import Database
     from unstick.domain.job import JobId
     from unstick.domain.work import ClaimedJob
+
+DATABASES = (*EACH_KIND, "postgres18-asyncpg")  # whose parameters are of the types it thinks
 
 BEAT = timedelta(milliseconds=50)
 SELDOM = timedelta(seconds=10)
