@@ -110,6 +110,8 @@ class Preset(_Section):
     table: Name
     columns: dict[ColumnKey, Name | Computed]
     states: dict[JobState, tuple[StateValue, ...]]
+    parted_by: ColumnKey | None = None
+    """What the table's primary key has besides `id`, for its partitions go by it, where ids are unique all the same."""
     open: Sql | None = None
     """A condition that an index serves, which holds for every job that isn't over."""
     timezone: str = "UTC"
