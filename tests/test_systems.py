@@ -65,6 +65,14 @@ class Scene:
             await connection.execute(sa.text(statement), values)
         await engine.dispose()
 
+    async def read(self, query: str) -> list[tuple[object, ...]]:
+        """Read from the tables as they are."""
+        engine = open_engine(self.app.database.url)
+        async with engine.connect() as connection:
+            rows = (await connection.execute(sa.text(query))).all()
+        await engine.dispose()
+        return [tuple(row) for row in rows]
+
     def tell(self, job_id: object) -> dict[str, object]:
         """Ask the system's own interface about a job."""
         (told,) = self.app.run("tell", str(job_id))
@@ -176,3 +184,27 @@ async def test_tables_of_a_version_that_nobody_has_tried_are_only_read(scene: Sc
         with pytest.raises(InvalidRequestError, match=r"only read: its tables of .* are of version"):
             await sweep(watched, SweepOrder(actor="test"))
         assert (await watched.source.open_jobs()).by_state == {}
+
+
+@pytest.mark.parametrize(
+    ("system", "database"), [each for each in EVERYWHERE if each[0].name == "pgboss"], indirect=["database"]
+)
+async def test_a_job_of_the_same_id_in_another_queue_is_left_alone(scene: Scene) -> None:
+    """pg-boss's ids are unique within a queue: whoever gives them may give one twice."""
+    (job_id,) = scene.app.run("enqueue", "failed")
+    began = "now() - interval '2 hours'"
+    await scene.execute(f"UPDATE pgboss.job SET state = 'active', started_on = {began}, heartbeat_on = {began}")
+    await upgrade_database(scene.settings)
+    async with scene.watched() as watched:
+        look = await take_look(watched)
+        suspects = [suspect async for page in watched.source.suspects(look) for suspect in page.suspects]
+        other = """(jsonb_populate_record(job, '{"name": "lost", "dead_letter": null}'))"""
+        await scene.execute(f"INSERT INTO pgboss.job SELECT {other}.* FROM pgboss.job".replace(":", r"\:"))
+        result = await watched.source.recover(replace(batch_of(suspects, look), operation_id=1))
+    assert {str(each) for each in result.applied} == {job_id}
+    states = await scene.read(
+        "SELECT name, state::text FROM pgboss.job WHERE id::text IN (SELECT job_id FROM unstick_recoveries)".replace(
+            "::", r"\:\:"
+        )
+    )
+    assert sorted(states) == [("held", "failed"), ("lost", "active")]

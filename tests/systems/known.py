@@ -26,4 +26,11 @@ SYSTEMS = (
         retried={"state": "completed"},
         undoable=False,
     ),
+    System(
+        name="pgboss",
+        unknown="UPDATE pgboss.version SET version = 47",
+        failed={"state": "failed", "attempts": 1, "letters": ["failed"]},
+        retried={"state": "completed", "attempts": 2, "attempts_at_most": 2, "letters": []},
+        undoable=False,
+    ),
 )
