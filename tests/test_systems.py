@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -62,7 +63,8 @@ class Scene:
         """Do something to the tables as their owner would."""
         engine = open_engine(self.app.database.url)
         async with engine.begin() as connection:
-            await connection.execute(sa.text(statement), values)
+            bound = [sa.bindparam(name, expanding=True) for name in values]
+            await connection.execute(sa.text(statement).bindparams(*bound), values)
         await engine.dispose()
 
     async def read(self, query: str) -> list[tuple[object, ...]]:
@@ -107,7 +109,7 @@ async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alo
     """A job is marked failed so that its own system says so, another runs again to its end; a healthy one does, too."""
     app = scene.app
     failed, retried, healthy = app.run("enqueue", "failed", "retried", "healthy")
-    app.start_workers(3)
+    app.start_workers("failed", "retried", "healthy")
     app.await_line("began", ["failed", "retried", "healthy"])
     await upgrade_database(scene.settings)
     app.kill_worker_of("failed")
@@ -125,7 +127,7 @@ async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alo
         told = scene.tell(failed)
         assert told.items() >= scene.system.failed.items()
         assert "error" not in told or "Job stuck in running" in str(told["error"])
-        app.start_workers(1)
+        app.start_workers("retried")
         wait_until(lambda: sum(line.startswith("began retried ") for line in app.lines()) == 2, app.log)
         app.release("retried")
         scene.await_end(retried)
@@ -135,10 +137,11 @@ async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alo
 
 async def _found_stuck(watched: Watched, *job_ids: int | str) -> None:
     """Wait until all of them are found stuck, and no others."""
-    for job_id in job_ids:
-        while (verdict := await judge(watched, job_id)) is None or verdict.standing is not Standing.STUCK:
-            pass
-        assert verdict.reason in {Reason.WORKER_GONE, Reason.SILENT}
+    async with asyncio.timeout(30):
+        for job_id in job_ids:
+            while (verdict := await judge(watched, job_id)) is None or verdict.standing is not Standing.STUCK:
+                pass
+            assert verdict.reason in {Reason.WORKER_GONE, Reason.SILENT}
     report = await sweep(watched, SweepOrder(actor="test", dry_run=True))
     assert report.tally.of(outcome=Outcome.APPLIED) == len(job_ids)
 

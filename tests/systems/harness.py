@@ -68,13 +68,14 @@ class Installed:
             raise RuntimeError(f"{self.system.name} {command} failed:\n{done.stderr[-3000:]}")
         return json.loads(done.stdout.splitlines()[-1])
 
-    def start_workers(self, number: int) -> None:
+    def start_workers(self, *tokens: str) -> None:
+        """Start a worker for each of these jobs."""
         with (self.journal / "workers.log").open("a") as log:
             self.workers += [
                 subprocess.Popen(
-                    self._line("work"), env=self._environment(), stdout=log, stderr=log, start_new_session=True
+                    self._line("work", token), env=self._environment(), stdout=log, stderr=log, start_new_session=True
                 )
-                for _ in range(number)
+                for token in tokens
             ]
 
     def kill_worker_of(self, token: str) -> None:

@@ -20,7 +20,7 @@ SYSTEMS = (
     ),
     System(
         name="graphile_worker",
-        grow_old="UPDATE graphile_worker._private_jobs SET locked_at = now() - interval '2 hours' WHERE id = ANY(:ids)",
+        grow_old="UPDATE graphile_worker._private_jobs SET locked_at = now() - interval '2 hours' WHERE id IN :ids",
         unknown="INSERT INTO graphile_worker.migrations (id, breaking) VALUES (20, false)",
         failed={"state": "failed", "attempts": 25, "queue_is_free": True},
         retried={"state": "completed"},
@@ -32,5 +32,20 @@ SYSTEMS = (
         failed={"state": "failed", "attempts": 1, "letters": ["failed"]},
         retried={"state": "completed", "attempts": 2, "attempts_at_most": 2, "letters": []},
         undoable=False,
+    ),
+    System(
+        name="pgqueuer",
+        unknown="ALTER TABLE pgqueuer ADD COLUMN shard text",
+        failed={"state": "failed"},
+        retried={"state": "successful"},
+        undoable=False,
+    ),
+    System(
+        name="django_tasks",
+        databases=("sqlite", "postgres18", "mariadb"),
+        grow_old="UPDATE django_tasks_database_dbtaskresult SET started_at = '2026-01-01 00:00:00' WHERE id IN :ids",
+        unknown="UPDATE django_migrations SET name = '0099_another' WHERE app = 'django_tasks_database'",
+        failed={"state": "FAILED", "class": "unstick.StuckJob"},
+        retried={"state": "SUCCESSFUL"},
     ),
 )

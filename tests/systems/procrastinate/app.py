@@ -1,4 +1,4 @@
-"""Procrastinate as its users run it. `app.py migrate | enqueue TOKEN… | work | tell ID…`."""
+"""Procrastinate as its users run it. `app.py migrate | enqueue TOKEN… | work TOKEN | tell ID…`."""
 
 import asyncio
 import json
