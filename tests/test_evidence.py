@@ -350,7 +350,7 @@ async def test_without_a_time_for_it_nobody_is_hung(bench: SqlBench) -> None:
 
 def test_every_reason_is_of_a_job_that_is_stuck_or_of_one_that_is_not() -> None:
     assert set(Reason) - STUCK == {
-        Reason.HELD, Reason.BEATING, Reason.BACKLOG, Reason.PAUSED, Reason.SCHEDULED
+        Reason.HELD, Reason.BEATING, Reason.BACKLOG, Reason.PAUSED, Reason.BLOCKED, Reason.SCHEDULED
     }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent.parent / "docs" / "explanation" / "reasons.md"
 RECORD = "RECORD_REASONS"
 """With this variable set, the blocks of the page are written anew from the run."""
-LATER = {Reason.MESSAGE_LOST, Reason.PAUSED}
+LATER = {Reason.MESSAGE_LOST, Reason.PAUSED, Reason.BLOCKED}
 """What needs a broker or a preset."""
 
 OWN = JobTable.from_settings(SourceSettings())

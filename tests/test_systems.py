@@ -63,7 +63,7 @@ class Scene:
         """Do something to the tables as their owner would."""
         engine = open_engine(self.app.database.url)
         async with engine.begin() as connection:
-            bound = [sa.bindparam(name, expanding=True) for name in values]
+            bound: list[sa.BindParameter[object]] = [sa.bindparam(name, expanding=True) for name in values]
             await connection.execute(sa.text(statement).bindparams(*bound), values)
         await engine.dispose()
 

@@ -40,6 +40,8 @@ class Reason(StrEnum):
     """Its queue drains in order, and its turn hasn't come."""
     PAUSED = "paused"
     """Its queue is paused."""
+    BLOCKED = "blocked"
+    """Another job has what it waits for: a lock, a semaphore, a place among those that may run at once."""
     SCHEDULED = "scheduled"
     """It isn't due yet."""
 

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from unstick.domain.job import Job, JobState, sign_of_life
-from unstick.domain.story import JobRow
+from unstick.domain.story import JobRow, Waits
 from unstick.domain.suspect import Look, is_backlog
 from unstick.domain.wording import say_duration, say_instant
 
@@ -24,6 +24,10 @@ class Standing(StrEnum):
     """Queued, and for no longer than it may be."""
     BACKLOG = "backlog"
     """Queued, and it waits for its turn in a queue that drains in order."""
+    PAUSED = "paused"
+    """Queued, and its queue is paused."""
+    BLOCKED = "blocked"
+    """Queued, and another job has what it waits for."""
     SCHEDULED = "scheduled"
     """Not due yet."""
     OVER = "over"
@@ -50,7 +54,7 @@ def why_not_stuck(row: JobRow, look: Look) -> Why:
     if job.state is JobState.SCHEDULED:
         return Why(Standing.SCHEDULED, f"is scheduled{_due(job, look.taken_at)}")
     if job.state is JobState.QUEUED:
-        return _queued(job, look)
+        return _queued(job, look) if row.waits is None else _waits(row.waits)
     return _running(row, job, look)
 
 
@@ -66,6 +70,10 @@ def _due(job: Job, now: datetime) -> str:
     if job.scheduled_at is None or job.scheduled_at <= now:
         return ""
     return f" and not due until {say_instant(job.scheduled_at)}, in {say_duration(job.scheduled_at - now)}"
+
+
+def _waits(waits: Waits) -> Why:
+    return Why(Standing(waits.reason), f"is queued and can't be claimed: {waits.value}")
 
 
 def _queued(job: Job, look: Look) -> Why:

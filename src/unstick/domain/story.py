@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal, NamedTuple
 
 from unstick.domain.job import Job, JobId
 
@@ -19,6 +20,14 @@ class Lease:
     def holds(self, now: datetime) -> bool:
         """Tell whether the worker is believed to live."""
         return self.expires_at > now
+
+
+class Waits(NamedTuple):
+    """Why a queued job waits with good reason."""
+
+    reason: Literal["paused", "blocked"]
+    value: str
+    """What keeps it waiting, as its system tells it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +47,9 @@ class JobRow:
     error: str | None = None
     lease: Lease | None = None
     """Its worker's, whether it holds or has run out."""
+    waits: Waits | None = None
+    blocks: str | None = None
+    """Which other jobs wait for it, as its system tells it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

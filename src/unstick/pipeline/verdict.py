@@ -98,7 +98,7 @@ def _stuck(row: JobRow, look: Look, found: _Judged, rule: Rule | None, snooze: S
         row=row,
         standing=Standing.STUCK,
         sentence=f"Job {row.job_id} is stuck in {suspect.state.value}{_for_how_long(convicted, scope)}: "
-        f"{convicted.diagnosis.sentence}.",
+        f"{convicted.diagnosis.sentence}{_blocks(row)}.",
         scope=scope,
         page=found.page,
         reason=convicted.diagnosis.reason,
@@ -124,6 +124,10 @@ def _spared(row: JobRow, look: Look, found: _Judged, rule: Rule | None, snooze: 
         rule=rule,
         snooze=snooze,
     )
+
+
+def _blocks(row: JobRow) -> str:
+    return "" if row.blocks is None else f"; {row.blocks} can't be claimed before it is over"
 
 
 async def _page(watched: Watched, look: Look) -> Page:

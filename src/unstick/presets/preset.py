@@ -68,9 +68,9 @@ class SchemaVersion(_Section):
 class Waiting(_Section):
     """Why a queued job isn't stuck, however long it waits."""
 
-    reason: Literal["paused", "scheduled", "blocked"]
+    reason: Literal["paused", "blocked"]
     sql: Sql
-    """A condition that holds for such jobs."""
+    """What it waits for, as text to follow a colon (`its queue mails is paused`); null where it doesn't."""
 
 
 class Write(_Section):
@@ -120,7 +120,7 @@ class Preset(_Section):
     """Its table of workers, without a schema."""
     waiting: tuple[Waiting, ...] = ()
     blocks: Sql | None = None
-    """The ids of those who wait for this job, as text."""
+    """Which queued jobs wait for a running one, as text (`jobs 4, 7`); null where none does."""
     fail: tuple[Write, ...] = ()
     retry: tuple[Write, ...] = ()
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from unstick.config import ColumnKey
 from unstick.domain.job import Job, JobState
-from unstick.domain.story import JobRow, Lease
+from unstick.domain.story import JobRow, Lease, Waits
 from unstick.sql import statements, tables
 from unstick.sql.mapping import MappedTable
 from unstick.sql.reading import UNDERSTOOD, JobReader, plain_id
@@ -27,6 +27,8 @@ def one_job(mapped: MappedTable) -> sa.Select[Any]:
         columns += [statements.lease_beat(mapped), *(lease.c[name].label(f"worker_{name}") for name in _LEASE)]
         source = mapped.table.outerjoin(lease, lease.c.id == mapped.dialect.as_name(mapped.column("worker")))
     columns += [column.label(f"said_{name}") for name, column in mapped.columns(_SAID).items()]
+    columns += [told.label(f"waits_{place}") for place, (_, told) in enumerate(statements.waits(mapped))]
+    columns += [told.label("blocks") for told in _blocks(mapped)]
     return sa.select(*columns).select_from(source).where(key == sa.bindparam("unstick_id", type_=key.type))
 
 
@@ -54,7 +56,22 @@ def read_job(mapped: MappedTable, row: sa.Row[Any], now: datetime) -> JobRow:
         success=None if said.get("success") is None else bool(said["success"]),
         error=_text(said.get("error")),
         lease=_lease(mapped, row, job),
+        waits=_waits(mapped, row, job),
+        blocks=_text(getattr(row, "blocks", None)) if job.state is JobState.RUNNING else None,
     )
+
+
+def _blocks(mapped: MappedTable) -> list[sa.ColumnElement[Any]]:
+    """Return what says who waits for a running job, where the preset tells it."""
+    preset = mapped.declared.preset
+    return [] if preset is None or preset.blocks is None else [mapped.told(preset.blocks, sa.Text())]
+
+
+def _waits(mapped: MappedTable, row: sa.Row[Any], job: Job) -> Waits | None:
+    if job.state is not JobState.QUEUED:
+        return None
+    said = ((each.reason, getattr(row, f"waits_{n}")) for n, (each, _) in enumerate(statements.waits(mapped)))
+    return next((Waits(reason, value) for reason, value in said if value is not None), None)
 
 
 def _lease(mapped: MappedTable, row: sa.Row[Any], job: Job) -> Lease | None:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from unstick.config import ColumnKey
 from unstick.domain.job import JobClass, JobId, JobState
 from unstick.domain.suspect import ACCUSED_STATES, Look, Position
+from unstick.presets.preset import Waiting
 from unstick.sql import tables
 from unstick.sql.mapping import MappedTable
 
@@ -55,6 +56,12 @@ def is_suspect(mapped: MappedTable, *states: JobState, bound: bool = False) -> P
         if state in mapped.judges
     ]
     return sa.and_(is_open(mapped, bound=bound), sa.or_(sa.false(), *accused), *_limits(mapped))
+
+
+def waits(mapped: MappedTable) -> list[tuple[Waiting, sa.ColumnElement[Any]]]:
+    """Return why a queued job of a preset's may wait, and what says whether it does."""
+    preset = mapped.declared.preset
+    return [] if preset is None else [(each, mapped.told(each.sql, _TEXT)) for each in preset.waiting]
 
 
 def _limits(mapped: MappedTable) -> list[Predicate]:
@@ -177,7 +184,8 @@ def _in_state(mapped: MappedTable, state: JobState, *, bound: bool) -> Predicate
 
 
 def _is_unclaimed(mapped: MappedTable) -> Predicate:
-    waiting = _first_of(mapped, JobState.QUEUED, ("started_at", "enqueued_at", "scheduled_at"))
+    free = [told.is_(None) for _, told in waits(mapped)]
+    waiting = sa.and_(_first_of(mapped, JobState.QUEUED, ("started_at", "enqueued_at", "scheduled_at")), *free)
     if not mapped.has("scheduled_at"):
         return waiting
     return sa.and_(waiting, _null_or_before(mapped, JobState.QUEUED, "scheduled_at"))
