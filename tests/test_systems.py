@@ -96,12 +96,13 @@ def scene(system: System, database: Database, tmp_path: Path) -> Iterator[Scene]
         yield Scene(app=app, settings=settings)
 
 
-everywhere = pytest.mark.parametrize(
-    ("system", "database"),
-    EVERYWHERE,
-    indirect=["database"],
-    ids=[f"{system.name}-{database}" for system, database in EVERYWHERE],
-)
+def on(places: list[tuple[System, str]]) -> pytest.MarkDecorator:
+    """Have a test run on these systems, each in its databases."""
+    ids = [f"{system.name}-{database}" for system, database in places]
+    return pytest.mark.parametrize(("system", "database"), places, indirect=["database"], ids=ids)
+
+
+everywhere = on(EVERYWHERE)
 
 
 @everywhere
@@ -189,9 +190,27 @@ async def test_tables_of_a_version_that_nobody_has_tried_are_only_read(scene: Sc
         assert (await watched.source.open_jobs()).by_state == {}
 
 
-@pytest.mark.parametrize(
-    ("system", "database"), [each for each in EVERYWHERE if each[0].name == "pgboss"], indirect=["database"]
-)
+@on([(system, database) for system, database in EVERYWHERE if system.waits])
+async def test_a_job_that_waits_with_good_reason_is_not_stuck(scene: Scene) -> None:
+    """It says what it waits for; and where that is a stuck job, that one says whom it blocks."""
+    waits, other = scene.app.run("enqueue", "waits", "other")
+    await upgrade_database(scene.settings)
+    soon = scene.settings.policy.model_copy(update={"queued_after": timedelta(milliseconds=1)})
+    async with open_watched(scene.settings.model_copy(update={"policy": soon})) as watched:
+        assert await _standing(watched, waits) is Standing.STUCK
+        for wait in scene.system.waits:
+            for statement in wait.made_by:
+                await scene.execute(statement)
+            verdict = await judge(watched, waits)
+            assert verdict is not None
+            assert (verdict.standing, wait.words in verdict.sentence) == (wait.standing, True), verdict.sentence
+            if wait.blocks:
+                blocking = await judge(watched, other)
+                assert blocking is not None
+                assert f"jobs {waits} can't be claimed before it is over" in blocking.sentence
+
+
+@on([each for each in EVERYWHERE if each[0].name == "pgboss"])
 async def test_a_job_of_the_same_id_in_another_queue_is_left_alone(scene: Scene) -> None:
     """pg-boss's ids are unique within a queue: whoever gives them may give one twice."""
     (job_id,) = scene.app.run("enqueue", "failed")
@@ -201,13 +220,9 @@ async def test_a_job_of_the_same_id_in_another_queue_is_left_alone(scene: Scene)
     async with scene.watched() as watched:
         look = await take_look(watched)
         suspects = [suspect async for page in watched.source.suspects(look) for suspect in page.suspects]
-        other = """(jsonb_populate_record(job, '{"name": "lost", "dead_letter": null}'))"""
-        await scene.execute(f"INSERT INTO pgboss.job SELECT {other}.* FROM pgboss.job".replace(":", r"\:"))
+        other = "jsonb_populate_record(job, jsonb_build_object('name', 'lost', 'dead_letter', NULL))"
+        await scene.execute(f"INSERT INTO pgboss.job SELECT ({other}).* FROM pgboss.job")
         result = await watched.source.recover(replace(batch_of(suspects, look), operation_id=1))
-    assert {str(each) for each in result.applied} == {job_id}
-    states = await scene.read(
-        "SELECT name, state::text FROM pgboss.job WHERE id::text IN (SELECT job_id FROM unstick_recoveries)".replace(
-            "::", r"\:\:"
-        )
-    )
-    assert sorted(states) == [("held", "failed"), ("lost", "active")]
+    assert ({str(each) for each in result.applied}, result.refused) == ({job_id}, {})
+    jobs = await scene.read(f"SELECT name, state FROM pgboss.job WHERE id = '{job_id}' ORDER BY name")
+    assert jobs == [("held", "failed"), ("lost", "active")]

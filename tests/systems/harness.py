@@ -18,10 +18,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tests.servers import Database
+    from unstick.domain.standing import Standing
 
 ROOT = Path(__file__).parents[2]
 _HERE = Path(__file__).parent
 _PATIENCE = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """A good reason to wait for ever, and what is said of it."""
+
+    made_by: tuple[str, ...]
+    """Statements that give it to the job `waits`, and put an end to the one before."""
+    standing: Standing
+    words: str
+    """Of what is said of the job."""
+    blocks: bool = False
+    """It waits for the job `other`, which then looks as if it had begun two hours ago."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +55,8 @@ class System:
     """What its own interface tells of a job that was marked failed, of what is the same each time."""
     retried: Mapping[str, object]
     """And of a job that was retried and has succeeded since."""
+    waits: tuple[Wait, ...] = ()
+    """In this order."""
     undoable: bool = True
     """What was done to a job can be undone."""
 

@@ -1,6 +1,7 @@
 """The job systems that are tested, one entry each."""
 
-from tests.systems.harness import System
+from tests.systems.harness import System, Wait
+from unstick.domain.standing import Standing
 
 SYSTEMS = (
     System(
@@ -24,6 +25,20 @@ SYSTEMS = (
         unknown="INSERT INTO graphile_worker.migrations (id, breaking) VALUES (20, false)",
         failed={"state": "failed", "attempts": 25, "queue_is_free": True},
         retried={"state": "completed"},
+        waits=(
+            Wait(
+                made_by=(
+                    "UPDATE graphile_worker._private_jobs SET job_queue_id = 2",
+                    (
+                        "UPDATE graphile_worker._private_jobs SET locked_at = now() - interval '2 hours'"
+                        " WHERE payload->>'token' = 'other'"
+                    ),
+                ),
+                standing=Standing.BLOCKED,
+                words="job 2 has its queue other",
+                blocks=True,
+            ),
+        ),
         undoable=False,
     ),
     System(
@@ -31,6 +46,33 @@ SYSTEMS = (
         unknown="UPDATE pgboss.version SET version = 47",
         failed={"state": "failed", "attempts": 1, "letters": ["failed"]},
         retried={"state": "completed", "attempts": 2, "attempts_at_most": 2, "letters": []},
+        waits=(
+            Wait(
+                made_by=(
+                    (
+                        "INSERT INTO pgboss.job_dependency SELECT waits.name, waits.id, other.name, other.id"
+                        " FROM pgboss.job AS waits JOIN pgboss.job AS other"
+                        " ON waits.data->>'token' = 'waits' AND other.data->>'token' = 'other'"
+                    ),
+                    "UPDATE pgboss.job SET blocked = data->>'token' = 'waits'",
+                ),
+                standing=Standing.BLOCKED,
+                words="it depends on jobs ",
+            ),
+            Wait(
+                made_by=(
+                    "UPDATE pgboss.job SET blocked = false, policy = 'singleton'",
+                    "DELETE FROM pgboss.job_dependency",
+                    (
+                        "UPDATE pgboss.job SET state = 'active', started_on = now() - interval '2 hours'"
+                        " WHERE data->>'token' = 'other'"
+                    ),
+                ),
+                standing=Standing.BLOCKED,
+                words=" has its place in a queue that is singleton",
+                blocks=True,
+            ),
+        ),
         undoable=False,
     ),
     System(
