@@ -1,0 +1,291 @@
+"""What a preset has done besides one write: other tables, a function of the system's, a word to its workers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+import sqlalchemy as sa
+
+from tests.jobs import COLUMNS, STATES, SqlBench, open_bench
+from tests.servers import EACH_KIND
+from unstick.domain.errors import SourceUnavailableError
+from unstick.domain.job import JobState
+from unstick.domain.recovery import Action, Outcome
+from unstick.domain.standing import Standing
+from unstick.domain.undo import IRREVERSIBLE
+from unstick.pipeline.verdict import judge
+from unstick.presets.preset import Preset
+from unstick.sql.engine import open_engine
+from unstick.sql.mapping import JobTable
+from unstick.testing.conformance import MINUTE, RAN, Ages, batch_of, look_at, recover_all, suspects_of, undo_of
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from tests.servers import Database
+    from unstick.domain.job import JobId
+
+DATABASES = EACH_KIND
+FAILED = {"status": "'failed'", "error_message": "{detail}", "completed_at": "{now}"}
+LOGGED = "INSERT INTO notes (job_id, told) SELECT {id}, {reason} FROM {stuck}"
+
+
+def preset(**said: Any) -> Preset:  # noqa: ANN401
+    """The first user's table, as if it were a job system's."""
+    states = {state.value: words for state, words in STATES.items()}
+    every = {"system": "ours", "databases": ("sqlite", "postgresql", "mysql"), "table": "ai_generation_jobs"}
+    return Preset.model_validate({**every, "columns": COLUMNS, "states": states, **said})
+
+
+async def opened(database: Database, **said: Any) -> SqlBench:  # noqa: ANN401
+    bench = await open_bench(database, jobs=JobTable.from_preset(preset(**said)))
+    await bench.execute("CREATE TABLE notes (job_id BIGINT, told VARCHAR(200))")
+    return bench
+
+
+async def notes(bench: SqlBench) -> list[tuple[int, str]]:
+    async with bench.engine.connect() as connection:
+        rows = await connection.execute(sa.text("SELECT job_id, told FROM notes ORDER BY job_id"))
+        return [(row[0], row[1]) for row in rows]
+
+
+async def add(bench: SqlBench, number: int) -> list[JobId]:
+    return [await bench.add(JobState.RUNNING, RAN) for _ in range(number)]
+
+
+async def states(bench: SqlBench) -> list[JobState]:
+    return [(await bench.get(row["id"])).job.state for row in await bench.rows()]
+
+
+async def test_other_tables_are_written_with_the_job_or_not_at_all(database: Database) -> None:
+    """A job that changed since it was looked at leaves no trace elsewhere either."""
+    bench = await opened(database, fail=[{"set": FAILED, "each": [LOGGED]}])
+    stays, moves = await add(bench, 2)
+    look = await look_at(bench)
+    batch = batch_of(await suspects_of(bench, look), look)
+    await bench.write(moves, JobState.RUNNING, Ages(started=50 * MINUTE))
+
+    result = await bench.source.recover(batch)
+
+    assert (set(result.applied), result.outcome(moves)) == ({stays}, Outcome.LOST_RACE)
+    assert await notes(bench) == [(stays, "silent")]
+    await bench.close()
+
+
+async def test_where_a_job_lacks_its_row_elsewhere_it_is_left_and_the_others_go_on(database: Database) -> None:
+    told = "UPDATE notes SET told = 'failed' WHERE job_id IN (SELECT {id} FROM {stuck})"
+    bench = await opened(database, fail=[{"set": FAILED, "each": [told]}])
+    first, lacks, last = await add(bench, 3)
+    await bench.execute(f"INSERT INTO notes VALUES ({first}, 'runs')", f"INSERT INTO notes VALUES ({last}, 'runs')")
+
+    result = await recover_all(bench)
+
+    assert (set(result.applied), set(result.refused)) == ({first, last}, {lacks})
+    assert await states(bench) == [JobState.FAILED, JobState.RUNNING, JobState.FAILED]
+    assert await notes(bench) == [(first, "failed"), (last, "failed")]
+    assert await bench.outcomes(lacks) == [Outcome.FAILED]
+    await bench.close()
+
+
+async def test_what_may_be_there_or_not_stops_nobody(database: Database) -> None:
+    gone = "DELETE FROM notes WHERE job_id IN (SELECT {id} FROM {stuck})"
+    bench = await opened(database, fail=[{"set": FAILED, "also": [gone], "wake": [LOGGED]}])
+    first, second = await add(bench, 2)
+    await bench.execute(f"INSERT INTO notes VALUES ({first}, 'runs')")
+
+    assert (await recover_all(bench)).applied == {first, second}
+    assert await notes(bench) == [(first, "silent"), (second, "silent")]
+    await bench.close()
+
+
+async def test_workers_are_told_of_those_alone_that_were_changed(database: Database) -> None:
+    """And what only tells them can be undone: it changed nothing."""
+    bench = await opened(database, fail=[{"set": FAILED, "wake": [LOGGED]}])
+    stays, moves = await add(bench, 2)
+    before = await bench.get(stays)
+    look = await look_at(bench)
+    batch = batch_of(await suspects_of(bench, look), look)
+    await bench.write(moves, JobState.SUCCEEDED, Ages(started=60 * MINUTE, completed=MINUTE))
+
+    await bench.source.recover(batch)
+
+    assert await notes(bench) == [(stays, "silent")]
+    assert (await bench.source.undo(undo_of(await bench.undoable(stays)))).applied == {str(stays)}
+    assert await bench.get(stays) == before
+    await bench.close()
+
+
+async def test_each_state_has_its_own_way(database: Database) -> None:
+    retry = [
+        {"of": "running", "set": {"status": "'queued'", "scheduled_at": "{due}", "attempt": "{jobs}.attempt + 1"}},
+        {"of": "queued", "set": {"scheduled_at": "{due}", "error_message": "{reason}"}},
+    ]
+    bench = await opened(database, retry=retry)
+    (runs,), waits = await add(bench, 1), await bench.add(JobState.QUEUED, Ages(enqueued=60 * MINUTE))
+
+    assert (await recover_all(bench, Action.RETRY)).applied == {runs, waits}
+
+    ran, waited = await bench.get(runs), await bench.get(waits)
+    assert (ran.job.state, ran.job.attempt, ran.error) == (JobState.QUEUED, 2, None)
+    assert (waited.job.state, waited.job.attempt, waited.error) == (JobState.QUEUED, 1, "never_claimed")
+    assert await suspects_of(bench, await look_at(bench)) == []
+    await bench.close()
+
+
+async def test_what_wrote_more_than_the_row_is_not_undone_by_half(database: Database) -> None:
+    bench = await opened(database, fail=[{"set": FAILED, "each": [LOGGED]}])
+    (job_id,) = await add(bench, 1)
+    await recover_all(bench)
+    after = await bench.get(job_id)
+
+    result = await bench.source.undo(undo_of(await bench.undoable(job_id)))
+
+    assert (result.applied, result.lost) == (frozenset(), {str(job_id): IRREVERSIBLE})
+    assert await bench.get(job_id) == after
+    assert await notes(bench) == [(job_id, "silent")]
+    await bench.close()
+
+
+async def test_a_version_that_becomes_unknown_between_look_and_write_stops_the_write(database: Database) -> None:
+    version = {"sql": "SELECT count(*) FROM notes", "known": ["0"]}
+    bench = await opened(database, fail=[{"set": FAILED}], version=version)
+    (job_id,) = await add(bench, 1)
+    look = await look_at(bench)
+    batch = batch_of(await suspects_of(bench, look), look)
+    await bench.execute("INSERT INTO notes VALUES (0, 'migrated')")
+
+    with pytest.raises(SourceUnavailableError, match="its tables of ours are of version 1"):
+        await bench.source.recover(batch)
+
+    assert (await bench.get(job_id)).job.state is JobState.RUNNING
+    await bench.close()
+
+
+async def test_a_job_that_is_kept_waiting_is_not_stuck_and_it_is_said_by_what(database: Database) -> None:
+    """Whoever keeps others waiting says so, too."""
+    waiting = [
+        {"reason": "paused", "sql": "SELECT max(told) FROM notes WHERE job_id = 0 AND {jobs}.job_type = 'mail'"},
+        {"reason": "blocked", "sql": "CASE WHEN {jobs}.job_type = 'sum' THEN 'a lock' END"},
+    ]
+    blocks = "CASE WHEN {jobs}.job_type = 'sum' THEN 'jobs 7, 8' END"
+    bench = await opened(database, waiting=waiting, blocks=blocks)
+    await bench.execute("INSERT INTO notes VALUES (0, 'its queue is paused')")
+    aged = await bench.source.clock() - 60 * MINUTE
+    kinds = {"mail": "queued", "sum": "queued", "other": "queued"}
+    rows = [{"id": n, "job_type": kind, "status": "queued", "started_at": None} for n, kind in enumerate(kinds, 1)]
+    await bench.put(*rows, {"id": 4, "job_type": "sum", "status": "running", "started_at": aged})
+
+    watched = bench.watched()
+    told = {number: await judge(watched, number) for number in range(1, 5)}
+    assert [found.standing for found in told.values() if found is not None] == [
+        Standing.PAUSED, Standing.BLOCKED, Standing.STUCK, Standing.STUCK
+    ]  # fmt: skip
+    sentences = [found.sentence for found in told.values() if found is not None]
+    assert "Job 1 is queued and can't be claimed: its queue is paused; it isn't stuck." in sentences
+    assert sentences[3].endswith("; jobs 7, 8 can't be claimed before it is over.")
+    assert [suspect.job_id for suspect in await suspects_of(bench, await look_at(bench))] == [3, 4]
+    assert (await bench.source.count_suspects(await look_at(bench))).queued == 1
+
+    await bench.execute("DELETE FROM notes")
+    assert [suspect.job_id for suspect in await suspects_of(bench, await look_at(bench))] == [1, 3, 4]
+    await bench.close()
+
+
+class TestOnPostgres:
+    """Functions, and what other tables say while a row is waited for."""
+
+    FUNCTION = """
+        CREATE FUNCTION fail_job(job bigint, told text) RETURNS void LANGUAGE sql AS $$
+            UPDATE ai_generation_jobs SET status = CASE WHEN attempt < 5 THEN 'failed' ELSE 'cancelled' END,
+            error_message = told, completed_at = now() WHERE id = job
+        $$
+    """
+    CALLED: ClassVar = {
+        "call": "SELECT fail_job({id}, {detail}) FROM {stuck}",
+        "set": FAILED | {"completed_at": "now()"},
+    }
+
+    async def test_the_systems_own_function_writes_and_is_recorded(self, postgres_database: Database) -> None:
+        bench = await opened(postgres_database, fail=[self.CALLED])
+        await bench.execute(self.FUNCTION)
+        (job_id,) = await add(bench, 1)
+
+        assert (await recover_all(bench)).applied == {job_id}
+
+        stored = await bench.get(job_id)
+        assert stored.job.state is JobState.FAILED
+        assert (stored.error or "").startswith("Job stuck in running")
+        assert (await bench.source.undo(undo_of(await bench.undoable(job_id)))).lost == {str(job_id): IRREVERSIBLE}
+        await bench.close()
+
+    async def test_a_function_that_does_something_else_is_taken_back(self, postgres_database: Database) -> None:
+        """It cancels what was attempted often: then nothing of it stands, and the others go on."""
+        bench = await opened(postgres_database, fail=[self.CALLED])
+        await bench.execute(self.FUNCTION)
+        job_id = (await add(bench, 1))[0]
+        often = await bench.add(JobState.RUNNING, RAN, attempt=5)
+
+        result = await recover_all(bench)
+
+        assert (set(result.applied), set(result.refused)) == ({job_id}, {often})
+        assert await states(bench) == [JobState.FAILED, JobState.RUNNING]
+        assert await bench.outcomes(often) == [Outcome.FAILED]
+        await bench.close()
+
+    async def test_a_write_may_take_away_what_the_job_was_found_by(self, postgres_database: Database) -> None:
+        """As where a job runs for as long as another table has a row for it."""
+        running = (
+            "CASE WHEN EXISTS (SELECT 1 FROM notes WHERE job_id = {jobs}.id) THEN 'running' ELSE {jobs}.status END"
+        )
+        let_go = "DELETE FROM notes WHERE job_id IN (SELECT {id} FROM {stuck})"
+        columns = {**COLUMNS, "state": {"sql": running}}
+        bench = await opened(postgres_database, columns=columns, fail=[{"set": FAILED, "each": [let_go]}])
+        job_id = await bench.add(JobState.QUEUED, RAN)
+        await bench.execute(f"INSERT INTO notes VALUES ({job_id}, 'claimed')")
+
+        assert (await recover_all(bench)).applied == {job_id}
+        assert await states(bench) == [JobState.FAILED]
+        assert await notes(bench) == []
+        await bench.close()
+
+    async def test_a_beat_in_another_table_while_the_row_is_being_locked_saves_the_job(
+        self, postgres_database: Database
+    ) -> None:
+        """The statement that locks sees other tables as they were when it began: they are read again after."""
+        columns = {key: name for key, name in COLUMNS.items() if key != "heartbeat_at"}
+        beat = """
+            SELECT max(told::timestamptz) FROM notes
+            WHERE job_id = {jobs}.id AND pg_advisory_xact_lock_shared(7) IS NOT NULL
+        """
+        bench = await opened(postgres_database, columns={**columns, "heartbeat_at": {"sql": beat}})
+        (job_id,) = await add(bench, 1)
+        await bench.execute(f"INSERT INTO notes VALUES ({job_id}, now() - interval '1 hour')")
+        look = await look_at(bench)
+        batch = batch_of(await suspects_of(bench, look), look)
+
+        async with bench.engine.begin() as worker:
+            await worker.execute(sa.text("SELECT pg_advisory_xact_lock(7)"))
+            writing = asyncio.ensure_future(bench.another().recover(batch))
+            await _until_somebody_waits(bench)
+            async with open_connection(bench) as beating:
+                await beating.execute(sa.text("UPDATE notes SET told = now()"))
+        result = await writing
+
+        assert result.outcome(job_id) is Outcome.LOST_RACE
+        assert (await bench.get(job_id)).job.state is JobState.RUNNING
+        await bench.close()
+
+
+def open_connection(bench: SqlBench) -> AbstractAsyncContextManager[Any]:
+    engine = open_engine(bench.engine.url.render_as_string(hide_password=False))
+    bench.other_engines.append(engine)
+    return engine.begin()
+
+
+async def _until_somebody_waits(bench: SqlBench) -> None:
+    waits = sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    async with asyncio.timeout(10), open_connection(bench) as connection:
+        while not (await connection.execute(waits)).scalar():
+            pass
