@@ -179,11 +179,12 @@ async def _finishing_wins(scene: Scene, watched: Watched, job_id: int | str) -> 
     assert scene.tell(job_id)["state"] == scene.system.retried["state"]
 
 
-@everywhere
+@on([(system, database) for system, database in EVERYWHERE if system.unknown])
 async def test_tables_of_a_version_that_nobody_has_tried_are_only_read(scene: Scene) -> None:
     await upgrade_database(scene.settings)
     async with scene.watched() as watched:
         await sweep(watched, SweepOrder(actor="test"))
+        assert scene.system.unknown is not None
         await scene.execute(scene.system.unknown)
         with pytest.raises(InvalidRequestError, match=r"only read: its tables of .* are of version"):
             await sweep(watched, SweepOrder(actor="test"))

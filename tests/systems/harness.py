@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,13 +45,15 @@ class System:
 
     name: str
     """Of its preset, its folder beside this file and its environment."""
+    stands_in: bool = False
+    """It can't be installed, and its application has SQL in the workers' place, in the tests' own environment."""
     databases: tuple[str, ...] = ("postgres18",)
     source: Mapping[str, Any] = field(default_factory=dict)
     """Settings that make its workers' silence tell sooner than in earnest."""
     grow_old: str | None = None
     """Where age is the only witness: makes the jobs of `:ids` look as if they had begun two hours ago."""
-    unknown: str
-    """Makes its schema one that nobody has tried."""
+    unknown: str | None = None
+    """Makes its schema one that nobody has tried, where that can be told."""
     failed: Mapping[str, object]
     """What its own interface tells of a job that was marked failed, of what is the same each time."""
     retried: Mapping[str, object]
@@ -130,6 +133,8 @@ class Installed:
 
     def _line(self, command: str, *arguments: str) -> list[str]:
         app = _HERE / self.system.name / "app.py"
+        if self.system.stands_in:
+            return [sys.executable, "-m", f"tests.systems.{self.system.name}.app", command, *arguments]
         if app.exists():
             return [str(self.environment / "bin" / "python"), str(app), command, *arguments]
         return ["node", str(app.with_suffix(".mjs")), command, *arguments]
@@ -149,7 +154,7 @@ class Installed:
 def installed(system: System, database: Database, journal: Path) -> Iterator[Installed]:
     """Lend a system with its tables in a database, and kill its workers after."""
     app = Installed(system=system, database=database, journal=journal)
-    if not (app.environment / "installed.txt").exists():
+    if not system.stands_in and not (app.environment / "installed.txt").exists():
         raise RuntimeError(f"{system.name} isn't installed; run scripts/install-systems")
     try:
         yield app

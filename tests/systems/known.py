@@ -90,4 +90,12 @@ SYSTEMS = (
         failed={"state": "FAILED", "class": "unstick.StuckJob"},
         retried={"state": "SUCCESSFUL"},
     ),
+    System(
+        name="delayed_job",
+        stands_in=True,
+        databases=("sqlite", "postgres18", "mariadb"),
+        source={"process": {"worker": "{any}host:{host} pid:{pid}"}},
+        failed={"state": "failed", "attempts": 1},
+        retried={"state": "done"},
+    ),
 )
