@@ -168,7 +168,8 @@ async def _standing(watched: Watched, job_id: int | str) -> Standing:
 
 async def _finishing_wins(scene: Scene, watched: Watched, job_id: int | str) -> None:
     """A job that finishes after it was looked at, and before it is written to, stays as its worker left it."""
-    look = replace(await take_look(watched), running_after=timedelta(0), only=frozenset({job_id}))
+    # Of a minute from now: a lock that is held may be a sign of life of this very moment.
+    look = replace(await take_look(watched), running_after=timedelta(minutes=-1), only=frozenset({job_id}))
     suspects = [suspect async for page in watched.source.suspects(look) for suspect in page.suspects]
     batch = batch_of(suspects, look)
     assert [decision.suspect.job_id for decision in batch.decisions] == [job_id]

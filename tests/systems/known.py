@@ -98,4 +98,47 @@ SYSTEMS = (
         failed={"state": "failed", "attempts": 1},
         retried={"state": "done"},
     ),
+    System(
+        name="good_job",
+        stands_in=True,
+        source={
+            "registry": {
+                "table": "good_job_processes",
+                "columns": {"id": "id", "heartbeat_at": "updated_at"},
+                "alive_for": "2s",
+                "unowned": "released",
+            }
+        },
+        unknown="ALTER TABLE good_jobs ADD COLUMN shard text",
+        failed={"state": "discarded", "executions": ["discarded"]},
+        retried={"state": "succeeded", "executions": ["retried", "succeeded"]},
+        waits=(
+            Wait(
+                made_by=(
+                    (
+                        "INSERT INTO good_job_settings (created_at, updated_at, key, value)"
+                        " SELECT now(), now(), 'pauses', jsonb_build_object('queues', jsonb_build_array('held'))"
+                    ),
+                ),
+                standing=Standing.PAUSED,
+                words="its queue held is paused",
+            ),
+            Wait(
+                made_by=(
+                    "UPDATE good_job_settings SET value = jsonb_build_object('job_classes', jsonb_build_array('Hold'))",
+                ),
+                standing=Standing.PAUSED,
+                words="its class Hold is paused",
+            ),
+            Wait(
+                made_by=(
+                    "UPDATE good_job_settings SET value = jsonb_build_object('labels', jsonb_build_array('late'))",
+                    "UPDATE good_jobs SET labels = ARRAY['late']",
+                ),
+                standing=Standing.PAUSED,
+                words="its label is paused",
+            ),
+        ),
+        undoable=False,
+    ),
 )

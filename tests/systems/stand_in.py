@@ -77,7 +77,8 @@ class StandIn(ABC):
                 case "tell":
                     return [await self.tell(connection, job_id) for job_id in arguments]
                 case _:
-                    return await self._work(connection, *arguments)
+                    await self._work(connection, *arguments)
+                    return None
 
     async def _work(self, connection: AsyncConnection, token: str) -> None:
         await self.register(connection)
