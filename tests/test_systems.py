@@ -228,3 +228,23 @@ async def test_a_job_of_the_same_id_in_another_queue_is_left_alone(scene: Scene)
     assert ({str(each) for each in result.applied}, result.refused) == ({job_id}, {})
     jobs = await scene.read(f"SELECT name, state FROM pgboss.job WHERE id = '{job_id}' ORDER BY name")
     assert jobs == [("held", "failed"), ("lost", "active")]
+
+
+@on([each for each in EVERYWHERE if each[0].name == "good_job"])
+async def test_a_job_whose_advisory_lock_somebody_has_is_alive_and_is_not_written_to(scene: Scene) -> None:
+    """GoodJob's worker has the lock before it says so in the row: one that comes after the look is heeded, too."""
+    (job_id,) = scene.app.run("enqueue", "failed")
+    ago = "timezone('UTC', now()) - interval '2 hours'"
+    await scene.execute(f"UPDATE good_jobs SET performed_at = {ago}, locked_by_id = gen_random_uuid()")
+    await upgrade_database(scene.settings)
+    key = f"('x' || substr(md5('good_jobs-{job_id}'), 1, 16))::bit(64)::bigint"
+    worker = open_engine(scene.app.database.url)
+    async with scene.watched() as watched, worker.connect() as holding:
+        look = await take_look(watched)
+        suspects = [suspect async for page in watched.source.suspects(look) for suspect in page.suspects]
+        await holding.execute(sa.text(f"SELECT pg_advisory_lock({key})"))
+        assert await _standing(watched, job_id) is Standing.BEATING
+        result = await watched.source.recover(replace(batch_of(suspects, look), operation_id=1))
+        assert (result.applied, result.refused) == (frozenset(), {})
+    await worker.dispose()
+    assert await scene.read("SELECT finished_at FROM good_jobs") == [(None,)]
