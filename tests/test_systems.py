@@ -24,6 +24,7 @@ from unstick.pipeline.recovering import RecoverOrder, recover_job
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.undo import UndoOrder, undo
 from unstick.pipeline.verdict import judge
+from unstick.presets.preset import load_preset
 from unstick.sql.engine import open_engine
 from unstick.testing.conformance import batch_of
 from unstick.wiring import open_watched, upgrade_database
@@ -210,6 +211,26 @@ async def test_a_job_that_waits_with_good_reason_is_not_stuck(scene: Scene) -> N
                 blocking = await judge(watched, other)
                 assert blocking is not None
                 assert f"jobs {waits} can't be claimed before it is over" in blocking.sentence
+
+
+def _tells_of_queued_jobs(system: System) -> bool:
+    preset = load_preset(system.name)
+    return any(write.of == "queued" for write in (*preset.fail, *preset.retry))
+
+
+@on([each for each in EVERYWHERE if _tells_of_queued_jobs(each[0])])
+async def test_a_job_that_nobody_claimed_is_failed_or_queued_again(scene: Scene) -> None:
+    failed, retried = scene.app.run("enqueue", "failed", "retried")
+    await upgrade_database(scene.settings)
+    soon = scene.settings.policy.model_copy(update={"queued_after": timedelta(milliseconds=1)})
+    async with open_watched(scene.settings.model_copy(update={"policy": soon})) as watched:
+        assert await scene.recover(watched, failed, Action.MARK_FAILED) is Outcome.APPLIED
+        assert await scene.recover(watched, retried, Action.RETRY) is Outcome.APPLIED
+        assert await _standing(watched, failed) is Standing.OVER
+    assert scene.tell(failed)["state"] == scene.system.failed["state"]
+    scene.app.release("retried")
+    scene.app.start_workers("retried")
+    scene.await_end(retried)
 
 
 @on([each for each in EVERYWHERE if each[0].name == "pgboss"])

@@ -141,4 +141,45 @@ SYSTEMS = (
         ),
         undoable=False,
     ),
+    System(
+        name="solid_queue",
+        stands_in=True,
+        source={
+            "registry": {
+                "table": "solid_queue_processes",
+                "columns": {"id": "id", "heartbeat_at": "last_heartbeat_at"},
+                "alive_for": "2s",
+                "unowned": "released",
+            }
+        },
+        unknown="ALTER TABLE solid_queue_claimed_executions ADD COLUMN shard text",
+        failed={"state": "failed"},
+        retried={"state": "finished"},
+        waits=(
+            Wait(
+                made_by=("INSERT INTO solid_queue_pauses (queue_name, created_at) VALUES ('held', now())",),
+                standing=Standing.PAUSED,
+                words="its queue held is paused",
+            ),
+            Wait(
+                made_by=(
+                    "DELETE FROM solid_queue_pauses",
+                    "DELETE FROM solid_queue_ready_executions",
+                    "UPDATE solid_queue_jobs SET concurrency_key = 'Hold/1'",
+                    (
+                        "INSERT INTO solid_queue_blocked_executions SELECT 1, id, 'held', 0, 'Hold/1', now(), now()"
+                        " FROM solid_queue_jobs WHERE arguments LIKE '%waits%'"
+                    ),
+                    (
+                        "INSERT INTO solid_queue_claimed_executions (job_id, created_at)"
+                        " SELECT id, now() - interval '2 hours' FROM solid_queue_jobs WHERE arguments LIKE '%other%'"
+                    ),
+                ),
+                standing=Standing.BLOCKED,
+                words="job 2 has its place under Hold/1",
+                blocks=True,
+            ),
+        ),
+        undoable=False,
+    ),
 )
