@@ -7,7 +7,7 @@ RUNTIME := .venv/requirements.stamp
 DEVELOPMENT := .venv/requirements-dev.stamp
 CHECKS := "ruff check" "ruff format --check" mypy lint-imports "deptry src"
 
-.PHONY: help run check test mutants chaos soak bench lock
+.PHONY: help run check test systems mutants chaos soak bench lock
 
 help:  ## Show the targets; ARGS="…" is passed on to what a target runs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -21,7 +21,13 @@ check: $(DEVELOPMENT)  ## Lint, format, types, import rules and dependencies: al
 
 test: $(DEVELOPMENT)  ## Run the tests against real, private database servers
 	@scripts/install-servers
+	@scripts/install-systems
 	.venv/bin/pytest -n 2 $(ARGS)
+
+systems: $(DEVELOPMENT)  ## Run real job systems, and write what was seen into docs/reference/systems.md
+	@scripts/install-servers
+	@scripts/install-systems
+	RECORD_SYSTEMS=1 .venv/bin/pytest tests/test_systems.py $(ARGS)
 
 mutants: $(DEVELOPMENT)  ## Change guards one at a time and see that a test notices (hours); ARGS="unstick.domain.*" tries only these
 	@scripts/install-servers

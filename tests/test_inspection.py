@@ -16,7 +16,16 @@ from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobState
 from unstick.sql import inspection as inspection_module
 from unstick.sql.engine import open_engine
-from unstick.sql.inspection import Inspection, _reading, inspect_table, inspect_tables, table_facts, to_toml
+from unstick.sql.facts import table_facts
+from unstick.sql.inspection import (
+    Found,
+    Inspection,
+    _reading,
+    inspect_database,
+    inspect_table,
+    inspect_tables,
+    to_toml,
+)
 from unstick.sql.proposal import propose
 
 if TYPE_CHECKING:
@@ -29,6 +38,17 @@ if TYPE_CHECKING:
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 WORDS = ("queued", "running", "completed", "failed")
+
+
+async def likeliest(engine: AsyncEngine) -> Inspection:
+    found = await inspect_database(engine)
+    assert found.systems == ()
+    assert found.inspection is not None
+    return found.inspection
+
+
+def toml_of(name: str, url: str, inspection: Inspection) -> str:
+    return to_toml(name, url, Found(systems=(), inspection=inspection))
 
 
 @pytest.fixture
@@ -311,7 +331,7 @@ class TestChoosing:
         await fill(engine, orders, [{"status": "pending", "created_at": datetime(2026, 1, 1)}])  # noqa: DTZ001
         await fill(engine, jobs_table(name="render_jobs"), rows(*WORDS))
         await fill(engine, jobs_table(name="unstick_jobs"), rows(*WORDS))
-        found = await inspect_table(engine)
+        found = await likeliest(engine)
         assert found.facts.name == "render_jobs"
         assert found.others == ("orders",)
         assert [candidate.table for candidate in await inspect_tables(engine)] == ["render_jobs", "orders"]
@@ -319,7 +339,7 @@ class TestChoosing:
     async def test_a_table_of_any_name_is_known_by_its_words(self, engine: AsyncEngine) -> None:
         await fill(engine, jobs_table(name="renderings"), rows(*WORDS))
         await fill(engine, jobs_table(name="shop_visits"), rows("north", "south"))
-        assert (await inspect_table(engine)).facts.name == "renderings"
+        assert (await likeliest(engine)).facts.name == "renderings"
 
     async def test_where_nothing_looks_like_jobs_none_is_taken(self, engine: AsyncEngine) -> None:
         users = sa.Table(
@@ -333,11 +353,11 @@ class TestChoosing:
         )
         await fill(engine, users, [{"name": "Ada", "status": "active"}])
         with pytest.raises(ConfigurationError, match="No table here looks like a jobs table"):
-            await inspect_table(engine)
+            await likeliest(engine)
 
     async def test_in_an_empty_database_none_is_taken(self, engine: AsyncEngine) -> None:
         with pytest.raises(ConfigurationError, match="No table here looks like a jobs table"):
-            await inspect_table(engine)
+            await likeliest(engine)
         assert await inspect_tables(engine) == ()
 
     async def test_a_table_that_somebody_has_locked_hinders_only_its_own_sample(
@@ -352,7 +372,7 @@ class TestChoosing:
             )
         async with postgres.begin() as other:
             await other.exec_driver_sql("LOCK TABLE a_jobs IN ACCESS EXCLUSIVE MODE")
-            found = await inspect_table(postgres)
+            found = await likeliest(postgres)
             locked = await inspect_table(postgres, "a_jobs")
         assert (found.facts.name, found.sampled, found.others) == ("b_jobs", 3, ("a_jobs",))
         assert "a_jobs could not be read (canceling statement due to statement timeout)" in messages(locked, "sample")
@@ -366,7 +386,7 @@ class TestChoosing:
         async with postgres.begin() as other:
             await other.exec_driver_sql("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
             with pytest.raises(SourceUnavailableError, match="stopped the inspection: canceling statement"):
-                await inspect_table(postgres)
+                await likeliest(postgres)
 
     async def test_a_table_that_is_named_needs_no_likeness(self, engine: AsyncEngine) -> None:
         await run(engine, "CREATE TABLE notes (id INTEGER PRIMARY KEY, body VARCHAR(20))")
@@ -381,10 +401,10 @@ class TestChoosing:
             "CREATE TABLE billing.jobs (id bigint PRIMARY KEY, state text, started_at timestamptz)",
             "INSERT INTO billing.jobs VALUES (1, 'running', now())",
         )
-        assert (await inspect_table(postgres)).facts.spelling == "billing.jobs"
+        assert (await likeliest(postgres)).facts.spelling == "billing.jobs"
         named = await inspect_table(postgres, "billing.jobs")
         assert named.facts.schema == "billing"
-        assert tomllib.loads(to_toml("main", "postgresql://h/d", named))["sources"]["main"]["table"] == "billing.jobs"
+        assert tomllib.loads(toml_of("main", "postgresql://h/d", named))["sources"]["main"]["table"] == "billing.jobs"
         assert "ON billing.jobs (state, started_at)" in messages(named, "index")
 
 
@@ -401,7 +421,7 @@ class TestShapes:
             sa.Column("updated_at", time_type()),
         )
         await fill(engine, jobs_table(*more, name="ai_generation_jobs"), rows(*WORDS))
-        found = await inspect_table(engine)
+        found = await likeliest(engine)
         assert found.facts.name == "ai_generation_jobs"
         assert found.proposal.columns == {
             "id": "id",
@@ -439,7 +459,7 @@ class TestShapes:
         words = ("READY", "RUNNING", "FAILED", "SUCCESSFUL")
         begun = {"enqueued_at": NOON, "started_at": NOON}
         await fill(engine, table, [{"id": uuid.uuid4(), "status": word, **begun} for word in words])
-        proposal = (await inspect_table(engine)).proposal
+        proposal = (await likeliest(engine)).proposal
         assert proposal.columns["id"] == "id"
         assert proposal.columns["kind"] == "task_path"
         assert proposal.columns["completed_at"] == "finished_at"
@@ -778,9 +798,9 @@ class TestIndex:
             sa.Column("startedAt", sa.DateTime),
         )
         await fill(engine, table)
-        statement = messages(await inspect_table(engine), "index").partition(": run ")[2]
+        statement = messages(await likeliest(engine), "index").partition(": run ")[2]
         await run_alone(engine, statement)
-        assert doubts(await inspect_table(engine), "index") == []
+        assert doubts(await likeliest(engine), "index") == []
 
     async def test_a_partitioned_table_gets_a_statement_it_accepts(self, postgres: AsyncEngine) -> None:
         await run(
@@ -824,7 +844,7 @@ class TestToml:
         return await inspect_table(sqlite, "jobs")
 
     def test_the_file_is_what_the_settings_read(self, found: Inspection) -> None:
-        [(name, source)] = tomllib.loads(to_toml("main", "sqlite:///jobs.db", found))["sources"].items()
+        [(name, source)] = tomllib.loads(toml_of("main", "sqlite:///jobs.db", found))["sources"].items()
         settings = SourceSettings(**source)
         assert (name, settings.table, settings.timezone) == ("main", "jobs", "UTC")
         assert settings.columns == found.proposal.columns
@@ -833,7 +853,7 @@ class TestToml:
         assert source["states"]["failed"] == "failed"
 
     def test_every_doubt_stands_as_a_comment(self, found: Inspection) -> None:
-        text = to_toml("main", "sqlite:///jobs.db", found)
+        text = toml_of("main", "sqlite:///jobs.db", found)
         assert found.doubts
         for doubt in found.doubts:
             assert f"# {doubt.severity}, {doubt.key}: {doubt.message}\n" in text
@@ -848,13 +868,13 @@ class TestToml:
         ],
     )
     def test_the_password_is_left_out_and_where_it_goes_is_told(self, found: Inspection, url: str, bare: str) -> None:
-        text = to_toml("billing", url, found)
+        text = toml_of("billing", url, found)
         assert tomllib.loads(text)["sources"]["billing"]["url"] == bare
         assert "s3cret" not in text
         assert "UNSTICK_SOURCES__BILLING__URL" in text
 
     def test_a_url_without_a_password_is_kept_as_it_is(self, found: Inspection) -> None:
-        text = to_toml("main", "sqlite:///my jobs.db", found)
+        text = toml_of("main", "sqlite:///my jobs.db", found)
         assert tomllib.loads(text)["sources"]["main"]["url"] == "sqlite:///my jobs.db"
         assert "UNSTICK_SOURCES__" not in text
 
@@ -866,8 +886,8 @@ class TestToml:
             f'CREATE TABLE "jobs {name}" (id INTEGER PRIMARY KEY, status TEXT, started_at DATETIME)',
         )
         await run(sqlite, f"INSERT INTO \"jobs {name}\" (status) VALUES ('{odd}'), ('run.FAILED'), ('queued')")
-        found = await inspect_table(sqlite)
-        source = tomllib.loads(to_toml(f"my {odd}", "sqlite:///x", found))["sources"][f"my {odd}"]
+        found = await likeliest(sqlite)
+        source = tomllib.loads(toml_of(f"my {odd}", "sqlite:///x", found))["sources"][f"my {odd}"]
         assert source["table"] == f"jobs {odd}"
         assert source["states"] == {"queued": "queued", "failed": "run.FAILED"}
 
@@ -876,5 +896,5 @@ class TestToml:
         found = await inspect_table(sqlite, "jobs")
         said = propose(found.facts, states={JobState.FAILED: (3,), JobState.QUEUED: (0, 1)})
         told = Inspection(facts=found.facts, proposal=said, doubts=said.doubts, sampled=1)
-        source = tomllib.loads(to_toml("main", "sqlite:///x", told))["sources"]["main"]
+        source = tomllib.loads(toml_of("main", "sqlite:///x", told))["sources"]["main"]
         assert source["states"] == {"queued": [0, 1], "failed": 3}

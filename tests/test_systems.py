@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
-from tests.systems.harness import Installed, installed, wait_until
+from tests.jobs import jobs_table
+from tests.systems.harness import Imitated, Installed, installed, wait_until
 from tests.systems.known import SYSTEMS
-from unstick.config import Settings
+from tests.systems.page import rows, show
+from unstick.config import Settings, load_settings
 from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.recovery import Action, Outcome
@@ -24,8 +26,9 @@ from unstick.pipeline.recovering import RecoverOrder, recover_job
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.undo import UndoOrder, undo
 from unstick.pipeline.verdict import judge
-from unstick.presets.preset import load_preset
+from unstick.presets.preset import load_preset, shipped
 from unstick.sql.engine import open_engine
+from unstick.sql.inspection import inspect_database, to_toml
 from unstick.testing.conformance import batch_of
 from unstick.wiring import open_watched, upgrade_database
 
@@ -44,8 +47,10 @@ EVERYWHERE = [(system, database) for system in SYSTEMS for database in system.da
 class Scene:
     """A system in its database, watched by Unstick."""
 
-    app: Installed
+    app: Installed | Imitated
     settings: Settings
+    version: str
+    """Of the system that is installed."""
 
     @property
     def system(self) -> System:
@@ -93,8 +98,7 @@ def scene(system: System, database: Database, tmp_path: Path) -> Iterator[Scene]
     policy = {"running_after": "1h" if system.grow_old else "2s", "retry_backoff": "1s"}
     settings = Settings.model_validate({"sources": {"main": source}, "policy": policy})
     with installed(system, database, tmp_path) as app:
-        app.run("migrate")
-        yield Scene(app=app, settings=settings)
+        yield Scene(app=app, settings=settings, version=app.run("migrate"))
 
 
 def on(places: list[tuple[System, str]]) -> pytest.MarkDecorator:
@@ -135,6 +139,16 @@ async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alo
         scene.await_end(retried)
         assert scene.tell(retried).items() >= scene.system.retried.items()
         await _finishing_wins(scene, watched, healthy)
+        if scene.system.unknown is not None:
+            await _only_read_in_another_version(scene, watched, scene.system.unknown)
+    in_sql = scene.system.stands_in or scene.system.in_sql is not None
+    workers = "SQL in their place, on its published schema" if in_sql else "its own"
+    seen = ["found", "failed", "retried", "healthy left alone", "finish wins"]
+    seen += [] if scene.system.unknown is None else ["version"]
+    show(
+        load_preset(scene.system.name), scene.system.name, scene.version, app.database.backend, workers, seen,
+        undoable=scene.system.undoable,
+    )  # fmt: skip
 
 
 async def _found_stuck(watched: Watched, *job_ids: int | str) -> None:
@@ -181,16 +195,84 @@ async def _finishing_wins(scene: Scene, watched: Watched, job_id: int | str) -> 
     assert scene.tell(job_id)["state"] == scene.system.retried["state"]
 
 
-@on([(system, database) for system, database in EVERYWHERE if system.unknown])
-async def test_tables_of_a_version_that_nobody_has_tried_are_only_read(scene: Scene) -> None:
-    await upgrade_database(scene.settings)
-    async with scene.watched() as watched:
+async def _only_read_in_another_version(scene: Scene, watched: Watched, made_by: str) -> None:
+    await scene.execute(made_by)
+    with pytest.raises(InvalidRequestError, match=r"only read: its tables of .* are of version"):
         await sweep(watched, SweepOrder(actor="test"))
-        assert scene.system.unknown is not None
-        await scene.execute(scene.system.unknown)
-        with pytest.raises(InvalidRequestError, match=r"only read: its tables of .* are of version"):
+    assert (await watched.source.usage()).window_jobs > 0
+
+
+def test_the_page_tells_of_every_preset_and_of_nothing_else() -> None:
+    told = {row.split(" | ")[1].strip("`") for row in rows()}
+    assert told == set(shipped())
+    assert {(row.split(" | ")[1].strip("`")) for row in rows()} == {system.name for system in SYSTEMS}
+
+
+@pytest.mark.parametrize(
+    ("system", "database"), [pytest.param(SYSTEMS[0], "postgres18", id="procrastinate")], indirect=["database"]
+)
+async def test_locks_keep_jobs_waiting_and_refuse_a_retry_but_stop_nobody_else(scene: Scene) -> None:
+    """A queueing lock has room for one queued job, so that a retry is refused by it; the rest of the batch goes on."""
+    keyed, taken, other, locks, locked = scene.app.run("enqueue", "keyed", "taken", "other", "locks", "locked")
+    await scene.execute("UPDATE procrastinate_jobs SET status = 'doing' WHERE id IN :ids", ids=[keyed, other, locks])
+    await scene.execute("UPDATE procrastinate_jobs SET queueing_lock = 'once' WHERE id IN :ids", ids=[keyed, taken])
+    await scene.execute("UPDATE procrastinate_jobs SET lock = 'one' WHERE id IN :ids", ids=[locks, locked])
+    await scene.execute("UPDATE procrastinate_events SET at = at - interval '1 hour'")
+    await upgrade_database(scene.settings)
+
+    async with scene.watched() as watched:
+        holds, waits = await judge(watched, locks), await judge(watched, locked)
+        assert holds is not None
+        assert holds.sentence.endswith(f"; jobs {locked} can't be claimed before it is over.")
+        assert waits is not None
+        assert (waits.standing, waits.sentence) == (
+            Standing.BLOCKED,
+            f"Job {locked} is queued and can't be claimed: job {locks} comes first with its lock one; it isn't stuck.",
+        )
+        report = await sweep(watched, SweepOrder(actor="test", action=Action.RETRY))
+
+    assert report.tally.of(outcome=Outcome.APPLIED) == len((taken, other, locks))
+    ((refused, why),) = [(each.job_id, each.detail) for each in report.failures]
+    assert (refused, "procrastinate_jobs_queueing_lock_idx" in why) == (keyed, True)
+    assert [scene.tell(job_id)["state"] for job_id in (keyed, other)] == ["doing", "todo"]
+
+
+async def test_several_systems_in_one_database_are_recognised_and_swept(
+    postgres_database: Database, tmp_path: Path
+) -> None:
+    """Each by its tables, under whatever schema and prefix; the application's own table is proposed beside them."""
+    there = [system for system in SYSTEMS if "postgres18" in system.databases]
+    for system in there:
+        with installed(system, postgres_database, tmp_path) as app:
+            app.run("migrate")
+    engine = open_engine(postgres_database.url)
+    async with engine.begin() as connection:
+        await connection.run_sync(jobs_table().metadata.create_all)
+        await connection.execute(sa.text("CREATE SCHEMA eu"))
+        for name in ("pgqueuer", "pgqueuer_log"):
+            await connection.execute(sa.text(f"CREATE TABLE eu.my_{name} (LIKE public.{name} INCLUDING ALL)"))
+        await connection.execute(sa.text("ALTER TABLE eu.my_pgqueuer ADD COLUMN shard text"))
+
+    found = await inspect_database(engine)
+    await engine.dispose()
+    assert {each.preset for each in found.systems} == {system.name for system in there}
+    (foreign,) = (each for each in found.systems if not each.is_plain)
+    assert (foreign.source, foreign.table) == ("pgqueuer_2", "eu.my_pgqueuer")
+    assert [each.source for each in found.systems if each.problem is not None] == ["pgqueuer_2"]
+    assert found.inspection is not None
+    assert found.inspection.facts.name == "ai_generation_jobs"
+
+    file = tmp_path / "unstick.toml"
+    file.write_text(to_toml("main", postgres_database.url, found))
+    settings = load_settings(file)
+    assert set(settings.sources) == {"main", *(each.source for each in found.systems)}
+    await upgrade_database(settings, "main")
+    for name in settings.sources.keys() - {"pgqueuer_2"}:
+        async with open_watched(settings, name) as watched:
             await sweep(watched, SweepOrder(actor="test"))
-        assert (await watched.source.open_jobs()).by_state == {}
+    async with open_watched(settings, "pgqueuer_2") as watched:
+        with pytest.raises(InvalidRequestError, match="only read"):
+            await sweep(watched, SweepOrder(actor="test"))
 
 
 @on([(system, database) for system, database in EVERYWHERE if system.waits])

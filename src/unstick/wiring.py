@@ -39,7 +39,7 @@ from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
 from unstick.sql.event_log import SqlEventLog
 from unstick.sql.guard import Guard, guard, run_statements
 from unstick.sql.history import SqlHistory
-from unstick.sql.inspection import Inspection, inspect_table, password_left_out, to_toml
+from unstick.sql.inspection import Found, inspect_database, inspect_table, password_left_out, to_toml
 from unstick.sql.leaders import SqlLeaders
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.looks import SqlLooks
@@ -297,6 +297,8 @@ async def open_worker(settings: Settings, source: str | None = None) -> AsyncIte
         SourceUnavailableError: the database doesn't answer.
     """
     name, chosen = chosen_source(settings, source)
+    if chosen.preset is not None:
+        raise ConfigurationError(f"The jobs of source {name!r} are run by the workers of their own system.")
     jobs, *elsewhere = _homes(settings, name)
     if elsewhere:
         raise ConfigurationError(
@@ -305,8 +307,6 @@ async def open_worker(settings: Settings, source: str | None = None) -> AsyncIte
         )
     async with _open(jobs) as engine:
         await _prepare(engine, jobs)
-    if chosen.preset is not None:
-        raise ConfigurationError(f"The jobs of source {name!r} are run by the workers of their own system.")
     url, declared = chosen.url.get_secret_value(), JobTable.from_settings(chosen)
     async with worker_on(name, url, declared, every=BEAT_EVERY, lease=LEASE) as worker:
         yield worker
@@ -535,24 +535,27 @@ async def guard_table(
         return found
 
 
-async def inspect_url(url: str, table: str | None = None) -> Inspection:
-    """Look at a database's jobs table, the likeliest where none is named."""
+async def inspect_url(url: str, table: str | None = None) -> Found:
+    """Look at a database's job systems and jobs table, or at the table that is named."""
     engine = open_engine(url)
     try:
         async with reachable(engine.sync_engine):
-            return await inspect_table(engine, table)
+            if table is None:
+                return await inspect_database(engine)
+            return Found(systems=(), inspection=await inspect_table(engine, table))
     finally:
         await engine.dispose()
 
 
-def proposed_toml(url: str, inspection: Inspection) -> str:
+def proposed_toml(url: str, found: Found) -> str:
     """Return the `unstick.toml` that an inspection proposes."""
-    return to_toml(_DEFAULT_SOURCE, url, inspection)
+    return to_toml(_DEFAULT_SOURCE, url, found)
 
 
-def proposed_password(url: str) -> str | None:
-    """Say how to give the password that the proposed file leaves out, None where there is none."""
-    return password_left_out(_DEFAULT_SOURCE, url)
+def proposed_passwords(url: str, found: Found) -> tuple[str, ...]:
+    """Say how to give the password that the proposed file leaves out, once for each source."""
+    sources = [*(each.source for each in found.systems), *([_DEFAULT_SOURCE] if found.inspection else [])]
+    return tuple(said for name in sources if (said := password_left_out(name, url)) is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,12 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+from psycopg.rows import dict_row
 from sqlalchemy.engine import make_url
 
 if TYPE_CHECKING:
@@ -40,6 +43,21 @@ class Wait:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InSql:
+    """What a system's application and workers do, in SQL: for systems that can't be installed where the tests run."""
+
+    version: str
+    enqueue: str
+    """Adds the job of `%(token)s`, and returns its id."""
+    claim: str
+    """What a worker does to take the job of `%(id)s` as soon as it may; it returns a row if it was taken."""
+    finish: str
+    """What a worker does at the end of the job of `%(id)s`."""
+    tell: str
+    """Reads `state` and `error` of the job of `%(id)s` as the system's own interface would."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class System:
     """A job system, and what a test has to know to play through its scenarios."""
 
@@ -62,6 +80,8 @@ class System:
     """In this order."""
     undoable: bool = True
     """What was done to a job can be undone."""
+    in_sql: InSql | None = None
+    """Tables from `schema.sql` in its folder, and SQL in the workers' place."""
 
 
 @dataclass(kw_only=True)
@@ -150,9 +170,62 @@ class Installed:
         }
 
 
+@dataclass(kw_only=True)
+class Imitated:
+    """A system of which only the tables are there; what its workers would do is done by the test itself."""
+
+    system: System
+    database: Database
+    in_sql: InSql
+    ids: dict[str, Any] = field(default_factory=dict)
+    begun: list[str] = field(default_factory=list)
+
+    def run(self, command: str, *arguments: str) -> Any:  # noqa: ANN401
+        if command == "migrate":
+            self._execute((_HERE / self.system.name / "schema.sql").read_text())
+            return self.in_sql.version
+        if command == "enqueue":
+            self.ids |= {token: self._execute(self.in_sql.enqueue, token=token)[0]["id"] for token in arguments}
+            return [self.ids[token] for token in arguments]
+        return [self._execute(self.in_sql.tell, id=job_id)[0] for job_id in arguments]
+
+    def start_workers(self, *tokens: str) -> None:
+        for token in tokens:
+            wait_until(partial(self._claim, token))
+            self.begun.append(f"began {token} 0")
+
+    def _claim(self, token: str) -> bool:
+        return bool(self._execute(self.in_sql.claim, id=self.ids[token]))
+
+    def kill_worker_of(self, token: str) -> None:
+        """Whoever is killed does nothing more."""
+
+    def release(self, *tokens: str) -> None:
+        for token in tokens:
+            self._execute(self.in_sql.finish, id=self.ids[token])
+
+    def await_line(self, what: str, tokens: Sequence[str]) -> None:
+        assert all(f"{what} {token} 0" in self.begun for token in tokens)
+
+    def lines(self) -> list[str]:
+        return self.begun
+
+    def log(self) -> str:
+        return str(self.begun)
+
+    def _execute(self, statement: str, **values: object) -> list[dict[str, Any]]:
+        plain = make_url(self.database.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        with psycopg.connect(plain, autocommit=True, row_factory=dict_row) as connection:
+            cursor = connection.execute(statement.encode(), values or None)
+            return cursor.fetchall() if cursor.description else []
+
+
 @contextmanager
-def installed(system: System, database: Database, journal: Path) -> Iterator[Installed]:
-    """Lend a system with its tables in a database, and kill its workers after."""
+def installed(system: System, database: Database, journal: Path) -> Iterator[Installed | Imitated]:
+    """Lend a system in a database, and kill its workers after."""
+    if system.in_sql is not None:
+        yield Imitated(system=system, database=database, in_sql=system.in_sql)
+        return
     app = Installed(system=system, database=database, journal=journal)
     if not system.stands_in and not (app.environment / "installed.txt").exists():
         raise RuntimeError(f"{system.name} isn't installed; run scripts/install-systems")

@@ -1,6 +1,6 @@
 """The job systems that are tested, one entry each."""
 
-from tests.systems.harness import System, Wait
+from tests.systems.harness import InSql, System, Wait
 from unstick.domain.standing import Standing
 
 SYSTEMS = (
@@ -181,5 +181,63 @@ SYSTEMS = (
             ),
         ),
         undoable=False,
+    ),
+    System(
+        name="river",
+        grow_old="UPDATE river_job SET attempted_at = now() - interval '2 hours' WHERE id IN :ids",
+        unknown="INSERT INTO river_migration (line, version) VALUES ('main', 99)",
+        failed={"state": "discarded", "attempt": 1},
+        retried={"state": "completed"},
+        in_sql=InSql(
+            version="migration 7",
+            enqueue="""
+                INSERT INTO river_job (kind, args) VALUES ('hold', jsonb_build_object('token', %(token)s::text))
+                RETURNING id
+            """,
+            claim="""
+                WITH due AS (
+                    UPDATE river_job SET state = 'available'
+                    WHERE id = %(id)s AND state = 'retryable' AND scheduled_at <= now()
+                )
+                UPDATE river_job SET state = 'running', attempt = attempt + 1, attempted_at = now(),
+                attempted_by = array_append(attempted_by, 'client')
+                WHERE id = %(id)s AND state = 'available' AND scheduled_at <= now() RETURNING id
+            """,
+            finish="""
+                UPDATE river_job SET state = 'completed', finalized_at = now() WHERE id = %(id)s AND state = 'running'
+            """,
+            tell="""
+                SELECT state::text, attempt, errors[array_upper(errors, 1)] ->> 'error' AS error FROM river_job
+                WHERE id = %(id)s
+            """,
+        ),
+    ),
+    System(
+        name="oban",
+        grow_old="UPDATE oban_jobs SET attempted_at = timezone('UTC', now()) - interval '2 hours' WHERE id IN :ids",
+        unknown="COMMENT ON TABLE oban_jobs IS '99'",
+        failed={"state": "discarded", "attempt": 1},
+        retried={"state": "completed", "attempt": 2},
+        in_sql=InSql(
+            version="migration 14",
+            enqueue="""
+                INSERT INTO oban_jobs (worker, args, max_attempts)
+                VALUES ('Hold', jsonb_build_object('token', %(token)s::text), 1) RETURNING id
+            """,
+            claim="""
+                WITH due AS (
+                    UPDATE oban_jobs SET state = 'available'
+                    WHERE id = %(id)s AND state IN ('scheduled', 'retryable') AND scheduled_at <= timezone('UTC', now())
+                )
+                UPDATE oban_jobs SET state = 'executing', attempt = attempt + 1,
+                attempted_at = timezone('UTC', now()), attempted_by = ARRAY['node', 'uuid']
+                WHERE id = %(id)s AND state = 'available' AND attempt < max_attempts RETURNING id
+            """,
+            finish="UPDATE oban_jobs SET state = 'completed', completed_at = timezone('UTC', now()) WHERE id = %(id)s",
+            tell="""
+                SELECT state::text, attempt, errors[array_upper(errors, 1)] ->> 'error' AS error FROM oban_jobs
+                WHERE id = %(id)s
+            """,
+        ),
     ),
 )

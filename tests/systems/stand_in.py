@@ -35,6 +35,7 @@ def now() -> datetime:
 class StandIn(ABC):
     """What a system's workers do, on a connection with a transaction."""
 
+    version: str
     tables: sa.MetaData
 
     async def register(self, connection: AsyncConnection) -> None:
@@ -69,7 +70,7 @@ class StandIn(ABC):
                 case "migrate":
                     await connection.run_sync(self.tables.create_all)
                     await connection.commit()
-                    return None
+                    return self.version
                 case "enqueue":
                     ids = [await self.enqueue(connection, token) for token in arguments]
                     await connection.commit()

@@ -11,7 +11,7 @@ from unstick.cli.output import note, say, say_json, warn
 from unstick.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from unstick.sql.inspection import Inspection
+    from unstick.sql.inspection import Found, Inspection
 
 
 def inspect(
@@ -29,26 +29,26 @@ def inspect(
     import asyncio
 
     from unstick.config import DEFAULT_FILE, settings_file
-    from unstick.wiring import inspect_url, proposed_password, proposed_toml
+    from unstick.wiring import inspect_url, proposed_passwords, proposed_toml
 
     file = (settings_file(config_file(ctx)) or Path(DEFAULT_FILE)) if write else None
     _refuse_to_overwrite(file)
-    inspection = asyncio.run(inspect_url(url, table))
-    toml = proposed_toml(url, inspection)
+    found = asyncio.run(inspect_url(url, table))
+    toml = proposed_toml(url, found)
     if file is not None:
         _write(file, toml)
-        _note_password(proposed_password(url))
+        for left_out in proposed_passwords(url, found):
+            warn(left_out)
     if as_json:
-        say_json(_shape(inspection, toml, file))
-    elif file is not None:
-        say(f"Wrote {file}.")
-        _note_doubts(inspection)
-        if inspection.blocked:
-            warn(f"{file} can't work as it stands: settle in it what is called a blocker.")
-    else:
+        say_json(_shape(found, toml, file))
+        return
+    if file is None:
         say(toml.rstrip("\n"))
-    if inspection.others and not as_json:
-        note(f"It could also be: {', '.join(inspection.others)}. Name one with --table.")
+    else:
+        say(f"Wrote {file}.")
+        _note_doubts(found, file)
+    if found.inspection is not None and found.inspection.others:
+        note(f"It could also be: {', '.join(found.inspection.others)}. Name one with --table.")
 
 
 def _refuse_to_overwrite(file: Path | None) -> None:
@@ -64,17 +64,27 @@ def _write(file: Path, toml: str) -> None:
         raise ConfigurationError(f"{file} can't be written: {error.strerror}.") from error
 
 
-def _note_password(left_out: str | None) -> None:
-    if left_out is not None:
-        warn(left_out)
-
-
-def _note_doubts(inspection: "Inspection") -> None:
-    for doubt in inspection.doubts:
+def _note_doubts(found: "Found", file: Path) -> None:
+    for each in found.systems:
+        note(f"{each.system} is there{'' if each.problem is None else f', and will only be read: {each.problem}'}")
+    if found.inspection is None:
+        return
+    for doubt in found.inspection.doubts:
         note(f"{doubt.severity}, {doubt.key}: {doubt.message}")
+    if found.inspection.blocked:
+        warn(f"{file} can't work as it stands: settle in it what is called a blocker.")
 
 
-def _shape(inspection: "Inspection", toml: str, file: Path | None) -> dict[str, object]:
+def _shape(found: "Found", toml: str, file: Path | None) -> dict[str, object]:
+    systems = [
+        {"source": each.source, "preset": each.preset, "table": each.table, "problem": each.problem}
+        for each in found.systems
+    ]
+    table = {} if found.inspection is None else _shape_of_table(found.inspection)
+    return {"systems": systems, **table, "toml": toml, "written_to": None if file is None else str(file)}
+
+
+def _shape_of_table(inspection: "Inspection") -> dict[str, object]:
     proposal = inspection.proposal
     return {
         "table": inspection.facts.spelling,
@@ -84,6 +94,4 @@ def _shape(inspection: "Inspection", toml: str, file: Path | None) -> dict[str, 
         "blocked": inspection.blocked,
         "sampled": inspection.sampled,
         "others": list(inspection.others),
-        "toml": toml,
-        "written_to": None if file is None else str(file),
     }

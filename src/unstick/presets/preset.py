@@ -33,7 +33,9 @@ def _names_only(known: frozenset[str]) -> AfterValidator:
     def check(sql: str) -> str:
         unknown = sorted(set(_PLACE.findall(sql)) - known)
         if unknown:
-            raise ValueError(f"has {{{unknown[0]}}} in it; it may have {', '.join(f'{{{name}}}' for name in known)}")
+            raise ValueError(
+                f"has {{{unknown[0]}}} in it; it may have {', '.join(f'{{{name}}}' for name in sorted(known))}"
+            )
         return sql
 
     return AfterValidator(check)
@@ -142,6 +144,12 @@ class Preset(_Section):
         """Return how it is done to jobs of a state, None where the mapping tells all that is to be written."""
         told = {Action.MARK_FAILED: self.fail, Action.RETRY: self.retry}[action]
         return next((each for each in told if each.is_of(state)), None)
+
+    @property
+    def other_tables(self) -> frozenset[str]:
+        """The system's tables besides that of the jobs, as far as they are named, without a schema."""
+        named = frozenset(re.findall(r"\{schema\}(\w+)", self.model_dump_json()))
+        return named if self.registry is None else named | {self.registry.table}
 
     @property
     def columns_by_name(self) -> dict[ColumnKey, str]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.engine import Dialect as SqlDialect
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -83,6 +83,10 @@ class Dialect(ABC):
 
     def unindexed(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """Return a column for a condition that no index is to serve; only SQLite needs to be told."""
+        return column
+
+    def comparable(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """Return a value in a form that knows when two are equal; PostgreSQL's `json` alone doesn't."""
         return column
 
     def is_time(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
@@ -218,10 +222,18 @@ class PostgresDialect(Dialect):
     def rows(self, seen: Seen) -> sa.TextualSelect:
         """Expand JSON arrays by position."""
         fields = ", ".join(
-            f'CAST(value ->> {place} AS {self.type_name(type_)}) AS "{name}"'
-            for place, (name, type_) in enumerate(seen.items())
+            f'{self._field(place, type_)} AS "{name}"' for place, (name, type_) in enumerate(seen.items())
         )
         return _textual(f"SELECT {fields} FROM jsonb_array_elements(CAST(:unstick_seen AS jsonb)) AS s(value)", seen)
+
+    def _field(self, place: int, type_: TypeEngine[Any]) -> str:
+        if not isinstance(type_, sa.ARRAY):
+            return f"CAST(value ->> {place} AS {self.type_name(type_)})"
+        # An array is an array in JSON, too, which no cast takes for one.
+        expand = "jsonb_array_elements" if isinstance(type_.item_type, sa.JSON) else "jsonb_array_elements_text"
+        items = f"SELECT e FROM {expand}(value -> {place}) WITH ORDINALITY AS items(e, n) ORDER BY n"
+        array = f"CAST(ARRAY({items}) AS {self.type_name(type_)})"
+        return f"CASE jsonb_typeof(value -> {place}) WHEN 'array' THEN {array} END"
 
     def json_object(self, values: Mapping[str, sa.ColumnElement[Any]]) -> sa.ColumnElement[str]:
         """Build the object."""
@@ -242,6 +254,11 @@ class PostgresDialect(Dialect):
     def seconds_between(self, start: sa.ColumnElement[Any], end: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
         """Subtract."""
         return sa.cast(sa.extract("epoch", end - start), sa.Double)
+
+    def comparable(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """Compare JSON by what it says, not by how it is spelt."""
+        plain = isinstance(column.type, sa.JSON) and not isinstance(column.type, postgresql.JSONB)
+        return sa.cast(column, postgresql.JSONB) if plain else column
 
     def is_time(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Leave out minus infinity and times before Christ, which Python doesn't know."""

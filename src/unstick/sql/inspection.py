@@ -17,20 +17,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.exc import DBAPIError, NoSuchTableError, SAWarning
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.types import NullType, TypeEngine
+from sqlalchemy.types import NullType
 
 from unstick.config import ColumnKey, StateValue
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobState
 from unstick.sql.connections import reachable
 from unstick.sql.engine import SECRETS
+from unstick.sql.facts import table_facts, underlying, unique_alone
 from unstick.sql.proposal import (
     TIME_KEYS,
     ColumnFacts,
-    ColumnKind,
     Doubt,
     IndexFacts,
     Proposal,
@@ -41,6 +40,7 @@ from unstick.sql.proposal import (
     propose,
     warning,
 )
+from unstick.sql.recognition import Recognised, recognise
 
 SAMPLE_ROWS = 10_000
 _TIMEOUT_MS = 5_000
@@ -71,18 +71,6 @@ _SAME_STEP = timedelta(seconds=1)
 _JUST_NOW = timedelta(minutes=1)
 _PREFIX = 32
 """How much of a status MariaDB's index keeps where the column is TEXT."""
-
-_KINDS: tuple[tuple[type[TypeEngine[Any]] | tuple[type[TypeEngine[Any]], ...], ColumnKind], ...] = (
-    (sa.Enum, "text"),
-    (sa.Boolean, "boolean"),
-    (sa.Integer, "integer"),
-    ((sa.Numeric, sa.Float), "number"),
-    (sa.DateTime, "naive_time"),
-    (sa.Uuid, "uuid"),
-    (sa.JSON, "json"),
-    (sa.String, "text"),
-    (sa.LargeBinary, "binary"),
-)
 
 Row = Mapping[str, object]
 
@@ -143,50 +131,83 @@ class _Examined:
         return f"{self.facts.spelling}.{self.proposal.columns[key]}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a database holds: job systems that are known, and one table that is like any other."""
+
+    systems: tuple[Recognised, ...]
+    inspection: Inspection | None
+    """The likeliest of the tables that are of no known system; None where none looks like jobs."""
+
+
+async def inspect_database(engine: AsyncEngine) -> Found:
+    """Recognise job systems by their tables, and find out what the likeliest of the others means.
+
+    Raises:
+        ConfigurationError: there is neither.
+        SourceUnavailableError: the database doesn't answer, or stops the inspection.
+    """
+    async with _reading(engine) as connection:
+        tables = await connection.run_sync(_reflect_all)
+        systems = await recognise(connection, tables)
+        theirs = {name for each in systems for name in (each.table, *each.beside)}
+        candidates = _rank([table for table in tables if table.fullname not in theirs], connection.dialect.name)
+        inspected = [await _inspect(connection, candidate.table) for candidate in candidates[:_LOOKED_INTO]]
+    likeliest = _likeliest(inspected, [candidate.table for candidate in candidates])
+    if likeliest is None and not systems:
+        raise ConfigurationError(_NO_JOBS)
+    return Found(systems=systems, inspection=likeliest)
+
+
 async def inspect_tables(engine: AsyncEngine) -> tuple[Candidate, ...]:
     """Return the tables that have a state and a time, those that look most like jobs first."""
     async with _reading(engine) as connection:
-        return await _rank(connection)
+        return _rank(await connection.run_sync(_reflect_all), connection.dialect.name)
 
 
-async def inspect_table(engine: AsyncEngine, table: str | None = None) -> Inspection:
+async def inspect_table(engine: AsyncEngine, table: str) -> Inspection:
     """Find out what a table's columns and words mean, and how far that can be trusted.
 
     Args:
         engine: the database.
-        table: the table as configuration names it (`jobs`, `billing.jobs`); None picks the likeliest.
+        table: the table as configuration names it (`jobs`, `billing.jobs`).
 
     Raises:
-        ConfigurationError: the table isn't there, or none was named and none looks like a jobs table.
+        ConfigurationError: the table isn't there.
         SourceUnavailableError: the database doesn't answer, or stops the inspection.
     """
     async with _reading(engine) as connection:
-        if table is not None:
-            return await _inspect(connection, table)
-        candidates = await _rank(connection)
-        inspected = [await _inspect(connection, candidate.table) for candidate in candidates[:_LOOKED_INTO]]
-    return _likeliest(inspected, [candidate.table for candidate in candidates])
+        return await _inspect(connection, table)
 
 
-def table_facts(table: sa.Table, dialect: str | None = None) -> TableFacts:
-    """Return what a SQLAlchemy table, declared or reflected, tells of itself."""
-    alone_unique = _unique_alone(table)
-    return TableFacts(
-        name=table.name,
-        schema=table.schema,
-        columns=tuple(_column_facts(column, alone_unique, dialect) for column in table.columns),
-        indexes=tuple(_index_facts(index) for index in sorted(table.indexes, key=lambda index: str(index.name))),
-    )
-
-
-def to_toml(name: str, url: str, inspection: Inspection) -> str:
-    """Write an inspection as an `unstick.toml`, its doubts as comments and without the URL's password.
+def to_toml(name: str, url: str, found: Found) -> str:
+    """Write what was found as an `unstick.toml`, its doubts as comments and without the URL's password.
 
     Args:
-        name: what the source is to be called.
+        name: what the source of the table that is of no known system is to be called.
         url: the database's URL, as it was given.
-        inspection: what was found out.
+        found: what was found out.
     """
+    sections = [_section(each, url) for each in found.systems]
+    if found.inspection is not None:
+        sections.append(_section_of_table(name, url, found.inspection))
+    return "\n".join(sections)
+
+
+def _section(recognised: Recognised, url: str) -> str:
+    problem = [] if recognised.problem is None else [_comment(f"It will only be read: {recognised.problem}")]
+    return "\n".join((
+        _comment(f"{recognised.system}, recognised by its tables."),
+        *problem,
+        f"[sources.{recognised.source}]",
+        *_toml_url(recognised.source, url),
+        f"preset = {_toml(recognised.preset)}",
+        *([] if recognised.is_plain else [f"table = {_toml(recognised.table)}"]),
+        "",
+    ))  # fmt: skip
+
+
+def _section_of_table(name: str, url: str, inspection: Inspection) -> str:
     proposal = inspection.proposal
     columns = ", ".join(f"{key} = {_toml(column)}" for key, column in proposal.columns.items())
     states = ", ".join(f"{state.value} = {_toml_words(words)}" for state, words in proposal.states.items())
@@ -225,9 +246,8 @@ def _first_line(error: DBAPIError) -> str:
     return str(error.orig).partition("\n")[0]
 
 
-async def _rank(connection: AsyncConnection) -> tuple[Candidate, ...]:
-    tables = await connection.run_sync(_reflect_all)
-    found = [_candidate(table_facts(table, connection.dialect.name)) for table in tables]
+def _rank(tables: Sequence[sa.Table], dialect: str) -> tuple[Candidate, ...]:
+    found = [_candidate(table_facts(table, dialect)) for table in tables]
     ranked = [candidate for candidate in found if candidate is not None]
     return tuple(sorted(ranked, key=lambda candidate: (-candidate.score, len(candidate.table), candidate.table)))
 
@@ -248,13 +268,16 @@ def _score(facts: TableFacts, proposal: Proposal) -> int:
     return columns + words + _NAME_WEIGHT * called
 
 
-def _likeliest(inspected: Sequence[Inspection], tables: Sequence[str]) -> Inspection:
+_NO_JOBS = (
+    "No table here looks like a jobs table, which has a state, a time and words such as queued or running; name it "
+    "with --table."
+)
+
+
+def _likeliest(inspected: Sequence[Inspection], tables: Sequence[str]) -> Inspection | None:
     best = max(inspected, key=lambda found: _score(found.facts, found.proposal), default=None)
     if best is None or _score(best.facts, best.proposal) < _ENOUGH:
-        raise ConfigurationError(
-            "No table here looks like a jobs table, which has a state, a time and words such as queued or running; "
-            "name it with --table."
-        )
+        return None
     return replace(best, others=tuple(table for table in tables if table != best.facts.spelling))
 
 
@@ -328,78 +351,6 @@ def _is_partitioned(connection: sa.Connection, table: sa.Table) -> bool:
     return bool(connection.scalar(query, {"name": name}))
 
 
-def _column_facts(column: sa.Column[Any], alone_unique: frozenset[str], dialect: str | None) -> ColumnFacts:
-    return ColumnFacts(
-        name=column.name,
-        kind=_kind(column.type, dialect),
-        nullable=bool(column.nullable),
-        primary_key=column.primary_key,
-        unique=column.name in alone_unique,
-        values=_declared_values(column),
-        closed=bool(_declared_values(column)),
-    )
-
-
-def _kind(type_: TypeEngine[Any], dialect: str | None) -> ColumnKind:
-    inner = _underlying(type_)
-    if isinstance(inner, mysql.TINYINT) and inner.display_width == 1:
-        return "boolean"
-    if isinstance(inner, sa.DateTime) and (inner.timezone or _is_instant(inner, dialect)):
-        return "time"
-    return next((kind for types, kind in _KINDS if isinstance(inner, types)), "other")
-
-
-def _underlying(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    if isinstance(type_, postgresql.DOMAIN):
-        return _underlying(type_.data_type)
-    if isinstance(type_, sa.TypeDecorator) and not isinstance(type_, sa.Interval):
-        return _underlying(type_.impl_instance)
-    return type_
-
-
-def _is_instant(type_: sa.DateTime, dialect: str | None) -> bool:
-    # MariaDB keeps a TIMESTAMP in UTC and gives it in the session's zone, which ours sets.
-    return dialect in {"mysql", "mariadb"} and isinstance(type_, sa.TIMESTAMP)
-
-
-def _declared_values(column: sa.Column[Any]) -> tuple[StateValue, ...]:
-    type_ = _underlying(column.type)
-    if isinstance(type_, sa.Enum):
-        return tuple(type_.enums)
-    checks = (c for c in column.table.constraints if isinstance(c, sa.CheckConstraint))
-    return next((words for check in checks if (words := _allowed(column.name, str(check.sqltext)))), ())
-
-
-def _allowed(column: str, check: str) -> tuple[str, ...]:
-    """Return the words a check constraint allows, where that is all it says of this column."""
-    words = re.findall(r"'((?:[^']|'')*)'", check)
-    bare = re.sub(r"'(?:[^']|'')*'", "?", check).lower()
-    bare = re.sub(r"::[a-z ]+", "", bare)
-    bare = re.sub(r'[\s()\[\]"`,]', "", bare)
-    listed = "?" * len(words)
-    said = (f"{column.lower()}in{listed}", f"{column.lower()}=anyarray{listed}")
-    return tuple(word.replace("''", "'") for word in words) if words and bare in said else ()
-
-
-def _unique_alone(table: sa.Table) -> frozenset[str]:
-    keys = [table.primary_key, *(c for c in table.constraints if isinstance(c, sa.UniqueConstraint))]
-    held = [[column.name for column in key.columns] for key in keys]
-    facts = [_index_facts(index) for index in table.indexes if index.unique]
-    held += [list(index.columns) for index in facts if index.where is None]
-    return frozenset(columns[0] for columns in held if len(columns) == 1)
-
-
-def _index_facts(index: sa.Index) -> IndexFacts:
-    options = index.dialect_options
-    where = next((w for name in ("postgresql", "sqlite") if (w := options[name].get("where")) is not None), None)
-    return IndexFacts(
-        name=str(index.name),
-        columns=tuple(e.name if isinstance(e, sa.Column) else str(e) for e in index.expressions),
-        stored=tuple(str(name) for name in options["postgresql"].get("include") or ()),
-        where=None if where is None else str(where),
-    )
-
-
 # The sample
 
 
@@ -424,7 +375,7 @@ async def _read_sample(connection: AsyncConnection, table: sa.Table, facts: Tabl
 
 def _unpadded(column: sa.Column[Any], raw: object) -> object:
     """Leave out the blanks a CHAR column is filled up with: as a word, they mean nothing."""
-    return raw.rstrip(" ") if isinstance(raw, str) and isinstance(_underlying(column.type), sa.CHAR) else raw
+    return raw.rstrip(" ") if isinstance(raw, str) and isinstance(underlying(column.type), sa.CHAR) else raw
 
 
 def _worth_sampling(facts: TableFacts) -> list[str]:
@@ -462,11 +413,11 @@ def _further_looks(
 ) -> Iterator[sa.Executable]:
     """Yield queries for distinct words, each over a bounded number of rows."""
     table, rows = state.table, sa.select(sa.type_coerce(state, NullType()).label("word")).limit(SAMPLE_ROWS)
-    if "id" in columns and columns["id"] in _unique_alone(table):
+    if "id" in columns and columns["id"] in unique_alone(table):
         yield _distinct(rows.order_by(table.c[columns["id"]]))
     if "completed_at" in columns:  # where no index leads to them, as far as the database lets a statement run
         yield _distinct(rows.where(table.c[columns["completed_at"]].is_(None)))
-    if dialect.name == "postgresql" and isinstance(_underlying(state.type), sa.String):
+    if dialect.name == "postgresql" and isinstance(underlying(state.type), sa.String):
         yield _common_words(state, dialect)
 
 

@@ -18,7 +18,7 @@ from unstick.domain.job import JobState
 from unstick.domain.suspect import Look
 from unstick.presets.preset import Preset, before_names, fill, load_preset
 from unstick.sql.dialects import Dialect
-from unstick.sql.inspection import table_facts
+from unstick.sql.facts import table_facts
 from unstick.sql.proposal import Doubt, propose
 from unstick.sql.times import TimeForm
 
@@ -205,7 +205,7 @@ class MappedTable:
     @cached_property
     def places(self) -> Mapping[str, str]:
         """What a preset's SQL may name of where its tables are."""
-        return _places(self.declared, self.dialect)
+        return places_of(self.declared, self.dialect)
 
     def quoted(self, name: str) -> str:
         """Return a name as SQL writes it."""
@@ -393,7 +393,7 @@ def map_table(
 
 
 def _computed(declared: JobTable, dialect: Dialect) -> dict[ColumnKey, sa.ColumnElement[Any]]:
-    places = _places(declared, dialect)
+    places = places_of(declared, dialect)
     return {key: _expression(sql, _computed_type(key, dialect), places) for key, sql in declared.computed.items()}
 
 
@@ -413,7 +413,7 @@ def _computed_type(key: ColumnKey, dialect: Dialect) -> sa.types.TypeEngine[Any]
     return sa.BigInteger() if key in {"attempt", "max_attempts"} else sa.Text()
 
 
-def _places(declared: JobTable, dialect: Dialect) -> dict[str, str]:
+def places_of(declared: JobTable, dialect: Dialect) -> dict[str, str]:
     """Return what a preset's SQL may name of where its tables are."""
     quote = dialect.sql.identifier_preparer.quote
     schema = "" if declared.schema is None else f"{quote(declared.schema)}."

@@ -1,7 +1,7 @@
 """What a database really has: its jobs table's columns, types and keys, read once an engine."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
@@ -30,14 +30,14 @@ async def mapped_table(connections: Connections, connection: AsyncConnection, de
     preset = declared.preset
     if preset is None or preset.version is None:
         return mapped
-    return replace(mapped, read_only=await _unknown_version(connection, mapped, preset, preset.version))
+    return replace(mapped, read_only=await unknown_version(connection, preset, preset.version, mapped.places))
 
 
-async def _unknown_version(
-    connection: AsyncConnection, mapped: MappedTable, preset: Preset, version: SchemaVersion
+async def unknown_version(
+    connection: AsyncConnection, preset: Preset, version: SchemaVersion, places: Mapping[str, str]
 ) -> str | None:
     """Say that nobody has tried the version of a system's tables, by which a write could do anything."""
-    found = str((await connection.execute(text_clause(version.sql, mapped.places))).scalar())
+    found = str((await connection.execute(text_clause(version.sql, places))).scalar())
     if found in version.known:
         return None
     return (

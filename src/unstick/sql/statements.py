@@ -428,7 +428,11 @@ def _figures(mapped: MappedTable, sample: sa.Subquery) -> list[sa.ColumnElement[
 def _durations(mapped: MappedTable, sample: sa.Subquery) -> list[sa.ColumnElement[Any]]:
     if not (mapped.has("started_at") and mapped.has("completed_at")):
         return [sa.null(), sa.null(), sa.null()]
-    seconds = mapped.dialect.seconds_between(sample.c.started_at, sample.c.completed_at)
+    times: list[sa.ColumnElement[Any]] = [sample.c.started_at, sample.c.completed_at]
+    forms = [mapped.times["started_at"], mapped.times["completed_at"]]
+    if forms[0] != forms[1]:  # or the session's own zone would come between them
+        times = [mapped.dialect.in_utc(time, form) for time, form in zip(times, forms, strict=True)]
+    seconds = mapped.dialect.seconds_between(*times)
     return [sa.func.count(seconds), sa.func.avg(seconds), sa.func.max(seconds)]
 
 

@@ -231,7 +231,8 @@ def _is(mapped: MappedTable, name: str, value: sa.ColumnElement[Any]) -> Predica
     column = mapped.dialect.unindexed(sa.type_coerce(mapped.table.c[name], _type(mapped, name)))
     if isinstance(column.type, sa.String):
         return mapped.dialect.exact(column).is_not_distinct_from(mapped.dialect.exact(value))
-    return column.is_not_distinct_from(as_stored(mapped, name, value))
+    stored = as_stored(mapped, name, value)
+    return mapped.dialect.comparable(column).is_not_distinct_from(mapped.dialect.comparable(stored))
 
 
 def _as_left(mapped: MappedTable, names: Sequence[str], given: sa.FromClause) -> Predicate:

@@ -30,6 +30,7 @@ WORKER = f"delayed_job.0 host:{socket.gethostname()} pid:{os.getpid()}"
 
 
 class DelayedJob(StandIn):
+    version = "4.2.0"
     tables = TABLES
 
     async def enqueue(self, connection: AsyncConnection, token: str) -> int:

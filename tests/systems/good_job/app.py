@@ -54,6 +54,7 @@ LOCK = "('x' || substr(md5('good_jobs-' || good_jobs.id::text), 1, 16))::bit(64)
 
 
 class GoodJob(StandIn):
+    version = "4.19.2"
     tables = TABLES
 
     async def register(self, connection: AsyncConnection) -> None:

@@ -1,5 +1,6 @@
 // pg-boss as its users run it. `app.mjs migrate | enqueue TOKEN… | work TOKEN | tell ID…`.
 
+import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
 import { work } from "../work.mjs";
@@ -13,7 +14,7 @@ const commands = {
     async migrate() {
         await boss.createQueue("lost");
         await boss.createQueue("held", { heartbeatSeconds: 10, deadLetter: "lost" });
-        return await boss.schemaVersion();
+        return JSON.parse(readFileSync(`${process.env.ENVIRONMENT}/node_modules/pg-boss/package.json`)).version;
     },
 
     async enqueue(...tokens) {

@@ -66,6 +66,7 @@ async def _is_in(connection: AsyncConnection, table: sa.Table, key: int) -> bool
 
 
 class SolidQueue(StandIn):
+    version = "1.5.0"
     tables = TABLES
 
     async def register(self, connection: AsyncConnection) -> None:
