@@ -310,8 +310,8 @@ async def test_a_job_that_nobody_claimed_is_failed_or_queued_again(scene: Scene)
         assert await scene.recover(watched, retried, Action.RETRY) is Outcome.APPLIED
         assert await _standing(watched, failed) is Standing.OVER
     assert scene.tell(failed)["state"] == scene.system.failed["state"]
-    scene.app.release("retried")
     scene.app.start_workers("retried")
+    scene.app.release("retried")
     scene.await_end(retried)
 
 
