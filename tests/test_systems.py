@@ -256,6 +256,7 @@ def test_the_page_tells_of_every_preset_and_of_nothing_else() -> None:
     told = {row.split(" | ")[1].strip("`") for row in rows()}
     assert told == set(shipped())
     assert {(row.split(" | ")[1].strip("`")) for row in rows()} == {system.name for system in SYSTEMS}
+    assert len(rows()) == len(EVERYWHERE)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +293,8 @@ async def test_several_systems_in_one_database_are_recognised_and_swept(
 ) -> None:
     """Each by its tables, under whatever schema and prefix; the application's own table is proposed beside them."""
     # Oban's two make tables of the same names.
-    there = {load_preset(each.name).table: each for each in SYSTEMS if "postgres18" in each.databases}.values()
+    presets = [(load_preset(each.name), each) for each in SYSTEMS]
+    there = {preset.table: each for preset, each in presets if "postgresql" in preset.databases}.values()
     for system in there:
         with installed(system, postgres_database, tmp_path) as app:
             app.run("migrate")
