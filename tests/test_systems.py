@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.jobs import jobs_table
-from tests.systems.harness import Imitated, Installed, installed, wait_until
+from tests.systems.harness import Installed, installed, wait_until
 from tests.systems.known import SYSTEMS
 from tests.systems.page import rows, show
 from unstick.config import Settings, load_settings
@@ -42,14 +42,13 @@ if TYPE_CHECKING:
     from unstick.pipeline.watched import Watched
 
 EVERYWHERE = [(system, database) for system in SYSTEMS for database in system.databases]
-WAITING = [(system, system.databases[0]) for system in SYSTEMS if system.waits]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     """A system in its database, watched by Unstick."""
 
-    app: Installed | Imitated
+    app: Installed
     settings: Settings
     version: str
     """Of the system that is installed."""
@@ -67,6 +66,12 @@ class Scene:
     def standings_of_the_healthy(self) -> set[Standing]:
         """What a job is that runs."""
         return {Standing.UNKNOWN} if self.system.ageless else {Standing.BEATING, Standing.HELD}
+
+    @property
+    def impatient(self) -> Settings:
+        """Settings by which what is queued is stuck at once."""
+        policy = self.settings.policy.model_copy(update={"queued_after": timedelta(milliseconds=1)})
+        return self.settings.model_copy(update={"policy": policy})
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[Watched]:
@@ -96,6 +101,14 @@ class Scene:
             await connection.execute(sa.text(quoted).bindparams(*bound), values)
         await engine.dispose()
 
+    async def read(self, query: str) -> list[tuple[object, ...]]:
+        """Read from the tables as they are."""
+        engine = open_engine(self.app.database.url)
+        async with engine.connect() as connection:
+            rows = (await connection.execute(sa.text(query))).all()
+        await engine.dispose()
+        return [tuple(row) for row in rows]
+
     def tell(self, job_id: object) -> dict[str, object]:
         """Ask the system's own interface about a job."""
         (told,) = self.app.run("tell", str(job_id))
@@ -116,12 +129,13 @@ def scene(system: System, database: Database, tmp_path: Path) -> Iterator[Scene]
         yield Scene(app=app, settings=settings, version=app.run("migrate"))
 
 
-everywhere = pytest.mark.parametrize(
-    ("system", "database"),
-    EVERYWHERE,
-    indirect=["database"],
-    ids=[f"{system.name}-{database}" for system, database in EVERYWHERE],
-)
+def on(places: list[tuple[System, str]]) -> pytest.MarkDecorator:
+    """Have a test run on these systems, each in its databases."""
+    ids = [f"{system.name}-{database}" for system, database in places]
+    return pytest.mark.parametrize(("system", "database"), places, indirect=["database"], ids=ids)
+
+
+everywhere = on(EVERYWHERE)
 
 
 @everywhere
@@ -146,38 +160,17 @@ async def test_what_a_killed_worker_left_is_recovered_and_what_lives_is_left_alo
         assert "error" not in told or "Job stuck in running" in str(told["error"])
         await _runs_again_or_not_at_all(scene, watched, retried)
         await _finishing_wins(scene, watched, healthy)
-        await _only_read_in_another_version(scene, watched)
-    workers = "its own" if scene.system.in_sql is None else "SQL in their place, on its published schema"
+        if scene.system.unknown is not None:
+            await _only_read_in_another_version(scene, watched, scene.system.unknown)
+    workers = "SQL in their place, on its published schema" if scene.system.stands_in else "its own"
     found = "found when queued again" if scene.system.returns else "found"
     retried_too = ("retried",) if scene.system.retries else ()
-    seen = (found, "failed", *retried_too, "healthy left alone", "finish wins", "version")
+    version = () if scene.system.unknown is None else ("version",)
+    seen = (found, "failed", *retried_too, "healthy left alone", "finish wins", *version)
     show(
         load_preset(scene.system.name), scene.system.name, scene.version, app.database.backend, workers, seen,
         undoable=scene.system.undoable,
     )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("system", "database"),
-    WAITING,
-    indirect=["database"],
-    ids=[system.name for system, _ in WAITING],
-)
-async def test_what_its_system_lets_wait_is_not_stuck(scene: Scene) -> None:
-    """However long that is; whoever has what it waits for says so."""
-    waits, other = scene.app.run("enqueue", "waits", "other")
-    await upgrade_database(scene.settings)
-    async with scene.watched() as watched:
-        async with asyncio.timeout(30):
-            while await _standing(watched, waits) is not Standing.STUCK:
-                pass
-        await scene.execute(str(scene.system.waits), ids=[waits])
-        verdict, row = await judge(watched, waits), await watched.source.find(other)
-    assert verdict is not None
-    assert verdict.standing in {Standing.PAUSED, Standing.BLOCKED}
-    assert scene.system.waiting_for in verdict.sentence
-    assert row is not None
-    assert row.blocks == scene.system.blocks
 
 
 async def _found_stuck(scene: Scene, watched: Watched, *job_ids: int | str) -> None:
@@ -246,14 +239,14 @@ async def _finishing_wins(scene: Scene, watched: Watched, job_id: int | str) -> 
 
 
 async def _suspected(watched: Watched, job_id: int | str) -> Batch:
-    """Look at a job as if nothing might run for any time."""
-    look = replace(await take_look(watched), running_after=timedelta(0), only=frozenset({job_id}))
+    """Look at a job as if a minute had passed: a lock that is held may be a sign of life of this very moment."""
+    look = replace(await take_look(watched), running_after=timedelta(minutes=-1), only=frozenset({job_id}))
     suspects = [suspect async for page in watched.source.suspects(look) for suspect in page.suspects]
     return batch_of(suspects, look)
 
 
-async def _only_read_in_another_version(scene: Scene, watched: Watched) -> None:
-    await scene.execute(scene.system.unknown)
+async def _only_read_in_another_version(scene: Scene, watched: Watched, made_by: str) -> None:
+    await scene.execute(made_by)
     with pytest.raises(InvalidRequestError, match=r"only read: its tables of .* are of version"):
         await sweep(watched, SweepOrder(actor="test"))
     assert (await watched.source.usage()).window_jobs > 0
@@ -263,6 +256,7 @@ def test_the_page_tells_of_every_preset_and_of_nothing_else() -> None:
     told = {row.split(" | ")[1].strip("`") for row in rows()}
     assert told == set(shipped())
     assert {(row.split(" | ")[1].strip("`")) for row in rows()} == {system.name for system in SYSTEMS}
+    assert len(rows()) == len(EVERYWHERE)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +293,8 @@ async def test_several_systems_in_one_database_are_recognised_and_swept(
 ) -> None:
     """Each by its tables, under whatever schema and prefix; the application's own table is proposed beside them."""
     # Oban's two make tables of the same names.
-    there = {load_preset(each.name).table: each for each in SYSTEMS if "postgres18" in each.databases}.values()
+    presets = [(load_preset(each.name), each) for each in SYSTEMS]
+    there = {preset.table: each for preset, each in presets if "postgresql" in preset.databases}.values()
     for system in there:
         with installed(system, postgres_database, tmp_path) as app:
             app.run("migrate")
@@ -331,3 +326,79 @@ async def test_several_systems_in_one_database_are_recognised_and_swept(
     async with open_watched(settings, "pgqueuer_2") as watched:
         with pytest.raises(InvalidRequestError, match="only read"):
             await sweep(watched, SweepOrder(actor="test"))
+
+
+@on([(system, database) for system, database in EVERYWHERE if system.waits])
+async def test_a_job_that_waits_with_good_reason_is_not_stuck(scene: Scene) -> None:
+    """It says what it waits for; and where that is a stuck job, that one says whom it blocks."""
+    waits, other = scene.app.run("enqueue", "waits", "other")
+    await upgrade_database(scene.settings)
+    async with open_watched(scene.impatient) as watched:
+        assert await _standing(watched, waits) is Standing.STUCK
+        for wait in scene.system.waits:
+            for statement in wait.made_by:
+                await scene.execute(statement)
+            verdict = await judge(watched, waits)
+            assert verdict is not None
+            assert (verdict.standing, wait.words in verdict.sentence) == (wait.standing, True), verdict.sentence
+            if wait.blocks:
+                blocking = await judge(watched, other)
+                assert blocking is not None
+                assert f"jobs {waits} can't be claimed before it is over" in blocking.sentence
+
+
+def _tells_of_queued_jobs(system: System) -> bool:
+    preset = load_preset(system.name)
+    return any(write.of == "queued" for write in (*preset.fail, *preset.retry))
+
+
+@on([each for each in EVERYWHERE if _tells_of_queued_jobs(each[0])])
+async def test_a_job_that_nobody_claimed_is_failed_or_queued_again(scene: Scene) -> None:
+    failed, retried = scene.app.run("enqueue", "failed", "retried")
+    await upgrade_database(scene.settings)
+    async with open_watched(scene.impatient) as watched:
+        assert await scene.recover(watched, failed, Action.MARK_FAILED) is Outcome.APPLIED
+        assert await scene.recover(watched, retried, Action.RETRY) is Outcome.APPLIED
+        assert await _standing(watched, failed) is Standing.OVER
+    assert scene.tell(failed)["state"] == scene.system.failed["state"]
+    scene.app.start_workers("retried")
+    scene.app.release("retried")
+    scene.await_end(retried)
+
+
+@on([each for each in EVERYWHERE if each[0].name == "pgboss"])
+async def test_a_job_of_the_same_id_in_another_queue_is_left_alone(scene: Scene) -> None:
+    """pg-boss's ids are unique within a queue: whoever gives them may give one twice."""
+    (job_id,) = scene.app.run("enqueue", "failed")
+    began = "now() - interval '2 hours'"
+    await scene.execute(f"UPDATE pgboss.job SET state = 'active', started_on = {began}, heartbeat_on = {began}")
+    await upgrade_database(scene.settings)
+    async with scene.watched() as watched:
+        look = await take_look(watched)
+        suspects = [suspect async for page in watched.source.suspects(look) for suspect in page.suspects]
+        other = "jsonb_populate_record(job, jsonb_build_object('name', 'lost', 'dead_letter', NULL))"
+        await scene.execute(f"INSERT INTO pgboss.job SELECT ({other}).* FROM pgboss.job")
+        result = await watched.source.recover(replace(batch_of(suspects, look), operation_id=1))
+    assert ({str(each) for each in result.applied}, result.refused) == ({job_id}, {})
+    jobs = await scene.read(f"SELECT name, state FROM pgboss.job WHERE id = '{job_id}' ORDER BY name")
+    assert jobs == [("held", "failed"), ("lost", "active")]
+
+
+@on([each for each in EVERYWHERE if each[0].name == "good_job"])
+async def test_a_job_whose_advisory_lock_somebody_has_is_alive_and_is_not_written_to(scene: Scene) -> None:
+    """GoodJob's worker has the lock before it says so in the row: one that comes after the look is heeded, too."""
+    (job_id,) = scene.app.run("enqueue", "failed")
+    ago = "timezone('UTC', now()) - interval '2 hours'"
+    await scene.execute(f"UPDATE good_jobs SET performed_at = {ago}, locked_by_id = gen_random_uuid()")
+    await upgrade_database(scene.settings)
+    key = f"('x' || substr(md5('good_jobs-{job_id}'), 1, 16))::bit(64)::bigint"
+    worker = open_engine(scene.app.database.url)
+    async with scene.watched() as watched, worker.connect() as holding:
+        look = await take_look(watched)
+        suspects = [suspect async for page in watched.source.suspects(look) for suspect in page.suspects]
+        await holding.execute(sa.text(f"SELECT pg_advisory_lock({key})"))
+        assert await _standing(watched, job_id) is Standing.BEATING
+        result = await watched.source.recover(replace(batch_of(suspects, look), operation_id=1))
+        assert (result.applied, result.refused) == (frozenset(), {})
+    await worker.dispose()
+    assert await scene.read("SELECT finished_at FROM good_jobs") == [(None,)]

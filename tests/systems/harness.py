@@ -6,21 +6,20 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psycopg
-from psycopg.rows import dict_row
 from sqlalchemy.engine import make_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tests.servers import Database
+    from unstick.domain.standing import Standing
 
 ROOT = Path(__file__).parents[2]
 _HERE = Path(__file__).parent
@@ -28,18 +27,16 @@ _PATIENCE = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class InSql:
-    """What a system's application and workers do, in SQL: for systems that can't be installed where the tests run."""
+class Wait:
+    """A good reason to wait for ever, and what is said of it."""
 
-    version: str
-    enqueue: str
-    """Adds the job of `%(token)s`, and returns its id."""
-    claim: str
-    """What a worker does to take the job of `%(id)s` as soon as it may; it returns a row if it was taken."""
-    finish: str
-    """What a worker does at the end of the job of `%(id)s`."""
-    tell: str
-    """Reads `state` and `error` of the job of `%(id)s` as the system's own interface would."""
+    made_by: tuple[str, ...]
+    """Statements that give it to the job `waits`, and put an end to the one before."""
+    standing: Standing
+    words: str
+    """Of what is said of the job."""
+    blocks: bool = False
+    """It waits for the job `other`, which then looks as if it had begun two hours ago."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +45,15 @@ class System:
 
     name: str
     """Of its preset, its folder beside this file and its environment."""
+    stands_in: bool = False
+    """It can't be installed, and its application has SQL in the workers' place, in the tests' own environment."""
     databases: tuple[str, ...] = ("postgres18",)
     source: Mapping[str, Any] = field(default_factory=dict)
     """Settings that make its workers' silence tell sooner than in earnest."""
     grow_old: str | None = None
     """Where age is the only witness: makes the jobs of `:ids` look as if they had begun two hours ago."""
-    unknown: str
-    """Makes its schema one that nobody has tried."""
+    unknown: str | None = None
+    """Makes its schema one that nobody has tried, where that can be told."""
     failed: Mapping[str, object]
     """What its own interface tells of a job that was marked failed, of what is the same each time."""
     retried: Mapping[str, object]
@@ -67,16 +66,10 @@ class System:
     """Jobs whose worker is gone are queued again by themselves, and only then can be found stuck."""
     hears_once: bool = False
     """Its workers take nothing that they weren't listening for."""
-    waits: str | None = None
-    """Makes the queued job of `:ids` wait for what its system knows of: another job, or its paused queue."""
-    waiting_for: str = ""
-    """What is said of it then."""
-    blocks: str | None = None
-    """And of the other job."""
+    waits: tuple[Wait, ...] = ()
+    """In this order."""
     undoable: bool = True
     """What was done to a job can be undone."""
-    in_sql: InSql | None = None
-    """Tables from `schema.sql` in its folder, and SQL in the workers' place."""
 
 
 @dataclass(kw_only=True)
@@ -153,6 +146,8 @@ class Installed:
 
     def _line(self, command: str, *arguments: str) -> list[str]:
         app = _HERE / self.system.name / "app.py"
+        if self.system.stands_in:
+            return [sys.executable, "-m", f"tests.systems.{self.system.name}.app", command, *arguments]
         if app.exists():
             return [str(self.environment / "bin" / "python"), str(app), command, *arguments]
         return ["node", str(app.with_suffix(".mjs")), command, *arguments]
@@ -168,67 +163,11 @@ class Installed:
         }
 
 
-@dataclass(kw_only=True)
-class Imitated:
-    """A system of which only the tables are there; what its workers would do is done by the test itself."""
-
-    system: System
-    database: Database
-    in_sql: InSql
-    ids: dict[str, Any] = field(default_factory=dict)
-    begun: list[str] = field(default_factory=list)
-
-    def run(self, command: str, *arguments: str) -> Any:  # noqa: ANN401
-        if command == "migrate":
-            self._execute((_HERE / self.system.name / "schema.sql").read_text())
-            return self.in_sql.version
-        if command == "enqueue":
-            self.ids |= {token: self._execute(self.in_sql.enqueue, token=token)[0]["id"] for token in arguments}
-            return [self.ids[token] for token in arguments]
-        return [self._execute(self.in_sql.tell, id=job_id)[0] for job_id in arguments]
-
-    def start_workers(self, *tokens: str) -> None:
-        for token in tokens:
-            wait_until(partial(self._claim, token))
-            self.begun.append(f"began {token} 0")
-
-    def start_listening(self, *tokens: str) -> None:
-        """There is nobody who listens."""
-
-    def _claim(self, token: str) -> bool:
-        return bool(self._execute(self.in_sql.claim, id=self.ids[token]))
-
-    def kill_worker_of(self, token: str) -> None:
-        """Whoever is killed does nothing more."""
-
-    def release(self, *tokens: str) -> None:
-        for token in tokens:
-            self._execute(self.in_sql.finish, id=self.ids[token])
-
-    def await_line(self, what: str, tokens: Sequence[str]) -> None:
-        assert all(f"{what} {token} 0" in self.begun for token in tokens)
-
-    def lines(self) -> list[str]:
-        return self.begun
-
-    def log(self) -> str:
-        return str(self.begun)
-
-    def _execute(self, statement: str, **values: object) -> list[dict[str, Any]]:
-        plain = make_url(self.database.url).set(drivername="postgresql").render_as_string(hide_password=False)
-        with psycopg.connect(plain, autocommit=True, row_factory=dict_row) as connection:
-            cursor = connection.execute(statement.encode(), values or None)
-            return cursor.fetchall() if cursor.description else []
-
-
 @contextmanager
-def installed(system: System, database: Database, journal: Path) -> Iterator[Installed | Imitated]:
+def installed(system: System, database: Database, journal: Path) -> Iterator[Installed]:
     """Lend a system in a database, and kill its workers after."""
-    if system.in_sql is not None:
-        yield Imitated(system=system, database=database, in_sql=system.in_sql)
-        return
     app = Installed(system=system, database=database, journal=journal)
-    if not (app.environment / "installed.txt").exists():
+    if not system.stands_in and not (app.environment / "installed.txt").exists():
         raise RuntimeError(f"{system.name} isn't installed; run scripts/install-systems")
     try:
         yield app

@@ -2,8 +2,8 @@
 
 SQL in a preset may name what is known only when it is used: `{jobs}`, the table of the jobs, for its columns
 (`{jobs}.status`), and `{schema}`, what stands before the name of another table of the system's. In a write there are
-also `{id}`, `{state}`, `{reason}`, `{detail}`, `{now}` and `{due}`, and `{stuck}` where the jobs that are written are
-read from.
+also `{id}`, `{state}`, `{reason}`, `{detail}`, `{now}` and `{due}`, both also for columns without a zone that hold UTC
+(`{naive_now}`, `{naive_due}`), and `{stuck}` where the jobs that are written are read from.
 """
 
 import re
@@ -25,7 +25,7 @@ from unstick.domain.recovery import Action
 Database = Literal["sqlite", "postgresql", "mysql"]
 
 _PLACES = frozenset({"jobs", "schema"})
-_WRITTEN = _PLACES | {"id", "state", "reason", "detail", "now", "due"}
+_WRITTEN = _PLACES | {"id", "state", "reason", "detail", "now", "due", "naive_now", "naive_due"}
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -112,6 +112,8 @@ class Preset(_Section):
     table: Name
     columns: dict[ColumnKey, Name | Computed]
     states: dict[JobState, tuple[StateValue, ...]]
+    parted_by: ColumnKey | None = None
+    """What the table's primary key has besides `id`, for its partitions go by it, where ids are unique all the same."""
     open: Sql | None = None
     """A condition that an index serves, which holds for every job that isn't over."""
     timezone: str = "UTC"

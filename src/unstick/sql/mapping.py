@@ -146,6 +146,11 @@ class JobTable:
         return frozenset({*self.columns, *self.computed})
 
     @property
+    def parted_by(self) -> tuple[ColumnKey, ...]:
+        """What the primary key has besides the id, by which partitions go."""
+        return () if self.preset is None or self.preset.parted_by is None else (self.preset.parted_by,)
+
+    @property
     def full_name(self) -> str:
         """The name with its schema."""
         return f"{self.schema}.{self.name}" if self.schema else self.name
@@ -247,7 +252,7 @@ class MappedTable:
     @cached_property
     def fence(self) -> Mapping[ColumnKey, sa.ColumnElement[Any]]:
         """The columns a write is conditional on."""
-        found = self.columns(FENCE_KEYS)
+        found = self.columns((*FENCE_KEYS, *self.declared.parted_by))
         return {key: column for key, column in found.items() if _is_exact(key, column)}
 
     @cached_property
@@ -512,7 +517,8 @@ def _check_key(mapped: MappedTable) -> None:
     unique = [set(index.columns.keys()) for index in mapped.table.indexes if index.unique]
     unique += [set(c.columns.keys()) for c in mapped.table.constraints if isinstance(c, sa.UniqueConstraint)]
     primary = set(mapped.table.primary_key.columns.keys())
-    if {key.name} not in [primary, *unique]:
+    parted = {mapped.stored(each).name for each in mapped.declared.parted_by}
+    if {key.name} not in [primary - parted, *unique]:
         raise ConfigurationError(
             f"Column {key.name!r} of {mapped.declared.full_name} is neither the primary key nor unique by itself, so a "
             f"write could hit another job; map `id` to one that is."

@@ -50,7 +50,10 @@ class OwnWrite:
     def _statement(self, sql: str) -> sa.TextClause:
         mapped = self.mapped
         rows, places = mapped.dialect.rows(seen_types(mapped)).element, said_places(mapped, self.found.said)
-        stuck = f"({rows}) AS {SEEN} JOIN {mapped.places['jobs']} ON {places['id']} = {SEEN}.id"
+        parted = {mapped.quoted(mapped.stored(by).name): f"seen_{by}" for by in mapped.declared.parted_by}
+        same = [f"{mapped.places['jobs']}.{name} = {SEEN}.{seen}" for name, seen in parted.items()]
+        found = " AND ".join([f"{places['id']} = {SEEN}.id", *same])
+        stuck = f"({rows}) AS {SEEN} JOIN {mapped.places['jobs']} ON {found}"
         return text_clause(sql, {**places, **mapped.places, "stuck": stuck})
 
 

@@ -30,7 +30,7 @@ class Recognised:
     table: str
     """Its jobs, as configuration names them."""
     is_plain: bool
-    """The table is where its preset says, so that configuration needn't name it."""
+    """The table is where its preset looks for it, so that configuration needn't name it."""
     beside: tuple[str, ...]
     """What the system's other tables are called, if they are there."""
     problem: str | None
@@ -41,7 +41,7 @@ async def recognise(connection: AsyncConnection, tables: Sequence[sa.Table]) -> 
     """Return the job systems among a database's tables."""
     dialect = dialect_for(connection.dialect)
     found = [
-        await _recognised(connection, dialect, name, table)
+        await _recognised(connection, dialect, name, table, tables)
         for name in shipped()
         if dialect.name in load_preset(name).databases
         for table in tables
@@ -63,7 +63,9 @@ def _is_of(table: sa.Table, preset: Preset) -> bool:
     return table.name.endswith(preset.table) and needed <= set(table.c.keys())
 
 
-async def _recognised(connection: AsyncConnection, dialect: Dialect, name: str, table: sa.Table) -> Recognised:
+async def _recognised(
+    connection: AsyncConnection, dialect: Dialect, name: str, table: sa.Table, tables: Sequence[sa.Table]
+) -> Recognised:
     preset, before = load_preset(name), table.fullname.removesuffix(load_preset(name).table)
     return Recognised(
         source=name,
@@ -71,9 +73,15 @@ async def _recognised(connection: AsyncConnection, dialect: Dialect, name: str, 
         system=preset.system,
         table=table.fullname,
         is_plain=before == before_names(preset, None),
-        beside=tuple(f"{before}{other}" for other in preset.other_tables),
+        beside=(*(f"{before}{other}" for other in preset.other_tables), *_in_its_schema(preset, table, tables)),
         problem=await _problem(connection, dialect, preset, table),
     )
+
+
+def _in_its_schema(preset: Preset, table: sa.Table, tables: Sequence[sa.Table]) -> list[str]:
+    """Return what else is in a schema that the system has for itself: partitions of its jobs, say."""
+    own = preset.default_schema is not None and table.schema == preset.default_schema
+    return [each.fullname for each in tables if own and each.schema == table.schema]
 
 
 async def _problem(connection: AsyncConnection, dialect: Dialect, preset: Preset, table: sa.Table) -> str | None:

@@ -316,9 +316,10 @@ def is_bound(mapped: MappedTable, rows: sa.FromClause) -> Predicate:
     instead, which is slow, and in a write waits for every row that anybody holds.
     """
     key = mapped.column("id")
+    parted = [mapped.column(by) == rows.c[f"seen_{by}"] for by in mapped.declared.parted_by if f"seen_{by}" in rows.c]
     if mapped.dialect.name != "mysql":
-        return key == rows.c.id
-    return sa.and_(key == rows.c.id, key.in_(sa.bindparam("unstick_keys", expanding=True, type_=key.type)))
+        return sa.and_(key == rows.c.id, *parted)
+    return sa.and_(key == rows.c.id, *parted, key.in_(sa.bindparam("unstick_keys", expanding=True, type_=key.type)))
 
 
 def rows_first(joined: sa.Select[Any]) -> sa.Select[Any]:

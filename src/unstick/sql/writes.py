@@ -130,9 +130,21 @@ def changes(mapped: MappedTable, way: Way, said: Mapping[str, sa.ColumnElement[A
 
 def said_places(mapped: MappedTable, said: Mapping[str, sa.ColumnElement[Any]]) -> dict[str, str]:
     """Return what a preset's SQL may name of what is said of a job, and of the instant of the write."""
-    now = f"CAST(:unstick_now AS {mapped.dialect.type_name(mapped.dialect.time_type(mapped.dialect.common_form))})"
+    type_ = mapped.dialect.time_type(mapped.dialect.common_form)
+    now: sa.ColumnElement[Any] = sa.literal_column(f"CAST(:unstick_now AS {mapped.dialect.type_name(type_)})", type_)
+    naive = {
+        f"naive_{name}": _without_zone(mapped, time) for name, time in {**said, "now": now}.items() if name in _TIMES
+    }
     rows = {name: str(column) for name, column in said.items()}
-    return rows | {"id": f"{mapped.places['jobs']}.{mapped.quoted(mapped.stored('id').name)}", "now": now}
+    key = f"{mapped.places['jobs']}.{mapped.quoted(mapped.stored('id').name)}"
+    return rows | naive | {"id": key, "now": str(now)}
+
+
+_TIMES = {"now", "due"}
+
+
+def _without_zone(mapped: MappedTable, time: sa.ColumnElement[Any]) -> str:
+    return str(mapped.dialect.without_zone(time).compile(compile_kwargs={"literal_binds": True}))
 
 
 def _failed(mapped: MappedTable, said: Mapping[str, sa.ColumnElement[Any]]) -> dict[ColumnKey, Any]:
