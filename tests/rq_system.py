@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tests.servers import ENVIRONMENTS, MissingServerError
+from tests.servers import MissingServerError, environment_of
 from unstick.config import Settings
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unstick.domain.recovery import Action
 
 HOME = Path(__file__).parent / "systems" / "rq"
-PROGRAMS = ENVIRONMENTS / "rq" / "bin"
+PROGRAMS = environment_of("rq") / "bin"
 _PATIENCE_SECONDS = 20
 _Told = TypeVar("_Told")
 

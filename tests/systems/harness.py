@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import make_url
 
+from tests.servers import environment_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -84,7 +86,7 @@ class Installed:
     @property
     def environment(self) -> Path:
         """Where the system is installed."""
-        return ROOT / ".systems" / self.system.name
+        return environment_of(self.system.name)
 
     def run(self, command: str, *arguments: str) -> Any:  # noqa: ANN401
         """Run a command of the application's to its end and return what it tells."""
@@ -158,7 +160,7 @@ class Installed:
             "PATH": os.environ["PATH"],
             "DATABASE": plain.render_as_string(hide_password=False),
             "JOURNAL": str(self.journal),
-            "ENVIRONMENT": str(self.environment),
+            "ENVIRONMENT": "" if self.system.stands_in else str(self.environment),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
@@ -167,7 +169,7 @@ class Installed:
 def installed(system: System, database: Database, journal: Path) -> Iterator[Installed]:
     """Lend a system in a database, and kill its workers after."""
     app = Installed(system=system, database=database, journal=journal)
-    if not system.stands_in and not (app.environment / "installed.txt").exists():
+    if not system.stands_in and not (app.environment / "installed").exists():
         raise RuntimeError(f"{system.name} isn't installed; run scripts/install-systems")
     try:
         yield app
