@@ -339,6 +339,7 @@ class MariaDB(Server):
             *unsafe,
             f"--socket={self.directory / 'socket'}",
             f"--pid-file={self.directory / 'pid'}",
+            f"--tmpdir={self.directory}",  # servers of several test processes name their files alike
             "--skip-networking",
             "--max-connections=200",
             "--character-set-server=utf8mb4",
