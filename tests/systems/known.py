@@ -170,11 +170,9 @@ SYSTEMS = (
     System(
         name="celery_results",
         grow_old="""
-        WITH another AS (
-            INSERT INTO celery_taskmeta (id, task_id, status, date_done)
-            VALUES (0, 'another', 'SUCCESS', '2026-01-01 00:00:00') ON CONFLICT (id) DO NOTHING
-        )
-        UPDATE celery_taskmeta SET id = -id WHERE task_id IN :ids
+        WITH moved AS (UPDATE celery_taskmeta SET id = -10 * id WHERE task_id IN :ids RETURNING id)
+        INSERT INTO celery_taskmeta (id, task_id, status, date_done)
+        SELECT id + 1, 'another ' || id, 'SUCCESS', '2026-01-01 00:00:00' FROM moved
         """,
         unknown="ALTER TABLE celery_taskmeta ADD COLUMN shard text",
         failed={"state": "FAILURE", "class": "StuckJob"},
