@@ -331,6 +331,15 @@ def test_a_restarted_process_is_another_worker() -> None:
     assert one.name != other.name
 
 
+async def test_workers_that_begin_together_all_get_their_lease(shop: Shop) -> None:
+    """K4: after a deploy each strikes old leases and makes its own; MariaDB's gap locks must not set them at odds."""
+    workers = [this_process() for _ in range(40)]
+
+    await asyncio.gather(*(shop.queue.join(worker, LEASE) for worker in workers))
+
+    assert await shop.vouched_for() == {worker.name for worker in workers}
+
+
 # Ends
 
 

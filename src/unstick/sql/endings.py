@@ -69,6 +69,11 @@ def lease_of(worker: str) -> sa.Select[Any]:
     return sa.select(lease.c.beat_at, lease.c.expires_at).where(lease.c.id == worker).with_for_update()
 
 
+def has_lease(worker: str) -> sa.Select[tuple[bool]]:
+    """Tell whether a worker has a lease, locking nothing."""
+    return sa.select(sa.exists().where(tables.leases.c.id == worker))
+
+
 def renew(worker: str, now: datetime, expires_at: datetime) -> sa.Update:
     """Say that a worker lives until then, or has left now; a lease that ran out is good again until it is struck."""
     return sa.update(tables.leases).where(tables.leases.c.id == worker).values(beat_at=now, expires_at=expires_at)

@@ -48,6 +48,9 @@ class SqlJobQueue:
     async def join(self, worker: WorkerIdentity, lease: timedelta) -> None:
         """Make the worker's lease, where the table's jobs can point at one.
 
+        Old leases are struck first, and by themselves: MariaDB locks the gaps a search went through, and workers that
+        begin together would wait for each other's.
+
         Raises:
             ConfigurationError: the table has neither a column for leases nor one for heartbeats.
         """
@@ -56,7 +59,10 @@ class SqlJobQueue:
                 _need_heartbeats(mapped)
                 return
             await connection.execute(endings.forget_workers(now))
-            await _vouch_for(connection, worker, now, lease)
+        async with self._writing() as (connection, _, now):
+            known = (await connection.execute(endings.has_lease(worker.name))).scalar()
+            made = endings.renew(worker.name, now, now + lease) if known else endings.lease(worker, now, now + lease)
+            await connection.execute(made)
 
     async def leave(self, worker: WorkerIdentity) -> None:
         """Have the worker's lease run out now; its row stays for a while, and tells that there was a worker."""
