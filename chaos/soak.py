@@ -34,6 +34,7 @@ from unstick.sql.engine import open_engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -163,22 +164,24 @@ class Soak:
         told = sorted(map(json.loads, self.said.read_text().splitlines()), key=lambda each: float(each["at"]))
         async with engine.connect() as connection:
             jobs = Counter((await connection.execute(sa.select(tables.jobs.c.status))).scalars())
-            done = sa.select(tables.job_recoveries.c.job_id).where(tables.job_recoveries.c.outcome == "applied")
-            recovered = Counter((await connection.execute(done)).scalars())
+            done = sa.select(tables.job_recoveries).where(tables.job_recoveries.c.outcome == "applied")
+            records = (await connection.execute(done)).all()
             rows = (await connection.execute(sa.select(tables.audit).order_by(tables.audit.c.id))).all()
+        recovered = Counter(record.job_id for record in records)
         swept = [began, *(float(each["at"]) for each in told if each["event"] == "Swept"), ended]
         gap = max(later - earlier for earlier, later in pairwise(swept))
         allowed = LEASE_SECONDS + LONGEST_FAULT_SECONDS + 3 * SWEPT.total_seconds() + 5
         quarter, last = self.memory[len(self.memory) // 4], self.memory[-1]
         terms = [each["term"] for each in told if each["event"] == "LeadershipChanged" and each["leads"]]
+        overlaps = _overlaps(rows)
         measured = {
             **self.blows, "jobs recovered": len(recovered), "sweeps": len(swept) - 2, "leaders": len(terms),
             "longest time without a sweep": f"{gap:.1f} s of at most {allowed:.1f} s",
             "memory of one replica": f"{quarter} KiB after a quarter, {last} KiB at the end",
-            "connections at most": max(self.connections),
+            "connections at most": max(self.connections), "sweeps ended late by a stopped leader": len(overlaps),
         }  # fmt: skip
         for name, value in measured.items():
-            print(f"  {name:28} {value}")
+            print(f"  {name:38} {value}")
         return [
             *(f"job {job_id} was recovered {number} times" for job_id, number in recovered.items() if number > 1),
             *([f"{jobs['queued']} jobs are queued at the end"] if jobs["queued"] else []),
@@ -186,19 +189,32 @@ class Soak:
             *([f"no sweep for {gap:.1f} s"] if gap > allowed else []),
             *([f"memory grew from {quarter} to {last} KiB"] if last > GROWTH * quarter else []),
             *([f"{max(self.connections)} connections"] if max(self.connections) > CONNECTIONS * REPLICAS else []),
-            *_overlapping(rows),
+            *_acted_late(overlaps, records),
         ]
 
 
-def _overlapping(rows: Sequence[Any]) -> list[str]:
-    """Say which sweeps ran at once, by the ledger's time."""
+def _overlaps(rows: Sequence[Any]) -> dict[int, tuple[int, datetime]]:
+    """Return sweeps that ended after another had begun, by the ledger's time, with that one and when it began.
+
+    A leader that is stopped for longer than its lease can't say that its sweep is over before it goes on.
+    """
     begun = {row.id: row.at for row in rows if row.outcome == "started"}
     ended = {row.operation_id: row.at for row in rows if row.outcome != "started"}
     spans = sorted((at, ended.get(operation), operation) for operation, at in begun.items())
-    return [
-        f"sweep {later} began while {earlier} went on"
+    return {
+        earlier: (later, start)
         for (_, end, earlier), (start, _, later) in pairwise(spans)
         if end is not None and end > start
+    }
+
+
+def _acted_late(overlaps: dict[int, tuple[int, datetime]], records: Sequence[Any]) -> list[str]:
+    """Say which of them went on to recover jobs then; a batch that was under way bears the time it began at."""
+    late = [record for record in records if record.operation_id in overlaps]
+    return [
+        f"sweep {record.operation_id} recovered job {record.job_id} when {overlaps[record.operation_id][0]} had begun"
+        for record in late
+        if record.at > overlaps[record.operation_id][1]
     ]
 
 
