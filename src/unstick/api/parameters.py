@@ -59,7 +59,7 @@ TrueOrFalse = Annotated[bool, BeforeValidator(_true_or_false)]
 class SourceQuery(BaseModel):
     """What every call takes."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Word = Field(default=None, description="The source's name; left out, `main` or else the first.")
 
