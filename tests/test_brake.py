@@ -278,26 +278,27 @@ def test_a_grace_is_one_threshold_long() -> None:
 
 
 async def test_a_grace_is_told_by_the_sweep_the_observation_and_the_job(bench: SqlBench) -> None:
-    """Whoever asks why nothing is recovered is told until when, wherever they ask."""
+    """Whoever asks why nothing is recovered is told until when, wherever they ask; where nothing waits, waiting has none."""
+    policy = Policy(queued_after=timedelta(hours=2))
     brakes = SqlBrakes(EngineConnections(bench.engine))
     began = await bench.source.clock()
     back = began - timedelta(minutes=6)
     job_id = await bench.add(JobState.RUNNING, Ages(started=timedelta(hours=1)))
-    assert "grace" not in (await tell_story(watched(bench), job_id)).outlook  # nobody sweeps it unattended
+    assert "grace" not in (await tell_story(watched(bench, policy), job_id)).outlook  # nobody sweeps it unattended
     await brakes.note_pass("main", Pass(at=began, back_at=back))
     ends = back + timedelta(minutes=30)
 
-    assert (await nobody_watches(bench)).grace_until == ends
-    assert (await observe(watched(bench))).grace_until == ends
+    assert (await nobody_watches(bench, policy)).grace_until == ends
+    assert (await observe(watched(bench, policy))).grace_until == ends
     said = f"; those that nobody watches leave it alone until {say_instant(ends)}, a grace after the watch or the"
-    assert said in (await tell_story(watched(bench), job_id)).outlook
-    shown = cleanup_shape(await nobody_watches(bench))
+    assert said in (await tell_story(watched(bench, policy), job_id)).outlook
+    shown = cleanup_shape(await nobody_watches(bench, policy))
     assert shown["grace_until"] == ends.isoformat()
 
     await brakes.note_pass("main", Pass(at=began, back_at=began - timedelta(minutes=31)))
-    assert (await observe(watched(bench))).grace_until is None
-    assert "grace" not in (await tell_story(watched(bench), job_id)).outlook
-    assert (await nobody_watches(bench)).grace_until is None
+    assert (await observe(watched(bench, policy))).grace_until is None
+    assert "grace" not in (await tell_story(watched(bench, policy), job_id)).outlook
+    assert (await nobody_watches(bench, policy)).grace_until is None
 
 
 # What is left
