@@ -278,7 +278,7 @@ def test_a_grace_is_one_threshold_long() -> None:
 
 
 async def test_a_grace_is_told_by_the_sweep_the_observation_and_the_job(bench: SqlBench) -> None:
-    """Whoever asks why nothing is recovered is told until when, wherever they ask; where nothing waits, waiting has none."""
+    """Whoever asks why nothing is recovered is told until when, wherever they ask; queued jobs have a longer one."""
     policy = Policy(queued_after=timedelta(hours=2))
     brakes = SqlBrakes(EngineConnections(bench.engine))
     began = await bench.source.clock()
