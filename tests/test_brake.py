@@ -267,6 +267,14 @@ def test_a_pass_begins_a_grace_after_a_gap(last: Pass | None, up_since: datetime
     assert next_pass(last, NOON, EVERY, up_since) == Pass(at=NOON, back_at=back_at)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("seconds", "is_gap"), [(61, False), (62, True)])
+def test_a_pass_that_takes_long_is_no_gap_however_short_the_interval(seconds: int, is_gap: bool) -> None:
+    """Or each pass would begin the next one's grace, and none would ever act."""
+    second = timedelta(seconds=1)
+    this = next_pass(Pass(at=NOON - seconds * second), NOON, second, None)
+    assert (this.back_at is not None) == is_gap
+
+
 def test_a_grace_is_one_threshold_long() -> None:
     this = Pass(at=NOON, back_at=ago(5))
     assert [grace_until(this, timedelta(minutes=each)) for each in (4, 5, 6)] == [
