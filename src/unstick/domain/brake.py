@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from unstick.domain.job import Job, JobState, sign_of_life
+from unstick.domain.schedule import ROUND_MAY_TAKE
 from unstick.domain.wording import say_duration, say_instant
 
 TOGETHER = timedelta(seconds=90)
@@ -34,7 +35,7 @@ class Unattended:
     """How sweeps that nobody watches are run."""
 
     every: timedelta = timedelta(minutes=10)
-    """How far apart they are meant to be: more than three times as much is a gap in the watch."""
+    """How far apart they are meant to be: more than three times as much is a gap in the watch, if one can't take so long."""
     brake: BrakeLimits = BrakeLimits()
 
 
@@ -84,7 +85,7 @@ def next_pass(last: Pass | None, now: datetime, every: timedelta, up_since: date
         up_since: since when the database has been up, None where it doesn't say.
     """
     before = None if last is None else last.at
-    if last is None or now - last.at > 3 * every:
+    if last is None or now - last.at > max(3 * every, ROUND_MAY_TAKE + every):
         return Pass(at=now, back_at=now, before=before)
     if up_since is not None and up_since > last.at:
         return Pass(at=now, back_at=up_since, before=before)

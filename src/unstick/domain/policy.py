@@ -77,6 +77,10 @@ class Policy:
         """Return the rule that governs these jobs of a source, None where there is none."""
         return next((rule for rule in self.rules if rule.governs(source, jobs)), None)
 
+    def action_for(self, source: str) -> Action:
+        """Return what is done to jobs of a source unless a rule about their kind or queue says otherwise."""
+        return self.under(self.rule_of(source, JobClass(None, None))).action
+
     def under(self, rule: Rule | None) -> "Policy":
         """Return what holds for the jobs that a rule governs."""
         said: Mapping[str, Any] = {} if rule is None else rule.said

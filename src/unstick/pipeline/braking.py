@@ -2,7 +2,7 @@
 
 Guarantee: a held brake is in the ledger before anything else happens, and no unattended sweep of its source acts until
 a person has released it. Known weakness: without a server to ask (SQLite), a database that was away for less than
-three intervals isn't noticed.
+three intervals, or for a minute, isn't noticed.
 """
 
 from collections.abc import Mapping, Sequence

@@ -130,7 +130,7 @@ def _spared(row: JobRow, look: Look, found: _Judged, rule: Rule | None, snooze: 
 
 
 def _blocks(row: JobRow) -> str:
-    return "" if row.blocks is None else f"; {row.blocks} can't be claimed before it is over"
+    return "" if row.blocks is None else f"; jobs that can't be claimed before it is over: {row.blocks}"
 
 
 async def _page(watched: Watched, look: Look) -> Page:
