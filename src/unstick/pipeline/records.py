@@ -39,7 +39,11 @@ def kept_records(watched: Watched) -> Records:
 
 
 async def read_entries(watched: Watched, wanted: EntryFilter, *, limit: int, before: int | None = None) -> EntryPage:
-    """Return the newest entries of the audit log that are wanted."""
+    """Return the newest entries of the audit log that are wanted.
+
+    Raises:
+        InvalidRequestError: the limit is out of range, or the record can't be read back.
+    """
     check_limit(limit)
     return await kept_records(watched).entries(wanted, before=before, limit=limit)
 

@@ -243,11 +243,11 @@ class MappedTable:
 
         Blanks at the end and letter case don't count: some databases hold them equal when they compare.
         """
-        return self._states_by_word.get(_plain_word(word))
+        return self._states_by_word.get(plain_word(word))
 
     @cached_property
     def _states_by_word(self) -> Mapping[str, JobState]:
-        return {_plain_word(word): state for state, words in self.declared.states.items() for word in words}
+        return {plain_word(word): state for state, words in self.declared.states.items() for word in words}
 
     @cached_property
     def fence(self) -> Mapping[ColumnKey, sa.ColumnElement[Any]]:
@@ -503,7 +503,8 @@ def _unpadded(word: StateValue) -> str:
     return str(word).rstrip(" ")
 
 
-def _plain_word(word: object) -> str:
+def plain_word(word: object) -> str:
+    """Return a state's word without what some databases don't tell apart: letter case, and blanks at the end."""
     return str(word).rstrip().casefold()
 
 
@@ -529,7 +530,7 @@ def _check_words(mapped: MappedTable) -> None:
     taken: dict[str, JobState] = {}
     for state, words in mapped.declared.states.items():
         for word in words:
-            other = taken.setdefault(_plain_word(word), state)
+            other = taken.setdefault(plain_word(word), state)
             if other is not state:
                 raise ConfigurationError(
                     f"The mapping of {mapped.declared.full_name} gives {word!r} two meanings: {other} and {state}."
