@@ -29,7 +29,7 @@ from unstick.pipeline.report import (
 )
 from unstick.pipeline.watched import Watched
 
-MOST_SEARCHED = 2_000
+MOST_SEARCHED = 1_000
 """So many stuck jobs of a state are looked through at once, whatever is asked for."""
 MOST_CLASSES = 200
 

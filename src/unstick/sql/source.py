@@ -137,10 +137,13 @@ class SqlSource:
 
     async def _by_queue(self, look: Look) -> Mapping[str | None, QueueFlow]:
         async with self._reading() as (connection, mapped, _):
-            rows = (await connection.execute(statements.flows(mapped), statements.look_values(mapped, look))).all()
+            values = statements.look_values(mapped, look)
+            rows = (await connection.execute(statements.flows(mapped, whole=False), values)).all()
+            if any(more for *_, more in rows):
+                rows = (await connection.execute(statements.flows(mapped, whole=True), values)).all()
         return {
             None if queue is None else str(queue): QueueFlow(recent_claims=int(recent), reached=reached)
-            for queue, recent, raw in rows
+            for queue, recent, raw, _ in rows
             if (reached := mapped.since_form.read(raw)) is not None
         }
 

@@ -123,6 +123,7 @@ def open_classes(mapped: MappedTable, most: int | None = None) -> sa.Select[Any]
     return sa.select(some.c.kind, some.c.queue, sa.func.count()).group_by(some.c.kind, some.c.queue)
 
 
+_NONE: sa.ColumnElement[int] = sa.literal_column("0", sa.Integer())
 FLOW_JOBS = 1_000
 """How many of the newest claimed jobs tell how queues move: bounded, so that history costs nothing."""
 
@@ -132,9 +133,14 @@ def can_flow(mapped: MappedTable) -> bool:
     return mapped.has("enqueued_at") and mapped.has("started_at") and JobState.QUEUED in mapped.judges
 
 
-def flows(mapped: MappedTable) -> sa.Select[Any]:
-    """Read how each queue moves: how many of its newest claims are recent, and how far it has come."""
+def flows(mapped: MappedTable, *, whole: bool) -> sa.Select[Any]:
+    """Read how each queue moves: how many of its newest claims are recent, and how far it has come.
+
+    Of the running jobs those are read that began last, so that they cost nothing that have run for long; where even the
+    last of these is a recent claim, `more` isn't 0, and only the `whole` tells all.
+    """
     newest, _ = mapped.newest_first
+    most: sa.ColumnClause[Any] = sa.literal_column(str(FLOW_JOBS))
     waiting = _said(mapped, JobState.QUEUED, JobState.SCHEDULED)
     key, started, state = mapped.column("id"), mapped.column("started_at"), mapped.column("state")
     recent = sa.not_(_before(mapped, JobState.QUEUED, "started_at"))
@@ -146,34 +152,27 @@ def flows(mapped: MappedTable) -> sa.Select[Any]:
         _instant(mapped, "enqueued_at").label("enqueued_at"),
     ]
     # Only jobs that wait are passed over to find the newest others, and those are open: history costs nothing.
-    over = (
-        sa.select(*columns)
-        .where(state.not_in(waiting))
-        .order_by(newest.desc())
-        .limit(sa.literal_column(str(FLOW_JOBS)))
-        .subquery("newest")
-    )
-    running = [part for word in mapped.words(JobState.RUNNING) for part in _recent(mapped, word, columns, recent)]
-    parts = sa.union(sa.select(over), *running).subquery("claimed")
+    over = sa.select(*columns).where(state.not_in(waiting)).order_by(newest.desc()).limit(most).subquery("newest")
+    running = [_last_begun(mapped, word, columns) for word in mapped.words(JobState.RUNNING)]
+    some = [each.limit(most).subquery(f"newest_{number}") for number, each in enumerate(running)]
+    claims = [each.where(recent).order_by(None) for each in running] if whole else [_recent(each) for each in some]
+    parts = sa.union(sa.select(over), *claims).subquery("claimed")
+    next_ones = [each.with_only_columns(columns[2]).offset(most).limit(sa.literal_column("1")) for each in running]
+    more = [sa.func.coalesce(each.scalar_subquery(), 0) for each in next_ones]
     figures = sa.func.sum(parts.c.recent), sa.func.max(parts.c.enqueued_at)
-    return sa.select(parts.c.queue, *figures).where(parts.c.was_claimed == 1).group_by(parts.c.queue)
+    return sa.select(parts.c.queue, *figures, sum(more, _NONE)).where(parts.c.was_claimed == 1).group_by(parts.c.queue)
 
 
-def _recent(
-    mapped: MappedTable, word: StateValue, columns: Sequence[sa.ColumnElement[Any]], recent: Predicate
-) -> tuple[sa.Select[Any], sa.Select[Any]]:
-    """Read the recent claims among running jobs of one word: those that began last, and all if these all are recent.
-
-    Their index has them in that order, and so neither part reads those that have run for long.
-    """
+def _last_begun(mapped: MappedTable, word: StateValue, columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:
+    """Read the running jobs of one word, those that began last first: their index has them in that order."""
     started, state = mapped.column("started_at"), mapped.column("state")
     said = sa.bindparam(None, word, state.type, literal_execute=True)
     running = sa.select(*columns).where(is_open(mapped), state == said, started.is_not(None))
-    last_first = running.order_by(started.desc())
-    newest = last_first.limit(sa.literal_column(str(FLOW_JOBS))).subquery("newest")
-    next_one = last_first.with_only_columns(sa.case((recent, 1), else_=0))
-    has_more = next_one.limit(sa.literal_column("1")).offset(sa.literal_column(str(FLOW_JOBS))).scalar_subquery()
-    return sa.select(newest).where(newest.c.recent == 1), running.where(recent, has_more == 1)
+    return running.order_by(started.desc())
+
+
+def _recent(claims: sa.Subquery) -> sa.Select[Any]:
+    return sa.select(claims).where(claims.c.recent == 1)
 
 
 def _said(mapped: MappedTable, *states: JobState) -> sa.BindParameter[Any]:
