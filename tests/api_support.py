@@ -27,10 +27,21 @@ from unstick.domain.queue import Flows
 from unstick.domain.record import EntryFilter, EntryPage, Recorded, Span
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Recovery, Ruled
 from unstick.domain.story import JobRow
-from unstick.domain.suspect import GroupedSuspects, Look, Page, Position, StuckCounts, Suspect, SuspectGroup, is_suspect
+from unstick.domain.suspect import (
+    GroupedSuspects,
+    Look,
+    Mark,
+    Page,
+    Position,
+    Stretch,
+    StuckCounts,
+    Suspect,
+    SuspectGroup,
+    is_suspect,
+)
 from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.pipeline.watched import OpenWatched, Watched
-from unstick.ports import Capabilities, FollowUpSpan, OpenJobs, RecoveredPage, RecoveryCounts, Usage
+from unstick.ports import Capabilities, FollowUpSpan, OpenClasses, OpenJobs, RecoveredPage, RecoveryCounts, Usage
 from unstick.testing.memory import MemoryBrakes, MemorySnoozes
 
 NOW = datetime(2026, 11, 23, 21, 0, tzinfo=UTC)
@@ -118,7 +129,7 @@ class MemorySource:
         return GroupedSuspects(counts=groups)
 
     async def list_suspects(
-        self, look: Look, state: JobState, *, limit: int, after: Position | None, newest_first: bool = False
+        self, look: Look, state: JobState, *, limit: int, after: Position | None
     ) -> tuple[Job, ...]:
         found = sorted((s for s in self._accused(look) if s.state is state), key=lambda s: (s.since, str(s.job_id)))
         rest = [s for s in found if after is None or (s.since, str(s.job_id)) > (after.since, str(after.job_id))]
@@ -126,6 +137,13 @@ class MemorySource:
             rest = [s for s in found if after is None or (s.since, str(s.job_id)) < (after.since, str(after.job_id))]
             rest.reverse()
         return tuple(self.jobs[suspect.job_id] for suspect in rest)[:limit]
+
+    async def stretch(
+        self, look: Look, state: JobState, *, size: int, after: Mark | None = None, newest_first: bool = False
+    ) -> Stretch:
+        assert not newest_first
+        position = None if after is None else after.position
+        return Stretch.by_age(await self.list_suspects(look, state, limit=size, after=position), size)
 
     async def suspects(self, look: Look) -> AsyncIterator[Page]:
         found = self._accused(look)
@@ -158,8 +176,9 @@ class MemorySource:
     async def up_since(self) -> datetime | None:
         return None
 
-    async def open_classes(self) -> frozenset[JobClass]:
-        return frozenset(JobClass(job.kind, job.queue) for job in self.jobs.values())
+    async def open_classes(self, most: int | None = None) -> OpenClasses:
+        del most
+        return OpenClasses(found=frozenset(JobClass(job.kind, job.queue) for job in self.jobs.values()))
 
     async def flows(self, look: Look) -> Flows:
         del look

@@ -20,6 +20,7 @@ from unstick.domain.access import Role
 
 SESSION = "unstick.session"
 """Where a request's scope says by which session of ours it came."""
+_PATHS = "unstick.paths"
 THEME_COOKIE = "unstick_theme"
 THEMES = ("system", "light", "dark")
 HEADERS = {
@@ -87,8 +88,11 @@ def redirect(request: Request, name: str, /, query: Mapping[str, str] | None = N
 
 def path_to(request: Request, name: str, /, **parameters: object) -> str:
     """Return the path of a route, with what a proxy or a host's mount puts before it; ids may hold any character."""
-    quoted = {key: quote(str(value), safe="") for key, value in parameters.items()}
-    return request.url_for(name, **quoted).path
+    known: dict[tuple[str, ...], str] = request.scope.setdefault(_PATHS, {})
+    key = (name, *parameters)
+    if key not in known:  # a page names a route for each of its rows, and to find one all are gone through
+        known[key] = request.url_for(name, **{each: f"{{{each}}}" for each in parameters}).path
+    return known[key].format_map({each: quote(str(value), safe="") for each, value in parameters.items()})
 
 
 def render_problem(request: Request, problem: Problem) -> HTMLResponse:

@@ -29,7 +29,7 @@ from unstick.sql.connections import reachable
 from unstick.sql.dialects import dialect_for
 from unstick.sql.engine import SECRETS
 from unstick.sql.facts import table_facts, underlying, unique_alone
-from unstick.sql.mapping import JobTable, map_table
+from unstick.sql.mapping import LEADING_TIMES, JobTable, map_table
 from unstick.sql.proposal import (
     TIME_KEYS,
     ColumnFacts,
@@ -63,7 +63,6 @@ _WEIGHTS: Mapping[ColumnKey, int] = {
 _WORD_WEIGHTS: Mapping[JobState, int] = {JobState.RUNNING: 3, JobState.QUEUED: 2, JobState.FAILED: 2}
 _NAME_WEIGHT = 5
 
-_LEADING_TIMES: tuple[ColumnKey, ...] = ("started_at", "heartbeat_at", "enqueued_at", "scheduled_at")
 _OPEN = frozenset({JobState.QUEUED, JobState.RUNNING})
 _COMMON_WORDS = sa.text(
     "SELECT unnest(CAST(CAST(s.most_common_vals AS text) AS text[])) AS word FROM pg_stats AS s"
@@ -719,7 +718,7 @@ def _finds_open_jobs(examined: _Examined, index: IndexFacts) -> bool:
 
 def _index_statement(examined: _Examined) -> str | None:
     columns, table = examined.proposal.columns, examined.table
-    time = next((columns[key] for key in _LEADING_TIMES if key in columns), None)
+    time = next((columns[key] for key in LEADING_TIMES if key in columns), None)
     if time is None or "state" not in columns:
         return None
     state = table.c[columns["state"]]

@@ -23,6 +23,8 @@ from unstick.sql.proposal import Doubt, propose
 from unstick.sql.times import TimeForm
 
 TIME_KEYS: tuple[ColumnKey, ...] = ("enqueued_at", "scheduled_at", "started_at", "heartbeat_at", "completed_at")
+LEADING_TIMES: tuple[ColumnKey, ...] = ("started_at", "heartbeat_at", "enqueued_at", "scheduled_at")
+"""The first of these that a table has comes after the state in the index that is advised."""
 FENCE_KEYS: tuple[ColumnKey, ...] = (
     "state", "attempt", "token", "worker", "started_at", "heartbeat_at", "scheduled_at", "enqueued_at", "progress",
 )  # fmt: skip
@@ -263,6 +265,11 @@ class MappedTable:
         judged = {JobState.QUEUED: queued, JobState.RUNNING: running}
         there = frozenset(state for state, by in judged.items() if by and self.words(state))
         return there if self.look is None else there & set(self.look.states)
+
+    @cached_property
+    def leading_time(self) -> ColumnKey:
+        """The time by which an index leads to open jobs of a state, where there is the one that is advised."""
+        return next(key for key in LEADING_TIMES if self.has(key))
 
     @cached_property
     def mixes_times(self) -> bool:
