@@ -13,7 +13,7 @@ from babel.messages.pofile import read_po
 from babel.numbers import format_decimal
 from babel.support import NullTranslations, Translations
 from fastapi import Request
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 LANGUAGES = {"en": "English", "uk": "Українська"}
 """Each in its own word."""
@@ -56,6 +56,10 @@ class Words:
     def gettext(self, text: str, **values: object) -> Markup:
         """Return a text in this language."""
         return self.text(text) % values
+
+    def phrase(self, text: str, **values: object) -> Markup:
+        """Return in this language what the product said; the text itself is escaped, too, for it may have been kept."""
+        return escape(self._catalogue.gettext(text)) % values
 
     def ngettext(self, one: str, many: str, number: int, **values: object) -> Markup:
         """Return a text in the form that fits a number, which it names `number`."""

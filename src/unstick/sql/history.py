@@ -14,6 +14,7 @@ from unstick.config import ColumnKey
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.history import Durations, Figures, Replayed, ReplayedKind, by_kind
 from unstick.domain.job import JobState
+from unstick.domain.wording import Phrase
 from unstick.sql.connections import Connections
 from unstick.sql.mapping import JobTable, MappedTable
 from unstick.sql.reflection import mapped_table
@@ -196,8 +197,8 @@ def _instant(mapped: MappedTable, key: ColumnKey) -> sa.ColumnElement[Any] | Non
     return sa.case((is_time, time), else_=sa.null())
 
 
-def _basis(mapped: MappedTable, number: int) -> str:
-    return f"at most {number:,} jobs, {mapped.newest_first[1]}"
+def _basis(mapped: MappedTable, number: int) -> Phrase:
+    return Phrase("at most %(number)s jobs, %(which)s", number=f"{number:,}", which=mapped.newest_first[1])
 
 
 def _figures(row: sa.Row[Any]) -> Figures:
