@@ -4,6 +4,7 @@ Catalogues are `.po` files, read when they are first needed, so that nothing has
 """
 
 import io
+import re
 from functools import cache
 from importlib import resources
 
@@ -20,6 +21,7 @@ LANGUAGES = {"en": "English", "uk": "Українська"}
 COOKIE = "unstick_language"
 DEFAULT = "en"
 _MOST_WANTED = 20
+_CODE = re.compile("`([^`]+)`")
 
 
 def language_of(request: Request) -> str:
@@ -59,7 +61,8 @@ class Words:
 
     def phrase(self, text: str, **values: object) -> Markup:
         """Return in this language what the product said; the text itself is escaped, too, for it may have been kept."""
-        return escape(self._catalogue.gettext(text)) % values
+        html = _CODE.sub(r"<code>\1</code>", str(escape(self._catalogue.gettext(text))))
+        return Markup(html) % values  # noqa: S704 - escaped just before
 
     def ngettext(self, one: str, many: str, number: int, **values: object) -> Markup:
         """Return a text in the form that fits a number, which it names `number`."""

@@ -132,8 +132,9 @@ def parameter(words: Words, value: str) -> Markup:
         "job_id": _("Job"),
         "reason": _("Why"),
         "plan": _("Plan"),
+        "jobs": _("Jobs"),
     }
-    return names.get(value, escape(value))
+    return names.get(value, Markup("<code>{}</code>").format(value))
 
 
 def meaning(words: Words, value: Reason) -> Markup:
@@ -240,6 +241,21 @@ def call_name(words: Words, value: str) -> Markup:
         "sources": _("Sources"),
         "events": _("Live updates"),
         "snoozes": _("List of snoozes"),
+        "operations.undo": _("Undo"),
+        "tokens": _("Tokens"),
+        "tokens.make": _("Making of a token"),
+        "tokens.revoke": _("Revoking of a token"),
+        "sessions": _("Sessions"),
+        "sessions.revoke": _("End of a session"),
+        "sessions.revoke_all": _("End of all sessions of a name"),
+        "access.make_link": _("Making of a sign-in link"),
+        "access.sign_in": _("Signing in"),
+        "access.sign_out": _("Signing out"),
+        "alerts.notify": _("Telling of an alert"),
+        "db.prune": _("Striking of old records"),
+        "jobs.follow_up": _("Follow-up of recovered jobs"),
+        "users.add": _("Adding of a user"),
+        "users.remove": _("Removal of a user"),
     }
     return names.get(value, escape(value))
 

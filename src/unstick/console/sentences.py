@@ -237,7 +237,9 @@ _EVENTS: Mapping[str, Callable[[Words, _Data], Markup]] = {
     "waiting": lambda words, _data: words.gettext("It was put back to wait."),
     "started": _started,
     "heartbeat": lambda words, _data: words.gettext("It last beat."),
-    "completed": lambda words, data: words.gettext("It ended as %(status)s.", status=data.get("status")),
+    "completed": lambda words, data: words.gettext(
+        "It ended as %(status)s.", status=Markup("<code>{}</code>").format(data.get("status"))
+    ),
     "worker_began": lambda words, data: words.gettext(
         "Worker %(worker)s began to work.", worker=worker(str(data.get("worker")))
     ),

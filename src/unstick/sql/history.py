@@ -198,7 +198,8 @@ def _instant(mapped: MappedTable, key: ColumnKey) -> sa.ColumnElement[Any] | Non
 
 
 def _basis(mapped: MappedTable, number: int) -> Phrase:
-    return Phrase("at most %(number)s jobs, %(which)s", number=f"{number:,}", which=mapped.newest_first[1])
+    thousands, which = number // 1_000, mapped.newest_first[1]  # which every language parts in its own way
+    return Phrase("at most %(thousands)s,000 jobs, %(which)s", thousands=thousands, which=which)
 
 
 def _figures(row: sa.Row[Any]) -> Figures:
