@@ -132,18 +132,17 @@ class MemorySource:
         self, look: Look, state: JobState, *, limit: int, after: Position | None
     ) -> tuple[Job, ...]:
         found = sorted((s for s in self._accused(look) if s.state is state), key=lambda s: (s.since, str(s.job_id)))
-        rest = [s for s in found if after is None or (s.since, str(s.job_id)) > (after.since, str(after.job_id))]
-        if newest_first:
-            rest = [s for s in found if after is None or (s.since, str(s.job_id)) < (after.since, str(after.job_id))]
-            rest.reverse()
+        rest = (s for s in found if after is None or (s.since, str(s.job_id)) > (after.since, str(after.job_id)))
         return tuple(self.jobs[suspect.job_id] for suspect in rest)[:limit]
 
     async def stretch(
         self, look: Look, state: JobState, *, size: int, after: Mark | None = None, newest_first: bool = False
     ) -> Stretch:
-        assert not newest_first
-        position = None if after is None else after.position
-        return Stretch.by_age(await self.list_suspects(look, state, limit=size, after=position), size)
+        found = await self.list_suspects(look, state, limit=len(self.jobs), after=None)
+        ordered = found[::-1] if newest_first else found
+        ids = [job.id for job in ordered]
+        begin = 0 if after is None else ids.index(after.position.job_id) + 1
+        return Stretch.by_age(ordered[begin:][:size], size)
 
     async def suspects(self, look: Look) -> AsyncIterator[Page]:
         found = self._accused(look)

@@ -81,7 +81,7 @@ async def test_stuck_jobs_are_listed_by_every_filter_in_either_order_and_planned
     assert await listed(http, older_than_minutes=67) == [10, 9, 8]
     assert await listed(http, text="W-7") == [8]
     page = await read(http, LIST, limit=1, kind="essay")
-    assert (page["total"], page["total_exact"], page["complete"]) == (5, True, True)
+    assert (page["total"], page["total_exact"], page["looked_through"]) == (5, True, 10)
     assert page["jobs"][0]["reason"] == "silent"
     assert {"kind": "thesis.plan", "queue": "q1"} in page["classes"]
 

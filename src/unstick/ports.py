@@ -19,7 +19,7 @@ from unstick.domain.job import Job, JobClass, JobId, JobState
 from unstick.domain.leadership import Leadership
 from unstick.domain.plan import KeptPage, Plan, PlanDraft
 from unstick.domain.policy import Ruling
-from unstick.domain.queue import Flows
+from unstick.domain.queue import NOT_TOLD, Flows, Workers
 from unstick.domain.record import EntryFilter, EntryPage, Recorded, Span
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
 from unstick.domain.retention import Retention
@@ -85,6 +85,8 @@ class OpenJobs:
     """Since when the longest waiting queued job could have been claimed."""
     running_since: datetime | None
     """The oldest last sign of life of a running job."""
+    workers: Workers = NOT_TOLD
+    """Who lives that could take those that wait."""
 
     @property
     def by_state(self) -> Mapping[JobState, int]:

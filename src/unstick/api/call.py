@@ -13,13 +13,14 @@ from unstick.api.words import said, said_pairs
 from unstick.domain.access import Principal, Role
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import ConfigurationError
+from unstick.domain.wording import Phrase
 from unstick.pipeline.watched import Watched
 
 _ANONYMOUS = "anonymous"
 _LONGEST_ROLE = 32
 _LONGEST_ID = 1024
 _SCOPE_KEY = "unstick.call"
-_READ_ONLY = "Unstick is read-only here (`read_only` in its settings): it shows what is, and changes nothing."
+_READ_ONLY = Phrase("Unstick is read-only here (`read_only` in its settings): it shows what is, and changes nothing.")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -92,7 +93,10 @@ class Call:
             )
         self.name_caller(caller.name, caller.role)
         if not Role(caller.role).allows(needed):
-            raise RefusedError(403, f"This call needs the role {needed}; {caller.role} is not enough.")
+            raise RefusedError(
+                403,
+                Phrase("This call needs the role %(needed)s; %(role)s is not enough.", needed=needed, role=caller.role),
+            )
         if self.read_only and self._request.method not in SAFE_METHODS:
             raise RefusedError(403, _READ_ONLY)
         self._admitted = caller

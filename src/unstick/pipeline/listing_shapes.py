@@ -16,15 +16,15 @@ class JobClassShape(TypedDict):
 class StuckListShape(TypedDict):
     """Some of the stuck jobs that were asked for, in one list by their last sign of life.
 
-    Where `total_exact` is false there are more than `total`. Where `complete` is false, not all could be searched for
-    the text or reason: whatever else there is comes by going on with `next_cursor`. `classes` are the kinds and queues
-    of open jobs, to choose from; none where there are too many jobs.
+    `total` counts those among the stuck jobs that were looked through by now, `looked_through` of them. Where
+    `total_exact` is false there may be more: whatever else there is comes by going on with `next_cursor`. `classes` are
+    the kinds and queues of the jobs that were looked through, to choose from, a bounded number of them.
     """
 
     jobs: list[JobShape]
     total: int
     total_exact: bool
-    complete: bool
+    looked_through: int
     next_cursor: str | None
     classes: list[JobClassShape]
     threshold_minutes: int | float
@@ -38,7 +38,7 @@ def stuck_list_shape(listed: StuckList) -> StuckListShape:
         jobs=[job_shape(each.finding) for each in listed.jobs],
         total=listed.number,
         total_exact=listed.exact,
-        complete=listed.complete,
+        looked_through=listed.looked_through,
         next_cursor=listed.next_cursor,
         classes=[{"kind": each.kind, "queue": each.queue} for each in listed.classes],
         threshold_minutes=minutes(listed.look.queued_after),

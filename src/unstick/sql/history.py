@@ -16,6 +16,7 @@ from unstick.config import ColumnKey
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.history import Durations, Figures, Replayed, ReplayedKind, by_kind
 from unstick.domain.job import JobState
+from unstick.domain.wording import Phrase
 from unstick.sql.connections import Connections
 from unstick.sql.mapping import JobTable, MappedTable
 from unstick.sql.reflection import mapped_table
@@ -191,8 +192,9 @@ def _instant(mapped: MappedTable, key: ColumnKey) -> sa.ColumnElement[Any] | Non
     return sa.case((is_time, time), else_=sa.null())
 
 
-def _basis(mapped: MappedTable, number: int) -> str:
-    return f"at most {number:,} jobs, {mapped.newest_first[1]}"
+def _basis(mapped: MappedTable, number: int) -> Phrase:
+    thousands, which = number // 1_000, mapped.newest_first[1]  # which every language parts in its own way
+    return Phrase("at most %(thousands)s,000 jobs, %(which)s", thousands=thousands, which=which)
 
 
 def _replayed(mapped: MappedTable, row: sa.Row[Any]) -> ReplayedKind:

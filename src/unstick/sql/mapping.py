@@ -16,6 +16,7 @@ from unstick.config import ColumnKey, SourceSettings, StateValue
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.job import JobState
 from unstick.domain.suspect import Look
+from unstick.domain.wording import Phrase
 from unstick.presets.preset import Preset, before_names, fill, load_preset
 from unstick.sql.dialects import Dialect
 from unstick.sql.facts import table_facts
@@ -307,12 +308,12 @@ class MappedTable:
         """The column whose index gives a bounded number of recent jobs, and how to say so."""
         key = self.stored("id")
         if isinstance(key.type, sa.Integer):
-            return key, f"newest by {key.name}"
+            return key, Phrase("newest by %(column)s", column=key.name)
         indexed = {index.columns[0].name for index in self.table.indexes if len(index.columns)}
         for time_key in ("enqueued_at", "started_at", "completed_at"):
             if self.declared.columns.get(time_key) in indexed:
-                return self.column(time_key), f"newest by {self.declared.columns[time_key]}"
-        return key, f"a sample by {key.name}: no index tells which jobs are the newest"
+                return self.column(time_key), Phrase("newest by %(column)s", column=self.declared.columns[time_key])
+        return key, Phrase("a sample by %(column)s: no index tells which jobs are the newest", column=key.name)
 
 
 _OWN_NAME = "jobs"

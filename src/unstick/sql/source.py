@@ -21,7 +21,7 @@ from unstick.domain.errors import InvalidRequestError, SourceUnavailableError
 from unstick.domain.events import QueueState
 from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.policy import Ruling
-from unstick.domain.queue import Flows, QueueFlow
+from unstick.domain.queue import Flows, QueueFlow, Workers
 from unstick.domain.recovery import Batch, BatchResult, Intent, Ruled
 from unstick.domain.story import JobRow
 from unstick.domain.suspect import (
@@ -38,6 +38,7 @@ from unstick.domain.suspect import (
     Unreadable,
 )
 from unstick.domain.undo import UndoBatch, UndoResult
+from unstick.domain.wording import Phrase
 from unstick.ports import Capabilities, OpenClasses, OpenJobs, Usage
 from unstick.sql import finding, rulings, statements, writes
 from unstick.sql.connections import Connections
@@ -124,7 +125,8 @@ class SqlSource:
     async def flows(self, look: Look) -> Flows:
         """Tell how queues move, from a bounded number of their newest claims, and whether a worker of ours lives."""
         async with self._reading() as (connection, mapped, _):
-            served = await _served(connection, look) if mapped.leases else None
+            living = await _living(connection, look.taken_at) if mapped.leases else None
+            served = None if living is None else bool(living)
             if not statements.can_flow(mapped):
                 return Flows(by_queue={}, served=served)
         try:
@@ -154,7 +156,7 @@ class SqlSource:
         except (DBAPIError, ValueError, OverflowError) as error:
             if not _is_rows_fault(self._connections, error):
                 raise
-            problem = f"its row can't be fetched: {_first_line(error)}"
+            problem = Phrase("its row can't be fetched: %(problem)s", problem=_first_line(error))
         async with self._reading() as (connection, mapped, now):
             key = statements.known_id(mapped, job_id)
             word = (await connection.execute(statements.state_of_one(mapped), {"id": key})).scalar()
@@ -357,12 +359,14 @@ class SqlSource:
 
     async def open_jobs(self) -> OpenJobs:
         """Count what is not over; with a partial index on it, the cost follows that number only."""
-        async with self._reading() as (connection, mapped, _):
+        async with self._reading() as (connection, mapped, now):
             rows = (await connection.execute(statements.open_jobs(mapped))).all()
+            living = await _living(connection, now) if mapped.leases else None
         return OpenJobs(
             queued_since=_oldest(mapped, JobState.QUEUED, rows, place=2),
             running_since=_oldest(mapped, JobState.RUNNING, rows, place=3),
             by_queue=_by_queue(mapped, rows),
+            workers=Workers(living=living),
         )
 
     async def usage(self) -> Usage:
@@ -419,7 +423,7 @@ class SqlSource:
     async def _unfetchable(self, key: object, error: Exception) -> Page:
         async with self._reading() as (connection, mapped, _):
             word = (await connection.execute(statements.state_of_one(mapped), {"id": key})).scalar()
-        problem = f"its row can't be fetched: {_first_line(error)}"
+        problem = Phrase("its row can't be fetched: %(problem)s", problem=_first_line(error))
         state = mapped.state_of(word) or JobState.RUNNING
         return Page(suspects=(), unreadable=(Unreadable(job_id=plain_id(key), state=state, problem=problem),))
 
@@ -472,9 +476,10 @@ class SqlSource:
         return mapped
 
 
-async def _served(connection: AsyncConnection, look: Look) -> bool | None:
-    ever, living = (await connection.execute(statements.lease_counts(look))).one()
-    return None if not ever else bool(living)
+async def _living(connection: AsyncConnection, now: datetime) -> int | None:
+    """Count the workers of ours that live; None where there never was one."""
+    ever, living = (await connection.execute(statements.lease_counts(now))).one()
+    return int(living) if ever else None
 
 
 def _image_statements(

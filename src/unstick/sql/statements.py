@@ -181,9 +181,9 @@ def _said(mapped: MappedTable, *states: JobState) -> sa.BindParameter[Any]:
     return sa.bindparam(None, words, mapped.column("state").type, expanding=True, literal_execute=True)
 
 
-def lease_counts(look: Look) -> sa.Select[Any]:
+def lease_counts(now: datetime) -> sa.Select[Any]:
     """Count the workers that were ever vouched for, and those that are."""
-    lives = sa.case((tables.leases.c.expires_at > look.taken_at, 1), else_=0)
+    lives = sa.case((tables.leases.c.expires_at > now, 1), else_=0)
     return sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(lives), 0)).select_from(tables.leases)
 
 

@@ -20,6 +20,7 @@ from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Intent
 from unstick.domain.story import JobRow, Waits
 from unstick.domain.suspect import GroupedSuspects, Look, Mark, Page, Position, Stretch, StuckCounts, SuspectGroup
 from unstick.domain.undo import Undoable, UndoBatch, UndoResult
+from unstick.domain.wording import Phrase
 from unstick.ports import Capabilities, OpenClasses, OpenJobs, Sightings, Usage
 from unstick.systems.rq import keys
 from unstick.systems.rq.accusing import Accused, Accuser
@@ -274,7 +275,7 @@ class RqSource:
 
     async def _waits(self, kept: Kept) -> Waits | None:
         suspended = kept.place is Place.QUEUE and await self._reader.is_suspended()
-        return Waits("paused", "its workers are suspended") if suspended else None
+        return Waits("paused", Phrase("its workers are suspended")) if suspended else None
 
     async def _scheduling(self, accused: Sequence[Accused]) -> Scheduling:
         """Tell which queues have a scheduler: where there is none, nobody would bring a job into its queue later."""
