@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks import console as console_pages
 from benchmarks import measures
-from benchmarks.databases import open_sites
+from benchmarks.opening import open_sites
 from benchmarks.filling import Backend, Filling, Placement
 from benchmarks.measures import Sizes
 from benchmarks.report import Report
