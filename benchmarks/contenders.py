@@ -53,9 +53,7 @@ def stuck(backend: Backend) -> str:
     return f"completed_at IS NULL AND status = 'running' AND started_at < {then} AND updated_at < {then}"
 
 
-_COLUMNS = (
-    "SELECT id, status, job_type, created_at, scheduled_at, started_at, updated_at, completed_at, error_message, attempt"
-)
+_COLUMNS = "SELECT id, status, job_type, created_at, scheduled_at, started_at, updated_at, completed_at, error_message, attempt"
 
 
 def _changes(backend: Backend) -> str:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Database:
     """One database and the configuration file that points Unstick at it."""
@@ -81,6 +80,16 @@ class Site(ABC):
         finally:
             self._drop(name)
 
+    @contextmanager
+    def empty(self, config: str) -> Iterator[Database]:
+        """Lend an empty database under a configuration with `{url}` in it."""
+        name = f"{self._prefix}_empty_{next(self._numbers)}"
+        self._create(name)
+        try:
+            yield self._configured(name, config.format(url=json.dumps(self._url(name))))
+        finally:
+            self._drop(name)
+
     def original(self, filling: Filling) -> Database:
         """Return the filled database itself, which is too large to copy; whoever changes it has it forgotten after."""
         source = self._filled_like(filling)
@@ -125,8 +134,11 @@ class Site(ABC):
         database.execute(*(str(change.compile(dialect=dialect)) for change in changes))
 
     def _database(self, name: str) -> Database:
+        return self._configured(name, toml(self._url(name)))
+
+    def _configured(self, name: str, said: str) -> Database:
         config = self.directory / f"{name}.toml"
-        config.write_text(_toml(self._url(name)))
+        config.write_text(said)
         return Database(backend=self.backend, url=self._url(name), raw=self._raw(name), config=config)
 
     @abstractmethod
@@ -153,10 +165,10 @@ class Site(ABC):
     def _drop(self, name: str) -> None: ...
 
 
-def _toml(url: str) -> str:
-    """Say what a user's `unstick.toml` says; JSON's text and lists are TOML's too."""
-    lines = ["[sources.main]", f"url = {json.dumps(url)}", f'table = "{TABLE}"', "[sources.main.columns]"]
+def toml(url: str, table: str = TABLE, source: str = "main") -> str:
+    """Say what a user's `unstick.toml` says of a jobs table; JSON's text and lists are TOML's too."""
+    lines = [f"[sources.{source}]", f"url = {json.dumps(url)}", f'table = "{table}"', f"[sources.{source}.columns]"]
     lines += [f"{key} = {json.dumps(name)}" for key, name in COLUMNS.items()]
-    lines += ["[sources.main.states]"]
+    lines += [f"[sources.{source}.states]"]
     lines += [f"{state.value} = {json.dumps(list(words))}" for state, words in STATES.items()]
     return "\n".join(lines) + "\n"
