@@ -20,6 +20,7 @@ from benchmarks import measures
 from benchmarks.databases import open_sites
 from benchmarks.filling import Backend, Filling, Placement
 from benchmarks.measures import Sizes
+from benchmarks.others.measure import others
 from benchmarks.report import Report
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ MEASURES: dict[str, Callable[[Site, Sizes], list[Figure]]] = {
     "memory": measures.memory,
     "writes": measures.writes,
     "console": console_pages.console,
+    "others": others,
 }
 
 
