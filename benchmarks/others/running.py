@@ -131,7 +131,8 @@ def filled_broker(other: Other, directory: Path, finished: int) -> Iterator[Brok
     place = Place(other=other, address=server.url(), config=config)
     if other.preset is not None:
         ledger = f"sqlite+aiosqlite:///{directory}/{other.name}.db"
-        write_config(config, {"url": place.address, "preset": other.preset}, ledger={"url": ledger}, policy=POLICY)
+        policy = POLICY | {"running_after": "1s"}  # leases that have run out can't be made old
+        write_config(config, {"url": place.address, "preset": other.preset}, ledger={"url": ledger}, policy=policy)
         asyncio.run(upgrade_database(load_settings(config)))
     place.ask("fill", finished)
     yield Brokers(place)
