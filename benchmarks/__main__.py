@@ -19,6 +19,7 @@ from benchmarks import console as console_pages
 from benchmarks import measures
 from benchmarks.databases import open_sites
 from benchmarks.filling import Backend, Filling, Placement
+from benchmarks.heartbeats import heartbeats
 from benchmarks.measures import Sizes
 from benchmarks.others.measure import others
 from benchmarks.report import Report
@@ -36,6 +37,7 @@ MEASURES: dict[str, Callable[[Site, Sizes], list[Figure]]] = {
     "writes": measures.writes,
     "console": console_pages.console,
     "others": others,
+    "heartbeats": heartbeats,
 }
 
 

@@ -77,9 +77,7 @@ def others(site: Site, sizes: Sizes, systems: Sequence[Other] = (*IN_TABLES, *BE
     return [*_rates(pairs, contract, stuck), *_looks(pairs, contract)]
 
 
-def _filled(
-    other: Other, neighbours: Neighbours, directory: Path, finished: int
-) -> AbstractContextManager[Arena]:
+def _filled(other: Other, neighbours: Neighbours, directory: Path, finished: int) -> AbstractContextManager[Arena]:
     if isinstance(other, InTables):
         return filled_tables(other, neighbours, finished)
     return filled_broker(other, directory, finished)
