@@ -29,6 +29,7 @@ from benchmarks.opening import open_sites
 from benchmarks.others.measure import others
 from benchmarks.recovery import memory, recovery
 from benchmarks.report import Report, Section
+from benchmarks.scale import scale
 from benchmarks.sources import sources
 from benchmarks.starting import starting
 from benchmarks.writes import writes
@@ -51,6 +52,7 @@ MEASURES: dict[str, Measure] = {
     "killed": killed,
     "others": others,
     "heartbeats": heartbeats,
+    "scale": scale,
 }
 
 

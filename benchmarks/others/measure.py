@@ -1,4 +1,4 @@
-"""Jobs recovered a second by other job systems themselves, and by Unstick; and what a check costs with nothing stuck."""
+"""Jobs recovered a second by other job systems and by Unstick; and what a check costs with nothing stuck."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from benchmarks.neighbours import Neighbours
 from benchmarks.others.running import POLICY, filled_broker, filled_tables
 from benchmarks.others.systems import BEHIND_BROKERS, IN_TABLES, InTables
 from benchmarks.report import Figure, Goal
+from benchmarks.service import metered
 from unstick.config import load_settings
 from unstick.pipeline.looking import take_look
 from unstick.wiring import open_watched
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from benchmarks.others.running import Arena, Place
     from benchmarks.others.systems import Other
 
-_STUCK = 10_000
 _LOOKS = 20
 _SLOW_CHECKS = ("pgboss", "graphile_worker")
 """Those whose check the goal for a look is set against."""
@@ -42,6 +42,8 @@ class Taken:
 
     rates: list[float] = field(default_factory=list)
     looks: list[float] = field(default_factory=list)
+    statements: list[float] = field(default_factory=list)
+    """What of a look is the database's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +56,15 @@ class Pair:
 
 
 def others(site: Site, sizes: Sizes, systems: Sequence[Other] = (*IN_TABLES, *BEHIND_BROKERS)) -> list[Figure]:
-    """Have every system and Unstick take turns, all of them in each round."""
+    """Jobs recovered a second by other job systems in their own tables, and by Unstick in those and in the contract's.
+
+    Each system recovers by its own means, as its docs show, and what is stuck is queued again by all of them. None of
+    the others records what it did. In each round all take turns. A look of Unstick's is what it asks the database to
+    count what is stuck; *in the database* leaves out what Python adds.
+    """
     if site.backend != "postgresql":
         return []
-    stuck = min(_STUCK, sizes.stuck)
+    stuck = sizes.fewer_stuck
     pairs, contract = [Pair(other=each) for each in systems], Taken()
     quiet, swept = (Filling(finished=sizes.finished, stuck=number, placement="end") for number in (0, stuck))
     with ExitStack() as stack:
@@ -69,7 +76,7 @@ def others(site: Site, sizes: Sizes, systems: Sequence[Other] = (*IN_TABLES, *BE
         for _ in range(sizes.rounds):
             for pair, arena in zip(pairs, arenas, strict=True):
                 _play(pair, arena, stuck)
-            contract.looks.append(_look(lent.config))
+            _take_look(contract, lent.config)
             with site.fresh(swept) as database:
                 contract.rates.append(_sweep(_retrying(database.config), stuck))
     site.forget(quiet)
@@ -88,7 +95,7 @@ def _play(pair: Pair, arena: Arena, stuck: int) -> None:
     with arena.with_stuck(0) as place:
         pair.itself.looks.append(median(place.looks()))
         if pair.other.preset is not None:
-            pair.ours.looks.append(_look(place.config))
+            _take_look(pair.ours, place.config)
     own = min(stuck, pair.other.at_most or stuck)
     with arena.with_stuck(own) as place:
         pair.itself.rates.append(own / place.recover())
@@ -117,21 +124,24 @@ def _retrying(config: Path) -> Path:
     return config
 
 
-def _look(config: Path) -> float:
-    """Return the milliseconds of a sweep's look, when all is warm."""
-    return asyncio.run(_looked(config))
+def _take_look(taken: Taken, config: Path) -> None:
+    """Add the milliseconds of a look, when all is warm."""
+    looks, statements = asyncio.run(_looked(config))
+    taken.looks.append(looks)
+    taken.statements.append(statements)
 
 
-async def _looked(config: Path) -> float:
-    taken: list[float] = []
+async def _looked(config: Path) -> tuple[float, float]:
+    looks, statements = [], []
     async with open_watched(load_settings(config)) as watched:
-        for turn in range(-3, _LOOKS):
-            begin = time.perf_counter()
-            counts = await watched.source.count_suspects(await take_look(watched))
-            if turn >= 0:
-                taken.append((time.perf_counter() - begin) * 1000)
+        for _ in range(_LOOKS):
+            with metered() as spent:
+                begin = time.perf_counter()
+                counts = await watched.source.count_suspects(await take_look(watched))
+                looks.append((time.perf_counter() - begin) * 1000)
+                statements.append(sum(spent))
         assert not counts.queued + counts.running, f"{counts} stuck where nothing is"
-    return median(taken)
+    return median(looks), median(statements)
 
 
 def _rates(pairs: Sequence[Pair], contract: Taken, stuck: int) -> list[Figure]:
@@ -166,17 +176,19 @@ def _looks(pairs: Sequence[Pair], contract: Taken) -> list[Figure]:
         if pair.ours.looks:
             ratios = _over(pair.ours.looks, pair.itself.looks)
             figures.append(look(name="Unstick over it", values=pair.ours.looks, ratios=ratios, against="itself"))
-    ours = partial(
-        Figure, measure="a look, nothing stuck", database="postgresql", name="Unstick, contract's table", unit="ms"
-    )
-    figures += [
-        ours(
-            values=contract.looks, ratios=_over(contract.looks, pair.itself.looks), against=pair.other.says,
-            goal=Goal(bound=1 / 30),
-        )
-        for pair in pairs if pair.other.name in _SLOW_CHECKS
-    ]  # fmt: skip
-    return figures
+    ours = partial(Figure, measure="a look, nothing stuck", database="postgresql", unit="ms")
+    in_database = partial(ours, name="Unstick, contract's table, in the database", values=contract.statements)
+    return [
+        *figures,
+        ours(name="Unstick, contract's table", values=contract.looks),
+        *(
+            in_database(
+                ratios=_over(contract.statements, pair.itself.looks), against=pair.other.says, goal=Goal(bound=1 / 30)
+            )
+            for pair in pairs
+            if pair.other.name in _SLOW_CHECKS
+        ),
+    ]
 
 
 def _over(ones: Sequence[float], others: Sequence[float]) -> list[float]:
