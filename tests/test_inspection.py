@@ -24,9 +24,9 @@ from unstick.sql.inspection import (
     _reading,
     inspect_database,
     inspect_table,
-    to_toml,
 )
 from unstick.sql.proposal import propose
+from unstick.sql.proposed_file import to_toml
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -713,7 +713,7 @@ class TestTimes:
         assert "jobs.started sounds" not in messages(found, "started_at")
         assert "jobs.finished sounds like `completed_at` and holds numbers" in messages(found, "completed_at")
         assert "jobs.updated_at sounds like `heartbeat_at` and holds true or false" in messages(found, "heartbeat_at")
-        assert "deleted_at of jobs is a time by whose name nobody can tell which" in messages(found, "columns")
+        assert "deleted_at of jobs is a time, and its name doesn't tell of what" in messages(found, "columns")
 
 
 class TestHeartbeat:
