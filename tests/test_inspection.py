@@ -701,7 +701,8 @@ class TestTimes:
         await run(
             postgres,
             "CREATE TABLE jobs (id bigint PRIMARY KEY, status text, queued_at bigint, created_at timestamptz,"
-            " created bigint, started_at date, started int, finished numeric, deleted_at timestamptz, updated_at boolean)",
+            " created bigint, started_at date, started int, finished numeric, deleted_at timestamptz,"
+            " updated_at boolean)",
             "INSERT INTO jobs VALUES (1, 'running', 7, now(), 1732363200, now(), 1, 1732363200.5, NULL, true)",
         )
         found = await inspect_table(postgres, "jobs")
