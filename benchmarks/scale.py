@@ -150,8 +150,7 @@ async def _looked(year: Database, decade: Database, large: Database, few: int, m
     asked: list[tuple[str, Any]] = []
     async with AsyncExitStack() as stack:
         opened = [
-            await stack.enter_async_context(open_watched(load_settings(each.config)))
-            for each in (year, decade, large)
+            await stack.enter_async_context(open_watched(load_settings(each.config))) for each in (year, decade, large)
         ]
         for each in opened:
             await _look(each)

@@ -18,7 +18,7 @@ from unstick.api.router import admin_router
 from unstick.config import AuthSettings
 from unstick.domain.access import Role
 from unstick.domain.aftermath import End, Finished, How, LateCounts, LateFinish, LateRuns, Recovered
-from unstick.domain.audit import AuditEntry
+from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.events import QueueState
 from unstick.domain.history import Durations, Figures, Replayed, ReplayedKind
 from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
@@ -265,7 +265,8 @@ class MemoryLedger:
         return {}
 
     async def operation(self, operation_id: int) -> AuditEntry | None:
-        return self.entries[operation_id - 1] if 0 < operation_id <= len(self.entries) else None
+        entry = self.entries[operation_id - 1] if 0 < operation_id <= len(self.entries) else None
+        return entry if entry is not None and entry.outcome is AuditOutcome.STARTED else None
 
     async def undoable(
         self,

@@ -118,10 +118,10 @@ async def test_the_audit_log_and_the_last_day_are_told_by_the_hour_and_exported_
     assert exported.headers["content-disposition"] == 'attachment; filename="unstick-audit-main.csv"'
 
     [source] = (await read(http, OVERVIEW))["sources"]
-    series = source["standing"]["series"]
+    series = source["overview"]["series"]
     nothing = {"mark_failed": 0, "retry": 0}
     assert [each["recovered"] for each in series] == [*([nothing] * 23), {"mark_failed": 5, "retry": 5}]
-    assert (source["standing"]["stuck_jobs"], source["concerns"]) == (0, [])
+    assert (source["overview"]["stuck_jobs"], source["concerns"]) == (0, [])
 
 
 async def test_the_overview_says_of_each_source_what_is_wrong_with_it_also_where_one_is_away() -> None:
@@ -135,8 +135,8 @@ async def test_the_overview_says_of_each_source_what_is_wrong_with_it_also_where
         ("stuck", "silent", 1),
         ("stuck", "never_claimed", 2),
     ]
-    assert {"queue": None, "state": "running", "jobs": 2} in main["standing"]["open_jobs"]
-    assert other["standing"] is None
+    assert {"queue": None, "state": "running", "jobs": 2} in main["overview"]["open_jobs"]
+    assert other["overview"] is None
     assert other["concerns"][0]["matter"] == "away"
     assert "hunter2" not in json.dumps(other)
 

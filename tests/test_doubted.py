@@ -46,8 +46,11 @@ async def test_a_word_that_no_job_holds_is_doubted_where_jobs_hold_what_it_was_m
         "faild": DoubtedWord(word="faild", state=FAILED, held=("failed",)),
     }
     assert (await doubted(bench, running="executing"))["executing"].held == ("running",)
+    assert (await doubted(bench, cancelled="archivd"))["archivd"].held == ("archived",)
     told_apart = bench.engine.dialect.name != "mysql"
     assert list(await doubted(bench, running="RUNNING")) == (["RUNNING"] if told_apart else [])
+    await bench.put({"status": "processing"})
+    assert await doubted(bench) == {}
     await bench.close()
 
     section = {"url": database.url, "table": bench.table.fullname, "columns": COLUMNS}

@@ -24,9 +24,9 @@ from unstick.sql.inspection import (
     _reading,
     inspect_database,
     inspect_table,
-    to_toml,
 )
 from unstick.sql.proposal import propose
+from unstick.sql.proposed_file import to_toml
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -701,8 +701,9 @@ class TestTimes:
         await run(
             postgres,
             "CREATE TABLE jobs (id bigint PRIMARY KEY, status text, queued_at bigint, created_at timestamptz,"
-            " started_at date, started int, finished numeric, deleted_at timestamptz, updated_at boolean)",
-            "INSERT INTO jobs VALUES (1, 'running', 7, now(), now(), 1, 1732363200.5, NULL, true)",
+            " created bigint, started_at date, started int, finished numeric, deleted_at timestamptz,"
+            " updated_at boolean)",
+            "INSERT INTO jobs VALUES (1, 'running', 7, now(), 1732363200, now(), 1, 1732363200.5, NULL, true)",
         )
         found = await inspect_table(postgres, "jobs")
         assert "jobs.queued_at sounds like `enqueued_at` and holds whole numbers" in messages(found, "enqueued_at")
@@ -710,10 +711,11 @@ class TestTimes:
         assert "jobs.started_at sounds like `started_at` and holds dates without a time" in messages(
             found, "started_at"
         )
+        assert "jobs.created sounds" not in messages(found, "enqueued_at")
         assert "jobs.started sounds" not in messages(found, "started_at")
         assert "jobs.finished sounds like `completed_at` and holds numbers" in messages(found, "completed_at")
         assert "jobs.updated_at sounds like `heartbeat_at` and holds true or false" in messages(found, "heartbeat_at")
-        assert "deleted_at of jobs is a time by whose name nobody can tell which" in messages(found, "columns")
+        assert "deleted_at of jobs is a time, and its name doesn't tell of what" in messages(found, "columns")
 
 
 class TestHeartbeat:

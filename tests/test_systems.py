@@ -28,7 +28,8 @@ from unstick.pipeline.undo import UndoOrder, undo
 from unstick.pipeline.verdict import judge
 from unstick.presets.preset import load_preset, shipped
 from unstick.sql.engine import open_engine
-from unstick.sql.inspection import inspect_database, to_toml
+from unstick.sql.inspection import inspect_database
+from unstick.sql.proposed_file import to_toml
 from unstick.testing.conformance import batch_of
 from unstick.wiring import open_watched, upgrade_database
 

@@ -49,12 +49,13 @@ from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
 from unstick.sql.event_log import SqlEventLog
 from unstick.sql.guard import Guard, guard, run_statements
 from unstick.sql.history import SqlHistory
-from unstick.sql.inspection import Found, inspect_database, inspect_table, password_left_out, to_toml
+from unstick.sql.inspection import Found, inspect_database, inspect_table
 from unstick.sql.leaders import SqlLeaders
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.looks import SqlLooks
 from unstick.sql.mapping import JobTable
 from unstick.sql.plans import SqlPlans
+from unstick.sql.proposed_file import password_left_out, to_toml
 from unstick.sql.queue import SqlJobQueue
 from unstick.sql.records import SqlRecords
 from unstick.sql.reflection import mapped_table
@@ -629,6 +630,23 @@ async def inspect_url(url: str, table: str | None = None) -> Found:
             return Found(systems=(), inspection=await inspect_table(engine, table))
     finally:
         await _close(engine)
+
+
+async def doubts_about(settings: Settings, url: str) -> tuple[str, ...]:
+    """Say which words of the settings' own mappings of this database's tables are most likely mistyped.
+
+    Raises:
+        ConfigurationError: such a mapping doesn't fit its table.
+        SourceUnavailableError: the database doesn't answer.
+    """
+    said: list[str] = []
+    for name, chosen in settings.sources.items():
+        if chosen.url.get_secret_value() == url and not chosen.is_behind_broker:
+            async with _open(_homes(settings, name)[0]) as engine:
+                declared = JobTable.from_settings(chosen)
+                watched = watch(name, declared, EngineConnections(engine), settings.policy.policy())
+                said += await doubts_about_words(watched)
+    return tuple(said)
 
 
 def proposed_toml(url: str, found: Found) -> str:

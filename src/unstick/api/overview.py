@@ -11,7 +11,7 @@ from unstick.api.parameters import SourceQuery, Word, no_repeats
 from unstick.domain.access import Role
 from unstick.domain.schedule import Timetable
 from unstick.pipeline.overview import overviews
-from unstick.pipeline.overview_shapes import OverviewShape, overview_shape
+from unstick.pipeline.overview_shapes import OverviewsShape, overviews_shape
 
 
 class OverviewQuery(SourceQuery):
@@ -23,10 +23,10 @@ class OverviewQuery(SourceQuery):
 def add_overview(router: APIRouter, needs: Callable[[Role], params.Depends], timetable: Timetable | None) -> None:
     """Add the call to a router; `timetable` says how often sources are to be observed and swept."""
 
-    async def tell_overview(call: CurrentCall, query: Annotated[OverviewQuery, Query()]) -> OverviewShape:
+    async def tell_overview(call: CurrentCall, query: Annotated[OverviewQuery, Query()]) -> OverviewsShape:
         """Tell how each source stands, what is wrong with it, worst first, and what was done, hour by hour."""
         sources = call.sources.all if query.source is None else {query.source: call.sources.named(query.source)}
-        return overview_shape(await overviews(sources, timetable))
+        return overviews_shape(await overviews(sources, timetable))
 
     router.add_api_route(
         "/overview",

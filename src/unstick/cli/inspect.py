@@ -8,7 +8,7 @@ import typer
 
 from unstick.cli.options import AsJson, config_file
 from unstick.cli.output import complain, note, say, say_json, warn
-from unstick.domain.errors import ConfigurationError
+from unstick.domain.errors import ConfigurationError, UnstickError
 
 if TYPE_CHECKING:
     from unstick.sql.inspection import Found, Inspection
@@ -41,6 +41,8 @@ def inspect(
         _write(file, toml)
         for left_out in proposed_passwords(url, found):
             warn(left_out)
+    if file is None:
+        _warn_of_what_is_configured(ctx, url)
     if as_json:
         say_json(_shape(found, toml, file))
     else:
@@ -48,6 +50,23 @@ def inspect(
     if found.blocked:
         complain(f"{file or 'What is proposed'} can't work as it stands: settle in it what is called a blocker.")
         raise typer.Exit(_ERROR)
+
+
+def _warn_of_what_is_configured(ctx: typer.Context, url: str) -> None:
+    """Hold the configuration there is against the same database; it may be wrong, which is why somebody inspects."""
+    import asyncio
+
+    from unstick.config import load_settings, settings_file
+    from unstick.wiring import doubts_about
+
+    if settings_file(config_file(ctx)) is None:
+        return
+    try:
+        doubts = asyncio.run(doubts_about(load_settings(config_file(ctx)), url))
+    except UnstickError as error:
+        doubts = (f"What is configured doesn't work: {error}",)
+    for sentence in doubts:
+        warn(sentence)
 
 
 def _tell(found: "Found", toml: str, file: Path | None) -> None:

@@ -36,7 +36,7 @@ class SpanShape(TypedDict):
     late_finishes: int
 
 
-class StandingShape(TypedDict):
+class OverviewShape(TypedDict):
     """How a source stands; where it has many open jobs, as it was last observed: then `just_now` is false.
 
     `series` are the spans of the last day, the oldest first; none where no record can be read back.
@@ -79,23 +79,23 @@ class SourceOverviewShape(TypedDict):
     """A source: how it stands, null where it doesn't answer, and what is wrong with it, worst first."""
 
     source: str
-    standing: StandingShape | None
+    overview: OverviewShape | None
     concerns: list[ConcernShape]
 
 
-class OverviewShape(TypedDict):
+class OverviewsShape(TypedDict):
     """The sources that were asked for."""
 
     sources: list[SourceOverviewShape]
 
 
-def overview_shape(found: Sequence[SourceOverview]) -> OverviewShape:
+def overviews_shape(found: Sequence[SourceOverview]) -> OverviewsShape:
     """Render how sources stand."""
-    return OverviewShape(
+    return OverviewsShape(
         sources=[
             SourceOverviewShape(
                 source=each.source,
-                standing=None if each.overview is None else _standing(each.overview),
+                overview=None if each.overview is None else _overview(each.overview),
                 concerns=[_concern(concern) for concern in each.concerns],
             )
             for each in found
@@ -103,9 +103,9 @@ def overview_shape(found: Sequence[SourceOverview]) -> OverviewShape:
     )
 
 
-def _standing(found: Overview) -> StandingShape:
+def _overview(found: Overview) -> OverviewShape:
     seen = found.observed
-    return StandingShape(
+    return OverviewShape(
         observed_at=seen.at.isoformat(),
         just_now=found.just_now,
         age_seconds=round(found.age.total_seconds(), 3),

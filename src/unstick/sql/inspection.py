@@ -6,15 +6,12 @@ promise it.
 """
 
 import difflib
-import json
 import re
 import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,23 +23,19 @@ from unstick.config import ColumnKey, StateValue
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobState
 from unstick.sql.connections import reachable
+from unstick.sql.data_doubts import Examined, Row, as_time, data_doubts
 from unstick.sql.dialects import dialect_for
-from unstick.sql.engine import SECRETS
 from unstick.sql.facts import table_facts, underlying, unique_alone
-from unstick.sql.mapping import LEADING_TIMES, JobTable, map_table
+from unstick.sql.mapping import JobTable, map_table
 from unstick.sql.proposal import (
     TIME_KEYS,
     ColumnFacts,
     Doubt,
-    IndexFacts,
     Proposal,
     TableFacts,
     blocker,
-    is_last_change,
     named,
-    not_read_as_time,
     propose,
-    sounds_like_time,
     warning,
 )
 from unstick.sql.recognition import Recognised, recognise
@@ -70,15 +63,6 @@ _COMMON_WORDS = sa.text(
     " JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = s.tablename"
     " WHERE c.oid = to_regclass(CAST(:name AS text)) AND s.attname = :column"
 )
-_SAME_STEP = timedelta(seconds=1)
-"""An application's clock and its database's, or two statements of one step, are no further apart than this."""
-_JUST_NOW = timedelta(minutes=1)
-_SECONDS_IN_2001 = 1_000_000_000
-"""A number from here on may be seconds since 1970, or parts of them; what counts something is rarely so large."""
-_PREFIX = 32
-"""How much of a status MariaDB's index keeps where the column is TEXT."""
-
-Row = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,25 +111,6 @@ class _Sample:
 
     rows: Sequence[Row]
     failure: DBAPIError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Examined:
-    """A table under examination, with all that its doubts are drawn from."""
-
-    table: sa.Table
-    facts: TableFacts
-    proposal: Proposal
-    rows: Sequence[Row]
-    dialect: sa.Dialect
-    partitioned: bool
-
-    def values(self, key: ColumnKey) -> list[object]:
-        name = self.proposal.columns.get(key)
-        return [row.get(name) for row in self.rows] if name is not None else []
-
-    def at(self, key: ColumnKey) -> str:
-        return f"{self.facts.spelling}.{self.proposal.columns[key]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,49 +168,6 @@ async def inspect_table(engine: AsyncEngine, table: str) -> Inspection:
             if error.connection_invalidated:
                 raise
             raise SourceUnavailableError(f"{_unread(connection.dialect, table, error).sentence}.") from error
-
-
-def to_toml(name: str, url: str, found: Found) -> str:
-    """Write what was found as an `unstick.toml`, its doubts as comments and without the URL's password.
-
-    Args:
-        name: what the source of the table that is of no known system is to be called.
-        url: the database's URL, as it was given.
-        found: what was found out.
-    """
-    sections = [_section(each, url) for each in found.systems]
-    if found.inspection is not None:
-        sections.append(_section_of_table(name, url, found.inspection))
-    return "\n".join(sections)
-
-
-def _section(recognised: Recognised, url: str) -> str:
-    problem = [] if recognised.problem is None else [_comment(f"It will only be read: {recognised.problem}")]
-    return "\n".join((
-        _comment(f"{recognised.system}, recognised by its tables."),
-        *problem,
-        f"[sources.{recognised.source}]",
-        *_toml_url(recognised.source, url),
-        f"preset = {_toml(recognised.preset)}",
-        *([] if recognised.is_plain else [f"table = {_toml(recognised.table)}"]),
-        "",
-    ))  # fmt: skip
-
-
-def _section_of_table(name: str, url: str, inspection: Inspection) -> str:
-    proposal = inspection.proposal
-    columns = ", ".join(f"{key} = {_toml(column)}" for key, column in proposal.columns.items())
-    states = ", ".join(f"{state.value} = {_toml_words(words)}" for state, words in proposal.states.items())
-    return "\n".join((
-        *_preamble(inspection),
-        f"[sources.{_toml_key(name)}]",
-        *_toml_url(name, url),
-        f"table = {_toml(inspection.facts.spelling)}",
-        f"columns = {{ {columns} }}",
-        f"states = {{ {states} }}",
-        *_toml_timezone(inspection),
-        "",
-    ))  # fmt: skip
 
 
 @asynccontextmanager
@@ -315,9 +237,9 @@ async def _inspect(connection: AsyncConnection, name: str) -> Inspection:
         facts = _with_further_words(facts, column, words)
         sample = replace(sample, failure=next(iter(failures), sample.failure))
         proposal = propose(facts)
-    examined = _Examined(table, facts, proposal, sample.rows, connection.dialect, partitioned)
+    examined = Examined(table, facts, proposal, sample.rows, connection.dialect, partitioned)
     unread = None if sample.failure is None else _unread(connection.dialect, facts.spelling, sample.failure)
-    doubts = [*proposal.doubts, *_sample_doubts(sample, unread), *_data_doubts(examined)]
+    doubts = [*proposal.doubts, *_sample_doubts(sample, unread), *data_doubts(examined)]
     if not any(doubt.severity == "blocker" for doubt in doubts):
         doubts += _doubt_fit(examined)
     doubts.sort(key=lambda doubt: doubt.severity != "blocker")
@@ -537,30 +459,11 @@ def _with_words(column: ColumnFacts, rows: Sequence[Row]) -> ColumnFacts:
 def _with_zone(column: ColumnFacts, rows: Sequence[Row]) -> ColumnFacts:
     """Tell SQLite's times, which are text, by what the text says."""
     values = [value for row in rows if (value := row.get(column.name)) is not None]
-    times = [time for value in values if (time := _as_time(value)) is not None]
+    times = [time for value in values if (time := as_time(value)) is not None]
     if column.kind not in ("text", "naive_time") or (column.kind == "text" and len(times) < len(values)):
         return column
     aware = bool(times) and all(time.tzinfo is not None for time in times)
     return replace(column, kind="time" if aware else "naive_time")
-
-
-def _as_time(value: object) -> datetime | None:
-    if isinstance(value, datetime):
-        return value
-    if not isinstance(value, str) or re.match(r"\d{4}-\d\d-\d\d", value) is None:
-        return None
-    try:
-        return datetime.fromisoformat(value)
-    except ValueError:
-        return None
-
-
-def _instant(value: object) -> datetime | None:
-    time = _as_time(value)
-    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
-
-
-# What the data and the indexes make doubtful
 
 
 def _sample_doubts(sample: _Sample, unread: Unread | None) -> Iterator[Doubt]:
@@ -575,7 +478,7 @@ def _sample_doubts(sample: _Sample, unread: Unread | None) -> Iterator[Doubt]:
     )
 
 
-def _doubt_fit(examined: _Examined) -> Iterator[Doubt]:
+def _doubt_fit(examined: Examined) -> Iterator[Doubt]:
     """Hold the proposal against the table as every command does that is started with it."""
     facts, proposal = examined.facts, examined.proposal
     declared = JobTable(name=facts.name, schema=facts.schema, columns=proposal.columns, states=proposal.states)
@@ -583,249 +486,3 @@ def _doubt_fit(examined: _Examined) -> Iterator[Doubt]:
         map_table(declared, examined.table, dialect_for(examined.dialect))
     except ConfigurationError as error:
         yield blocker("mapping", str(error))
-
-
-def _data_doubts(examined: _Examined) -> Iterator[Doubt]:
-    yield from _doubt_passed_over_times(examined)
-    yield from _doubt_unknown_times(examined)
-    yield from _doubt_still_heartbeat(examined)
-    yield from _doubt_times_that_do_not_parse(examined)
-    yield from _doubt_running_without_start(examined)
-    yield from _doubt_missing_index(examined)
-    yield from _doubt_indexed_heartbeat(examined)
-    yield from _doubt_retry(examined)
-
-
-def _doubt_passed_over_times(examined: _Examined) -> Iterator[Doubt]:
-    """Name columns that mean a time by their name and hold it in a form that can't be used."""
-    for key in TIME_KEYS:
-        taken = examined.proposal.columns.get(key)
-        for column in named(examined.facts, key):
-            if column.name == taken:
-                break  # those that follow mean it less
-            values = [row.get(column.name) for row in examined.rows]
-            if taken is None and sounds_like_time(column.name):
-                continue  # which its name alone raised a doubt about
-            if sounds_like_time(column.name) or any(map(_could_be_time, values)):
-                instead = "" if taken is None else f"; {taken} is taken in its place"
-                yield warning(key, not_read_as_time(examined.facts, key, column) + instead)
-
-
-def _could_be_time(value: object) -> bool:
-    """Tell whether a value may be when something happened: a time as text, or seconds since 1970."""
-    if isinstance(value, int | float | Decimal):
-        return value >= _SECONDS_IN_2001
-    return _as_time(value) is not None
-
-
-def _doubt_unknown_times(examined: _Examined) -> Iterator[Doubt]:
-    known = {column.name for key in TIME_KEYS for column in named(examined.facts, key)}
-    times = [each.name for each in examined.facts.columns if each.kind in ("time", "naive_time")]
-    unknown = [name for name in times if name not in known | set(examined.proposal.columns.values())]
-    if unknown:
-        several = len(unknown) > 1
-        yield warning(
-            "columns",
-            f"{', '.join(unknown)} of {examined.facts.spelling} {'are times' if several else 'is a time'} by whose "
-            f"name{'s' if several else ''} nobody can tell which: where a job came, began, showed life or ended by "
-            f"{'one of them' if several else 'it'}, name it in `columns`",
-        )
-
-
-def _doubt_still_heartbeat(examined: _Examined) -> Iterator[Doubt]:
-    name = examined.proposal.columns.get("heartbeat_at")
-    if name is None or not is_last_change(name):
-        return
-    rows = [_instants(examined, row) for row in examined.rows]
-    latest = max((time for row in rows for time in row.values()), default=None)
-    told = [moved for row in rows if (moved := _moved(row, latest)) is not None]
-    if told and not any(told):
-        yield warning(
-            "heartbeat_at",
-            f"{examined.at('heartbeat_at')} never moves while a job runs: in all {len(told)} rows that tell, it is "
-            "when the job was queued or started; leave `columns.heartbeat_at` out",
-        )
-
-
-def _instants(examined: _Examined, row: Row) -> dict[ColumnKey, datetime]:
-    columns = examined.proposal.columns
-    times = {key: _instant(row.get(columns[key])) for key in TIME_KEYS if key in columns}
-    return {key: time for key, time in times.items() if time is not None}
-
-
-def _moved(times: Mapping[ColumnKey, datetime], latest: datetime | None) -> bool | None:
-    """Tell whether a job's row changed after its start; None where its times can't tell.
-
-    They can't where the last change was the job's end, or the job began only just now.
-    """
-    beat, started, ended = times.get("heartbeat_at"), times.get("started_at"), times.get("completed_at")
-    if beat is None or started is None or latest is None:
-        return None
-    if ended is not None and abs(ended - beat) <= _SAME_STEP:
-        return None
-    if beat - started > _SAME_STEP:
-        return True
-    return False if latest - started > _JUST_NOW else None
-
-
-def _doubt_times_that_do_not_parse(examined: _Examined) -> Iterator[Doubt]:
-    for key in TIME_KEYS:
-        values = [value for value in examined.values(key) if value is not None]
-        bad = [value for value in values if _as_time(value) is None]
-        if bad:
-            doubt = blocker if len(bad) == len(values) else warning
-            yield doubt(
-                key,
-                f"{examined.at(key)} holds {bad[0]!r}, no ISO 8601 time, and so do {len(bad)} of the {len(values)} "
-                f"rows read: rewrite them, or leave `columns.{key}` out",
-            )
-
-
-def _doubt_running_without_start(examined: _Examined) -> Iterator[Doubt]:
-    if "started_at" not in examined.proposal.columns:
-        return
-    words = examined.proposal.states.get(JobState.RUNNING, ())
-    states = examined.values("state")
-    starts = examined.values("started_at")
-    running = [start for state, start in zip(states, starts, strict=False) if state in words]
-    if running and None in running:
-        beats = "heartbeat_at" in examined.proposal.columns
-        rest = "by `heartbeat_at` alone" if beats else "by nothing, so never found"
-        yield warning(
-            "started_at",
-            f"{examined.at('started_at')} is null in {running.count(None)} of the {len(running)} running rows read: "
-            f"these are judged {rest}; set it in the statement that claims a job",
-        )
-
-
-def _doubt_missing_index(examined: _Examined) -> Iterator[Doubt]:
-    statement = _index_statement(examined)
-    if statement is not None and not any(_finds_open_jobs(examined, index) for index in examined.facts.indexes):
-        yield warning(
-            "index",
-            f"no index of {examined.facts.spelling} leads to its open jobs, so each look reads the finished ones too: "
-            f"run {statement}",
-        )
-
-
-def _finds_open_jobs(examined: _Examined, index: IndexFacts) -> bool:
-    columns = examined.proposal.columns
-    if index.where is None:
-        return index.columns[0] in (columns["state"], columns.get("completed_at"))
-    plain = re.sub(r'[\s()"`]', "", index.where).lower()
-    return "completed_at" in columns and plain.rpartition(".")[2] == f"{columns['completed_at'].lower()}isnull"
-
-
-def _index_statement(examined: _Examined) -> str | None:
-    columns, table = examined.proposal.columns, examined.table
-    time = next((columns[key] for key in LEADING_TIMES if key in columns), None)
-    if time is None or "state" not in columns:
-        return None
-    state = table.c[columns["state"]]
-    still_open = table.c[columns["completed_at"]].is_(None) if "completed_at" in columns else None
-    index = sa.Index(
-        f"{table.name[:50]}_open",
-        state,
-        table.c[time],
-        postgresql_where=still_open,
-        postgresql_concurrently=not examined.partitioned,
-        sqlite_where=still_open,
-        mysql_length={state.name: _PREFIX} if isinstance(state.type, sa.Text) else None,
-    )
-    return f"{sa.schema.CreateIndex(index).compile(dialect=examined.dialect)};"
-
-
-def _doubt_indexed_heartbeat(examined: _Examined) -> Iterator[Doubt]:
-    name = examined.proposal.columns.get("heartbeat_at")
-    indexes = [index.name for index in examined.facts.indexes if name in (*index.columns, *index.stored)]
-    if examined.dialect.name == "postgresql" and indexes:
-        yield warning(
-            "heartbeat_at",
-            f"{examined.at('heartbeat_at')} is in the index {' and '.join(indexes)}, so every heartbeat writes to all "
-            "indexes of the table (no heap-only update): drop it unless another query needs it",
-        )
-
-
-def _doubt_retry(examined: _Examined) -> Iterator[Doubt]:
-    """Say what a retry writes where a worker's claim could stumble over it."""
-    columns = examined.proposal.columns
-    if JobState.QUEUED not in examined.proposal.states:
-        return
-    if "started_at" in columns and "scheduled_at" not in columns:
-        yield warning(
-            "scheduled_at",
-            f"{examined.facts.spelling} has no `scheduled_at` for a retried job to wait by, so `retry` sets "
-            f"{examined.at('started_at')} to now: a worker that claims only rows where it is null never takes such a "
-            "job; let it claim by the state, or leave the action at mark_failed",
-        )
-    if "attempt" in columns:
-        yield warning(
-            "attempt",
-            f"{examined.at('attempt')} goes up by one when `retry` puts a running job back: where the worker counts as "
-            "it claims, that attempt counts twice; then leave `columns.attempt` out",
-        )
-
-
-# The file
-
-
-def _preamble(inspection: Inspection) -> Iterator[str]:
-    yield _comment("Proposed by `unstick inspect` from the table itself. Check it before anything is recovered.")
-    if inspection.doubts:
-        yield "#"
-    for doubt in inspection.doubts:
-        yield _comment(f"{doubt.severity}, {doubt.key}: {doubt.message}")
-    yield ""
-
-
-def _toml_url(name: str, url: str) -> Iterator[str]:
-    left_out = password_left_out(name, url)
-    if left_out is not None:
-        yield _comment(left_out)
-    yield f"url = {_toml(_without_password(url))}"
-
-
-def password_left_out(name: str, url: str) -> str | None:
-    """Say how to give the password that a file leaves out, None where the URL has none."""
-    if _without_password(url) == url:
-        return None
-    return f"The password is left out: give the whole URL in UNSTICK_SOURCES__{name.upper()}__URL."
-
-
-def _without_password(url: str) -> str:
-    parsed = sa.make_url(url)
-    if parsed.password is None and not SECRETS & parsed.query.keys():
-        return url
-    bare = sa.URL.create(
-        parsed.drivername,
-        username=parsed.username,
-        host=parsed.host,
-        port=parsed.port,
-        database=parsed.database,
-        query=parsed.query,
-    )
-    return bare.difference_update_query(SECRETS).render_as_string(hide_password=False)
-
-
-def _toml_timezone(inspection: Inspection) -> Iterator[str]:
-    if any(doubt.key == "timezone" for doubt in inspection.doubts):
-        yield 'timezone = "UTC"'
-
-
-def _toml_words(words: tuple[StateValue, ...]) -> str:
-    said = [_toml(word) if isinstance(word, str) else str(word) for word in words]
-    return said[0] if len(said) == 1 else f"[{', '.join(said)}]"
-
-
-def _toml_key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
-
-
-def _toml(text: str) -> str:
-    # JSON's escapes are TOML's too; TOML alone wants DEL escaped.
-    quoted: str = json.dumps(text, ensure_ascii=False)
-    return quoted.replace("\x7f", "\\u007f")
-
-
-def _comment(text: str) -> str:
-    return "# " + "".join(character if character.isprintable() else " " for character in text)
