@@ -129,6 +129,17 @@ async def test_only_a_plan_can_be_of_some_jobs_and_of_no_text(bench: SqlBench) -
     assert {row["status"] for row in await bench.rows()} == {"running", "queued"}
 
 
+async def test_each_listed_job_is_judged_by_its_own_rule(bench: SqlBench) -> None:
+    """Odd ids are essays, silent for an even number of minutes from 60 on, and every third one waits."""
+    await fill(bench)
+    longer = Rule(kind="thesis.*", running_after=timedelta(hours=2), queued_after=timedelta(hours=2))
+    shorter = replace(longer, running_after=timedelta(minutes=62, seconds=30), queued_after=timedelta(minutes=1))
+    assert await listed(kept(bench, Policy(rules=(longer,))), ALL) == [9, 7, 5, 3, 1]
+    patient = Policy(queued_after=timedelta(hours=2), running_after=timedelta(hours=2), rules=(shorter,))
+    assert await listed(kept(bench, patient), ALL) == [10, 8, 6, 4]
+    assert await listed(kept(bench, patient), StuckFilter(older_than=timedelta(minutes=66, seconds=30))) == [10, 8]
+
+
 async def test_more_jobs_than_are_looked_through_at_once_are_told_as_a_least_and_all_come_up_in_time(
     bench: SqlBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +168,9 @@ async def test_a_search_that_was_cut_short_says_so_and_goes_on(
     assert await listed(kept(bench), StuckFilter(text="w-1"), limit=5) == [2]
 
 
-@pytest.mark.parametrize("said", ["nonsense", {"running.0": 1}, {"running.0": [["x", True], None, 0]}])
+@pytest.mark.parametrize(
+    "said", ["nonsense", {"running": 1}, {"running": [["x", True], None, 0]}, {"done": [None, None, 0]}]
+)
 async def test_a_cursor_of_somebody_elses_is_refused(bench: SqlBench, said: object) -> None:
     cursor = said if isinstance(said, str) else base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
     await fill(bench)
