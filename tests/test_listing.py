@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 DATABASES = EACH_KIND
 ALL = StuckFilter()
-HELD = {2: Holding.HELD, 9: Holding.HELD} | dict.fromkeys((5, 6, 8), Holding.RELEASED)
+HELD: dict[int | str, Holding] = {2: Holding.HELD, 9: Holding.HELD, **dict.fromkeys((5, 6, 8), Holding.RELEASED)}
 RULES = Policy(rules=(Rule(kind="thesis.*", action=Action.RETRY),))
 
 
@@ -146,7 +146,7 @@ async def test_each_listed_job_is_judged_by_its_own_rule(bench: SqlBench) -> Non
 async def test_whom_a_witness_acquits_is_not_listed_and_whom_it_convicts_is_in_every_page(bench: SqlBench) -> None:
     """Running are 2, 3, 5, 6, 8 and 9, by turns of two queues; two of them are held, one it knows nothing of."""
     await fill(bench)
-    watched = replace(kept(bench), witnesses=(FakeWitness(words={**HELD}),))
+    watched = replace(kept(bench), witnesses=(FakeWitness(words=HELD),))
     assert await listed(watched, ALL, limit=2) == [10, 8, 7, 6, 5, 4, 1]
     assert await listed(watched, StuckFilter(kind="thesis.*", reason=Reason.WORKER_GONE), limit=1) == [8, 6]
 
