@@ -7,16 +7,16 @@ to put all in order would cost as much as they are. What is told of their number
 import base64
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.filter import StuckFilter
-from unstick.domain.job import JobClass, JobState
-from unstick.domain.suspect import ACCUSED_STATES, NOT_OUR_CURSOR, Look, Mark, Position
-from unstick.pipeline.filtering import narrow_by_age
-from unstick.pipeline.judging import asks_witnesses, convicted_running
-from unstick.pipeline.looking import Scope, take_look, take_scopes
+from unstick.domain.job import Job, JobClass, JobState
+from unstick.domain.suspect import NOT_OUR_CURSOR, Look, Mark, Position
+from unstick.pipeline.filtering import narrow, narrow_by_age
+from unstick.pipeline.judging import convicted_running
+from unstick.pipeline.looking import Judge, take_judge, take_look, take_scopes
 from unstick.pipeline.report import (
     Found,
     check_limit,
@@ -64,7 +64,7 @@ class _Place(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What was found of a state in a scope, in the order of the list."""
+    """What was found of a state, in the order of the list."""
 
     place: _Place
     looked_through: Sequence[Found]
@@ -99,13 +99,10 @@ async def list_stuck(
     check_limit(limit)
     places = _places(cursor)
     look = await take_look(watched)
-    scopes = narrow_by_age(await take_scopes(watched, look), wanted)
-    parts = {
-        key: await _part(watched, scope, state, wanted, places.get(key, _Place()), newest_first=newest_first)
-        for number, scope in enumerate(scopes)
-        for state in ACCUSED_STATES
-        if (key := f"{state.value}.{number}") and state in scope.look.states
-    }
+    judge = await take_judge(watched, look)
+    judge = replace(judge, look=narrow_by_age(judge.look, wanted))
+    search = _Search(watched=watched, look=look, judge=judge, wanted=wanted, newest_first=newest_first)
+    parts = {state: await search.part(state, places.get(state, _Place())) for state in wanted.states}
     chosen, next_cursor = _merged(parts, limit, newest_first=newest_first)
     told = await with_outlook(watched, look, chosen)
     return StuckList(
@@ -119,23 +116,44 @@ async def list_stuck(
     )
 
 
-async def _part(
-    watched: Watched, scope: Scope, state: JobState, wanted: StuckFilter, place: _Place, *, newest_first: bool
-) -> _Part:
-    if state is JobState.RUNNING and asks_witnesses(watched, scope):
-        running = await convicted_running(watched, scope)
-        findings = [finding for each in running.convicted if (finding := told_finding(each, scope)) is not None]
-        exact, end = running.exact, None
-    else:
-        stretch = await watched.source.stretch(
-            scope.look, state, size=MOST_SEARCHED, after=place.mark, newest_first=newest_first
-        )
-        findings, exact, end = findings_of(stretch.jobs, scope), True, stretch.end
-    looked_through = [Found(finding, scope.policy) for finding in findings]
-    found = [each for each in looked_through if wanted.takes(each.finding.job, each.finding.diagnosis.reason)]
-    found.sort(key=_order, reverse=newest_first)
-    rest = [each for each in found if _comes_after(each, place.shown, newest_first=newest_first)]
-    return _Part(place, looked_through, found, rest, end, exact)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Search:
+    watched: Watched
+    look: Look
+    judge: Judge
+    wanted: StuckFilter
+    newest_first: bool
+
+    async def part(self, state: JobState, place: _Place) -> _Part:
+        """Look through jobs of a state from a place on."""
+        end, exact = None, True
+        if state is JobState.RUNNING and self.watched.witnesses:
+            looked_through, exact = await self._told_by_witnesses()
+        else:
+            stretch = await self.watched.source.stretch(
+                self.judge.look, state, size=MOST_SEARCHED, after=place.mark, newest_first=self.newest_first
+            )
+            looked_through, end = self._accused(stretch.jobs), stretch.end
+        found = [each for each in looked_through if self.wanted.takes(each.finding.job, each.finding.diagnosis.reason)]
+        found.sort(key=_order, reverse=self.newest_first)
+        rest = [each for each in found if _comes_after(each, place.shown, newest_first=self.newest_first)]
+        return _Part(place, looked_through, found, rest, end, exact)
+
+    def _accused(self, jobs: Sequence[Job]) -> list[Found]:
+        scopes = ((job, self.judge.scope_accusing(job)) for job in jobs)
+        return [Found(finding, scope.policy) for job, scope in scopes if scope for finding in findings_of([job], scope)]
+
+    async def _told_by_witnesses(self) -> tuple[list[Found], bool]:
+        """Return the running jobs that witnesses or age convict, and whether these are all."""
+        found, exact = list[Found](), True
+        scopes = await take_scopes(self.watched, self.look)
+        for scope in await narrow(self.watched, scopes, replace(self.wanted, kind=None, queue=None)):
+            if JobState.RUNNING in scope.look.states:
+                running = await convicted_running(self.watched, scope)
+                findings = (told_finding(each, scope) for each in running.convicted)
+                found += [Found(finding, scope.policy) for finding in findings if finding is not None]
+                exact &= running.exact
+        return found, exact
 
 
 def _order(found: Found) -> tuple[object, ...]:
@@ -149,7 +167,7 @@ def _comes_after(found: Found, shown: Position | None, *, newest_first: bool) ->
     return place < last if newest_first else place > last
 
 
-def _merged(parts: Mapping[str, _Part], limit: int, *, newest_first: bool) -> tuple[list[Found], str | None]:
+def _merged(parts: Mapping[JobState, _Part], limit: int, *, newest_first: bool) -> tuple[list[Found], str | None]:
     """Return the first of all parts, and the cursor that goes on after them."""
     each_found = [(key, found) for key, part in parts.items() for found in part.rest]
     each_found.sort(key=lambda each: _order(each[1]), reverse=newest_first)
@@ -166,10 +184,10 @@ def _classes(parts: Collection[_Part]) -> tuple[JobClass, ...]:
     return tuple(sorted(found, key=lambda each: (each.kind or "", each.queue or ""))[:MOST_CLASSES])
 
 
-def _cursor(places: Mapping[str, _Place]) -> str:
+def _cursor(places: Mapping[JobState, _Place]) -> str:
     said = {
-        key: [place.mark, None if place.shown is None else [str(place.shown.since), place.shown.job_id], place.before]
-        for key, place in places.items()
+        state: [place.mark, None if place.shown is None else [str(place.shown.since), place.shown.job_id], place.before]
+        for state, place in places.items()
     }
     return base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
 
@@ -180,15 +198,17 @@ def _mark(begun: object, job_id: object) -> Mark:
     return Mark(begun, job_id)
 
 
-def _places(cursor: str | None) -> dict[str, _Place]:
+def _places(cursor: str | None) -> dict[JobState, _Place]:
     """Read a cursor back; raise `InvalidRequestError` where it isn't one of ours."""
     if cursor is None:
         return {}
     try:
         said = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         return {
-            key: _Place(_mark(*mark) if mark else None, read_position(*shown) if shown else None, int(before))
-            for key, (mark, shown, before) in said.items()
+            JobState(state): _Place(
+                _mark(*mark) if mark else None, read_position(*shown) if shown else None, int(before)
+            )
+            for state, (mark, shown, before) in said.items()
         }
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidRequestError(NOT_OUR_CURSOR) from error
