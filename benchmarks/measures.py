@@ -44,7 +44,7 @@ class Sizes:
     warm_up: int = 3
     """Calls before, which reflect the table and fill caches."""
     baseline_seconds: float = 5
-    load_seconds: float = 4
+    load_seconds: float = 5
     clients: int = 50
     sources: int = 100
     idle_seconds: float = 60

@@ -204,12 +204,12 @@ class MemoryLedger:
         self.entries.append(entry)
         return len(self.entries)
 
-    async def count_read(self, entry: AuditEntry) -> None:
+    async def count_read(self, entry: AuditEntry, times: int = 1) -> None:
         if self.failure is not None:
             raise self.failure
         key = json.dumps([entry.actor, entry.role, entry.call, entry.outcome, entry.parameters, entry.result])
         _, count = self.reads.get(key, (entry, 0))
-        self.reads[key] = (entry, count + 1)
+        self.reads[key] = (entry, count + times)
 
     async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
         raise AssertionError((source, operation_id, recoveries))

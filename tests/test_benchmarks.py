@@ -122,7 +122,9 @@ def test_a_page_tells_what_is_missed_by_how_much_and_what_was_remarked(tmp_path:
 
 def test_the_page_is_what_the_newest_record_and_the_remarks_say() -> None:
     """After a change by hand: `python -m benchmarks --document`."""
-    for path, text in document.pages(document.ROOT).items():
+    pages = document.pages(document.ROOT)
+    assert (document.PAGE in pages) is (document.ROOT / document.PAGE).exists()
+    for path, text in pages.items():
         assert (document.ROOT / path).read_text() == text, path
 
 

@@ -352,7 +352,7 @@ class Ledger(AftermathLedger, Protocol):
     async def append(self, entry: AuditEntry) -> int:
         """Write one entry of its own and return its id."""
 
-    async def count_read(self, entry: AuditEntry) -> None:
+    async def count_read(self, entry: AuditEntry, times: int = 1) -> None:
         """Write a call that changed nothing; the same one by the same caller within a minute shares its row."""
 
     async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:

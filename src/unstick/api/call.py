@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -12,7 +13,7 @@ from unstick.api.words import said, said_pairs
 from unstick.domain.access import Principal, Role
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import ConfigurationError
-from unstick.pipeline.watched import Watched
+from unstick.pipeline.watched import OpenWatched, Watched
 
 _ANONYMOUS = "anonymous"
 _LONGEST_ROLE = 32
@@ -119,11 +120,12 @@ class Call:
         )
         named = self._request.path_params.get("source")
         names = self._request.query_params.getlist("source") if named is None else [named]
-        async with self._sources.meant_by(names)() as watched:
-            if self._request.method == "GET":
-                await watched.ledger.count_read(entry)
-            else:
-                await watched.ledger.append(entry)
+        opened = self._sources.meant_by(names)
+        if self._request.method == "GET":
+            await self._sources.reads.ask((opened, repr(entry)), partial(_count, opened, entry))
+            return
+        async with opened() as watched:
+            await watched.ledger.append(entry)
 
     def _job(self) -> tuple[str | None, str | None]:
         """Name the job a call is about, if it is one job and the caller was let in: nobody else writes its story."""
@@ -139,6 +141,11 @@ class Call:
             client = self._request.client
             parameters["client_address"] = "unknown" if client is None else said(client.host)
         return parameters
+
+
+async def _count(opened: OpenWatched, entry: AuditEntry, times: int) -> None:
+    async with opened() as watched:
+        await watched.ledger.count_read(entry, times)
 
 
 def call_of(request: Request) -> Call | None:

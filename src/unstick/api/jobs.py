@@ -1,11 +1,11 @@
 """`/jobs`: what is stuck, and the cleanup."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, params
-from pydantic import Field
+from fastapi import APIRouter, Depends, Query, Response, params
+from pydantic import Field, TypeAdapter
 
 from unstick.api.call import Call, CurrentCall
 from unstick.api.parameters import (
@@ -18,6 +18,7 @@ from unstick.api.parameters import (
     no_body,
     no_repeats,
 )
+from unstick.api.together import Together
 from unstick.domain.access import Role
 from unstick.pipeline.report import DEFAULT_LIMIT, report_stuck
 from unstick.pipeline.shapes import CleanupShape, StuckShape, cleanup_shape, stuck_shape
@@ -54,11 +55,27 @@ class CleanupQuery(_ThresholdQuery):
     )
 
 
-async def find_stuck_jobs(call: CurrentCall, query: Annotated[StuckQuery, Query()]) -> StuckShape:
-    """Tell which jobs are stuck and why: exact counts, and a bounded list a state, oldest first."""
-    async with call.open(query.source) as watched:
-        report = await report_stuck(watched, queued_after=query.queued_after, limit=query.limit, cursor=query.cursor)
-    return stuck_shape(report)
+_STUCK = TypeAdapter(StuckShape)
+FindStuckJobs = Callable[[Call, StuckQuery], Awaitable[Response]]
+
+
+def _finder_of_stuck_jobs() -> FindStuckJobs:
+    """Return the call by which those who ask the same at once share one look, and its answer as it is sent."""
+    looks = Together[bytes]()
+
+    async def find_stuck_jobs(call: CurrentCall, query: Annotated[StuckQuery, Query()]) -> Response:
+        """Tell which jobs are stuck and why: exact counts, and a bounded list a state, oldest first."""
+
+        async def look(_number: int) -> bytes:
+            async with call.open(query.source) as watched:
+                report = await report_stuck(
+                    watched, queued_after=query.queued_after, limit=query.limit, cursor=query.cursor
+                )
+            return _STUCK.dump_json(_STUCK.validate_python(stuck_shape(report)))
+
+        return Response(await looks.ask(repr(query), look), media_type="application/json")
+
+    return find_stuck_jobs
 
 
 async def clean_up_stuck_jobs(call: CurrentCall, query: Annotated[CleanupQuery, Query()]) -> CleanupShape:
@@ -78,8 +95,9 @@ def add_jobs(router: APIRouter, needs: Callable[[Role], params.Depends]) -> None
     """Add the calls to a router."""
     router.add_api_route(
         "/jobs/stuck",
-        find_stuck_jobs,
+        _finder_of_stuck_jobs(),
         name="jobs.stuck",
+        response_model=StuckShape,
         operation_id="find_stuck_jobs",
         dependencies=[needs(Role.VIEWER), Depends(no_repeats)],
     )

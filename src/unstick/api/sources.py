@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from fastapi import HTTPException
 
+from unstick.api.together import Together
 from unstick.domain.errors import ConfigurationError
 from unstick.pipeline.watched import OpenWatched
 
@@ -17,6 +18,8 @@ class Sources:
         if not watched:
             raise ConfigurationError("There is no source to watch: configure at least one.")
         self._watched = dict(watched)
+        self.reads = Together[None]()
+        """What counts calls that change nothing, those that are alike at once."""
         self._default = _DEFAULT if _DEFAULT in watched else next(iter(watched))
 
     def __contains__(self, name: object) -> bool:

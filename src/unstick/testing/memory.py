@@ -378,13 +378,13 @@ class MemoryLedger:
         self._system.audit.append((entry, 1))
         return len(self._system.audit)
 
-    async def count_read(self, entry: AuditEntry) -> None:
+    async def count_read(self, entry: AuditEntry, times: int = 1) -> None:
         """Keep a call that changed nothing, or count it again where it is there already."""
         for place, (kept, repeats) in enumerate(self._system.audit):
             if kept == entry:
-                self._system.audit[place] = (kept, repeats + 1)
+                self._system.audit[place] = (kept, repeats + times)
                 return
-        await self.append(entry)
+        self._system.audit.append((entry, times))
 
     async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
         """Keep what came of decisions that changed nothing."""
