@@ -31,7 +31,7 @@ screenshots: $(DEVELOPMENT)  ## Take a picture of every page of the console, to 
 systems: $(DEVELOPMENT)  ## Run real job systems, and write what was seen into docs/reference/systems.md
 	@scripts/install-servers
 	@scripts/install-systems
-	RECORD_SYSTEMS=1 .venv/bin/pytest tests/test_systems.py $(ARGS)
+	RECORD_SYSTEMS=1 .venv/bin/pytest tests/test_systems.py tests/test_one_service.py $(ARGS)
 
 mutants: $(DEVELOPMENT)  ## Change guards one at a time and see that a test notices (hours); ARGS="unstick.domain.*" tries only these
 	@scripts/install-servers

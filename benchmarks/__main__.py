@@ -21,12 +21,15 @@ from benchmarks import document
 from benchmarks.console import console
 from benchmarks.detection import detection
 from benchmarks.filling import Backend, Filling, Placement
+from benchmarks.heartbeats import heartbeats
 from benchmarks.http import http
 from benchmarks.killed import killed
 from benchmarks.measures import QUICK, Sizes
 from benchmarks.opening import open_sites
+from benchmarks.others.measure import others
 from benchmarks.recovery import memory, recovery
 from benchmarks.report import Report, Section
+from benchmarks.scale import scale
 from benchmarks.sources import sources
 from benchmarks.starting import starting
 from benchmarks.writes import writes
@@ -47,6 +50,9 @@ MEASURES: dict[str, Measure] = {
     "sources": sources,
     "starting": starting,
     "killed": killed,
+    "others": others,
+    "heartbeats": heartbeats,
+    "scale": scale,
 }
 
 

@@ -1,122 +1,102 @@
-"""Callers who ask the same at once are answered together, and by nothing older than their question."""
+"""One answer for all who ask the same at the same time, and for nobody a time before their call."""
+
+from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.api_support import CLEANUP, STUCK, MemorySource, World, client, job, service
 from tests.jobs import open_bench
-from tests.servers import EACH_KIND, Database
+from tests.servers import EACH_KIND
 from unstick.api.together import Together
 from unstick.domain.access import Role
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.job import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from tests.servers import Database
 
 DATABASES = EACH_KIND
 
 
-class Held:
-    """A question that is answered when it is let go; each answer is the number of its round and of who asked."""
+class Slow:
+    """An answer that is found when it is let."""
 
     def __init__(self) -> None:
-        self.begun = self.ended = 0
-        self.let_go = asyncio.Event()
-        self.together = Together[tuple[int, int]]()
+        self.sizes: list[int] = []
+        self.begun = asyncio.Event()
+        self.let = asyncio.Event()
 
-    async def answer(self, asked: int) -> tuple[int, int]:
-        self.begun += 1
-        begun = self.begun
-        try:
-            await self.let_go.wait()
-        finally:
-            self.ended += 1
-        return begun, asked
+    async def find(self, size: int) -> int:
+        self.sizes.append(size)
+        self.begun.set()
+        await self.let.wait()
+        return len(self.sizes)
 
-    def ask(self) -> asyncio.Task[tuple[int, int]]:
-        return asyncio.create_task(self.together.ask("?", self.answer))
+
+async def test_all_who_ask_at_once_share_one_answer_and_others_have_their_own() -> None:
+    together, one, other = Together(), Slow(), Slow()
+    one.let.set()
+    other.let.set()
+
+    same = [together.get("a", one.find) for _ in range(5)]
+    answers = await asyncio.gather(*same, together.get("b", other.find))
+
+    assert answers == [1, 1, 1, 1, 1, 1]
+    assert (one.sizes, other.sizes) == ([5], [1])
+    assert await together.get("a", one.find) == 2  # nothing is kept
+
+
+async def test_who_asks_while_an_answer_is_found_shares_the_next_one() -> None:
+    """What they did before they asked must be in it."""
+    together, slow = Together(), Slow()
+    first = asyncio.create_task(together.get("a", slow.find))
+    await slow.begun.wait()
+    late = [asyncio.create_task(together.get("a", slow.find)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert slow.sizes == [1]
+    slow.let.set()
+
+    assert await asyncio.gather(first, *late) == [1, 2, 2, 2]
+    assert slow.sizes == [1, 3]
+
+
+async def test_who_is_cut_off_takes_the_answer_from_nobody_else() -> None:
+    together, slow = Together(), Slow()
+    begun = asyncio.create_task(together.get("a", slow.find))
+    stays = asyncio.create_task(together.get("a", slow.find))
+    await slow.begun.wait()
+    begun.cancel()
+    slow.let.set()
+
+    assert await stays == 1
+    with pytest.raises(asyncio.CancelledError):
+        await begun
+
+
+async def test_a_failure_is_told_to_all_who_shared_it_and_to_nobody_after() -> None:
+    together = Together()
+    times = 0
+
+    async def fails_once(_: int) -> str:
+        nonlocal times
+        times += 1
+        if times == 1:
+            raise ValueError("no")
+        return "yes"
+
+    told = await asyncio.gather(*(together.get("a", fails_once) for _ in range(2)), return_exceptions=True)
+
+    assert [type(each) for each in told] == [ValueError, ValueError]
+    assert await together.get("a", fails_once) == "yes"
 
 
 async def moved_on() -> None:
     """Let everybody come as far as they do by themselves."""
     for _ in range(5):
         await asyncio.sleep(0)
-
-
-async def test_who_asks_meanwhile_is_answered_by_the_next_round_and_all_by_one() -> None:
-    held = Held()
-    first = held.ask()
-    await moved_on()
-    later = [held.ask() for _ in range(9)]
-    await moved_on()
-    assert held.begun == 1
-    held.let_go.set()
-    assert await first == (1, 1)
-    assert await asyncio.gather(*later) == [(2, 9)] * 9
-
-
-async def test_different_questions_do_not_wait_for_each_other() -> None:
-    held = Held()
-    first = held.ask()
-    await moved_on()
-
-    async def at_once(asked: int) -> tuple[int, int]:
-        return 0, asked
-
-    assert await held.together.ask("!", at_once) == (0, 1)
-    held.let_go.set()
-    await first
-
-
-async def test_one_who_leaves_takes_nobody_with_them_and_the_last_ends_it() -> None:
-    held = Held()
-    leaving, staying = held.ask(), held.ask()
-    await moved_on()
-    leaving.cancel()
-    await moved_on()
-    assert not staying.done()
-    held.let_go.set()
-    assert await staying == (1, 2)
-    held.let_go.clear()
-    last = held.ask()
-    await moved_on()
-    last.cancel()
-    with suppress(asyncio.CancelledError):
-        await last
-    await moved_on()
-    assert (held.begun, held.ended) == (2, 2)
-
-
-async def test_a_round_that_everybody_left_before_it_began_is_in_nobodys_way() -> None:
-    held = Held()
-    first = held.ask()
-    await moved_on()
-    leaving = held.ask()
-    await moved_on()
-    leaving.cancel()
-    await moved_on()
-    staying = held.ask()
-    await moved_on()
-    held.let_go.set()
-    assert (await first, await staying) == ((1, 1), (2, 1))
-
-
-async def test_a_round_that_fails_fails_for_its_own_askers_alone() -> None:
-    together = Together[int]()
-
-    async def fails(_asked: int) -> int:
-        raise ValueError("no")
-
-    async def works(asked: int) -> int:
-        return asked
-
-    found = await asyncio.gather(*(together.ask("?", fails) for _ in range(2)), return_exceptions=True)
-    assert [type(each) for each in found] == [ValueError, ValueError]
-    assert await together.ask("?", works) == 1
 
 
 async def test_reads_are_counted_together_in_one_row(database: Database) -> None:
@@ -132,7 +112,7 @@ async def test_reads_are_counted_together_in_one_row(database: Database) -> None
 def counting(source: MemorySource) -> list[int]:
     """Count the looks that are taken, each of which now lasts a few turns of the loop."""
     looks: list[int] = []
-    clock: Callable[[], Awaitable[Any]] = source.clock
+    clock = source.clock
 
     async def slow_clock() -> Any:  # noqa: ANN401
         looks.append(1)
@@ -158,12 +138,6 @@ async def test_calls_at_once_share_looks_and_each_is_in_the_audit_log(world: Wor
     assert {answer.json()["stuck_jobs"]["total"] for answer in answers} == {1}
     assert len(looks) < 10
     assert sum(count for _, count in world.ledger.reads.values()) == 40
-
-
-async def test_other_parameters_are_another_question(world: World) -> None:
-    async with client(service(world), Role.ADMIN) as caller:
-        plain, later = await asyncio.gather(caller.get(STUCK), caller.get(f"{STUCK}?threshold_minutes=120"))
-    assert plain.json()["threshold_minutes"] != later.json()["threshold_minutes"]
 
 
 async def test_who_cleaned_up_sees_it_however_many_ask_at_the_same_time(world: World) -> None:

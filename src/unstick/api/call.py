@@ -2,34 +2,37 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
 from unstick.api.problems import RefusedError
 from unstick.api.sources import Sources
+from unstick.api.together import Together
 from unstick.api.words import said, said_pairs
 from unstick.domain.access import Principal, Role
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import ConfigurationError
-from unstick.pipeline.watched import OpenWatched, Watched
+from unstick.domain.wording import Phrase
+from unstick.pipeline.watched import Watched
 
 _ANONYMOUS = "anonymous"
 _LONGEST_ROLE = 32
 _LONGEST_ID = 1024
 _SCOPE_KEY = "unstick.call"
-_READ_ONLY = "Unstick is read-only here (`read_only` in its settings): it shows what is, and changes nothing."
+_READ_ONLY = Phrase("Unstick is read-only here (`read_only` in its settings): it shows what is, and changes nothing.")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Call:
     """A call from its arrival to its record."""
 
-    def __init__(self, name: str, request: Request, sources: Sources) -> None:
+    def __init__(self, name: str, request: Request, sources: Sources, together: Together) -> None:
         self._name = name
         self._request = request
         self._sources = sources
+        self.together = together
+        """Finds one answer for all who ask the same at the same time."""
         self._actor: str | None = None
         self._role: str | None = None
         self._admitted: Principal | None = None
@@ -90,7 +93,10 @@ class Call:
             )
         self.name_caller(caller.name, caller.role)
         if not Role(caller.role).allows(needed):
-            raise RefusedError(403, f"This call needs the role {needed}; {caller.role} is not enough.")
+            raise RefusedError(
+                403,
+                Phrase("This call needs the role %(needed)s; %(role)s is not enough.", needed=needed, role=caller.role),
+            )
         if self.read_only and self._request.method not in SAFE_METHODS:
             raise RefusedError(403, _READ_ONLY)
         self._admitted = caller
@@ -120,12 +126,17 @@ class Call:
         )
         named = self._request.path_params.get("source")
         names = self._request.query_params.getlist("source") if named is None else [named]
-        opened = self._sources.meant_by(names)
-        if self._request.method == "GET":
-            await self._sources.reads.ask((opened, repr(entry)), partial(_count, opened, entry))
+        meant = self._sources.meant_by(names)
+        if self._request.method != "GET":
+            async with meant() as watched:
+                await watched.ledger.append(entry)
             return
-        async with opened() as watched:
-            await watched.ledger.append(entry)
+
+        async def count(times: int) -> None:
+            async with meant() as watched:
+                await watched.ledger.count_read(entry, times)
+
+        await self.together.get((meant, repr(entry)), count)
 
     def _job(self) -> tuple[str | None, str | None]:
         """Name the job a call is about, if it is one job and the caller was let in: nobody else writes its story."""
@@ -141,11 +152,6 @@ class Call:
             client = self._request.client
             parameters["client_address"] = "unknown" if client is None else said(client.host)
         return parameters
-
-
-async def _count(opened: OpenWatched, entry: AuditEntry, times: int) -> None:
-    async with opened() as watched:
-        await watched.ledger.count_read(entry, times)
 
 
 def call_of(request: Request) -> Call | None:

@@ -1,6 +1,6 @@
 """`/jobs`: what is stuck, and the cleanup."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Annotated
 
@@ -18,11 +18,12 @@ from unstick.api.parameters import (
     no_body,
     no_repeats,
 )
-from unstick.api.together import Together
 from unstick.domain.access import Role
 from unstick.pipeline.report import DEFAULT_LIMIT, report_stuck
 from unstick.pipeline.shapes import CleanupShape, StuckShape, cleanup_shape, stuck_shape
 from unstick.pipeline.sweep import CLEANUP_CALL, SweepOrder, sweep
+
+_STUCK = TypeAdapter(StuckShape)
 
 
 class _ThresholdQuery(SourceQuery):
@@ -55,27 +56,17 @@ class CleanupQuery(_ThresholdQuery):
     )
 
 
-_STUCK = TypeAdapter(StuckShape)
-FindStuckJobs = Callable[[Call, StuckQuery], Awaitable[Response]]
+async def find_stuck_jobs(call: CurrentCall, query: Annotated[StuckQuery, Query()]) -> Response:
+    """Tell which jobs are stuck and why: exact counts, and a bounded list a state, oldest first."""
 
+    async def find(_: int) -> bytes:
+        async with call.open(query.source) as watched:
+            report = await report_stuck(
+                watched, queued_after=query.queued_after, limit=query.limit, cursor=query.cursor
+            )
+        return _STUCK.dump_json(stuck_shape(report))
 
-def _finder_of_stuck_jobs() -> FindStuckJobs:
-    """Return the call by which those who ask the same at once share one look, and its answer as it is sent."""
-    looks = Together[bytes]()
-
-    async def find_stuck_jobs(call: CurrentCall, query: Annotated[StuckQuery, Query()]) -> Response:
-        """Tell which jobs are stuck and why: exact counts, and a bounded list a state, oldest first."""
-
-        async def look(_number: int) -> bytes:
-            async with call.open(query.source) as watched:
-                report = await report_stuck(
-                    watched, queued_after=query.queued_after, limit=query.limit, cursor=query.cursor
-                )
-            return _STUCK.dump_json(_STUCK.validate_python(stuck_shape(report)))
-
-        return Response(await looks.ask(repr(query), look), media_type="application/json")
-
-    return find_stuck_jobs
+    return Response(await call.together.get(query, find), media_type="application/json")
 
 
 async def clean_up_stuck_jobs(call: CurrentCall, query: Annotated[CleanupQuery, Query()]) -> CleanupShape:
@@ -95,9 +86,9 @@ def add_jobs(router: APIRouter, needs: Callable[[Role], params.Depends]) -> None
     """Add the calls to a router."""
     router.add_api_route(
         "/jobs/stuck",
-        _finder_of_stuck_jobs(),
-        name="jobs.stuck",
+        find_stuck_jobs,
         response_model=StuckShape,
+        name="jobs.stuck",
         operation_id="find_stuck_jobs",
         dependencies=[needs(Role.VIEWER), Depends(no_repeats)],
     )

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from fastapi import HTTPException
 
-from unstick.api.together import Together
 from unstick.domain.errors import ConfigurationError
+from unstick.domain.wording import Phrase
 from unstick.pipeline.watched import OpenWatched
 
 _DEFAULT = "main"
@@ -18,8 +18,6 @@ class Sources:
         if not watched:
             raise ConfigurationError("There is no source to watch: configure at least one.")
         self._watched = dict(watched)
-        self.reads = Together[None]()
-        """What counts calls that change nothing, those that are alike at once."""
         self._default = _DEFAULT if _DEFAULT in watched else next(iter(watched))
 
     def __contains__(self, name: object) -> bool:
@@ -45,7 +43,8 @@ class Sources:
         if name is None:
             name = self._default
         if name not in self._watched:
-            raise HTTPException(404, f"There is no such source. The sources are: {', '.join(self._watched)}.")
+            names = ", ".join(self._watched)
+            raise HTTPException(404, Phrase("There is no such source. The sources are: %(names)s.", names=names))
         return self._watched[name]
 
     def meant_by(self, names: list[str]) -> OpenWatched:

@@ -1,58 +1,58 @@
-"""Answers that callers share who ask the same at the same time.
+"""Who asks the same while one answer is still being found shares the next one.
 
-Guarantee: nobody hears an answer that was begun before they asked: whoever asks while one is being worked out waits for
-the next, together with all others who do.
+Guarantee: an answer is begun only after everyone who gets it has asked, so that nobody hears of a time before their own
+call: what they did before it is in there. Nothing is kept: without others at the same time each call finds its own.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
-_Answer = TypeVar("_Answer")
-
-
-@dataclass(slots=True, kw_only=True)
-class _Round(Generic[_Answer]):
-    """Those who are answered together."""
-
-    task: "asyncio.Task[_Answer]" = field(init=False)
-    asked: int = 0
-    waiting: int = 0
+Answer = TypeVar("Answer")
 
 
-class Together(Generic[_Answer]):
-    """Works out one answer at a time for each question, however many ask it."""
+@dataclass(slots=True, eq=False)
+class _Party:
+    """Those who wait for one answer."""
+
+    after: asyncio.Task[Any] | None
+    """The answer before, which these came too late for."""
+    size: int = 0
+    task: asyncio.Task[Any] | None = None
+
+
+class Together:
+    """Answers that are found once for all who wait for them."""
 
     def __init__(self) -> None:
-        self._next: dict[Hashable, _Round[_Answer]] = {}
-        self._under_way: dict[Hashable, asyncio.Task[_Answer]] = {}
+        self._waiting: dict[Hashable, _Party] = {}
+        self._found: dict[Hashable, asyncio.Task[Any]] = {}
 
-    async def ask(self, question: Hashable, answer: Callable[[int], Awaitable[_Answer]]) -> _Answer:
-        """Return what `answer` comes to, which is told how many ask; if it fails, it fails for all of them."""
-        waiting = self._next.get(question)
-        if waiting is None:
-            waiting = self._next[question] = _Round()
-            waiting.task = asyncio.create_task(self._work_out(question, waiting, answer))
-        waiting.asked += 1
-        waiting.waiting += 1
-        try:
-            return await asyncio.shield(waiting.task)
-        finally:
-            waiting.waiting -= 1
-            if not waiting.waiting:
-                waiting.task.cancel()  # of nobody's interest any more, unless it is done
-                if self._next.get(question) is waiting:
-                    del self._next[question]
+    async def get(self, asked: Hashable, find: Callable[[int], Awaitable[Answer]]) -> Answer:
+        """Return what `find` answers, which is told how many it answers; who is cut off takes it from nobody else."""
+        key = (asyncio.get_running_loop(), asked)
+        party = self._waiting.get(key)
+        if party is None:
+            party = self._waiting[key] = _Party(self._found.get(key))
+            party.task = asyncio.create_task(self._find(key, party, find))
+            party.task.add_done_callback(_noticed)
+        party.size += 1
+        return cast("Answer", await asyncio.shield(cast("asyncio.Task[Any]", party.task)))
 
-    async def _work_out(
-        self, question: Hashable, these: _Round[_Answer], answer: Callable[[int], Awaitable[_Answer]]
-    ) -> _Answer:
-        if question in self._under_way:
-            await asyncio.wait([self._under_way[question]])
-        del self._next[question]
-        self._under_way[question] = these.task
+    async def _find(self, key: Hashable, party: _Party, find: Callable[[int], Awaitable[Answer]]) -> Answer:
+        if party.after is not None:
+            await asyncio.wait([party.after])
+        del self._waiting[key]
+        self._found[key] = cast("asyncio.Task[Any]", party.task)
         try:
-            return await answer(these.asked)
+            return await find(party.size)
         finally:
-            del self._under_way[question]
+            if self._found[key] is party.task:
+                del self._found[key]
+
+
+def _noticed(task: asyncio.Task[Any]) -> None:
+    """Take note of a failure that all who waited for it have not waited to hear."""
+    if not task.cancelled():
+        task.exception()
