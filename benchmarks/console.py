@@ -16,24 +16,37 @@ if TYPE_CHECKING:
     from benchmarks.measures import Sizes
 
 _GOAL = Goal(bound=200, unit=" ms")
+_FIRST = {
+    "stuck, older": "/stuck?older={minutes}",
+    "stuck, older, newest first": "/stuck?older={minutes}&sort=newest",
+    "stuck, older, by reason": "/stuck?older={minutes}&reason=silent",
+    "stuck, by kind": "/stuck?kind=quiz{stars}",
+    "stuck, by a kind that none has": "/stuck?kind=none{stars}",
+    "stuck, by text": "/stuck?text={minutes}",
+    "replay": "/replay?running={minutes}",
+    "replay, of both states": "/replay?running={minutes}&queued=5",
+}
 
 
 def console(site: Site, sizes: Sizes) -> list[Figure]:
-    """Milliseconds from a request to the whole page, by the service with its watch, without a network between."""
+    """Milliseconds from a request to the whole page, by the service with its watch, without a network between.
+
+    *First reads* ask for something that nobody has asked for before, so that no answer is remembered.
+    """
     if site.backend == "mariadb":
         return []  # the goal names two
     with site.fresh(Filling(finished=sizes.finished, stuck=sizes.stuck, placement=sizes.placement)) as database:
         taken = asyncio.run(_taken(database, sizes))
     return [
         Figure(
-            measure="console, p95",
+            measure=measure,
             database=site.backend,
             name=page,
             unit="ms",
             values=[percentile(values, 95)],
             goal=_GOAL,
         )
-        for page, values in taken.items()
+        for (measure, page), values in taken.items()
     ]
 
 
@@ -44,14 +57,21 @@ def pages(stuck: object) -> dict[str, str]:
     return {name: f"/console{path}" for name, path in {**paths, **others}.items()}
 
 
-async def _taken(database: Database, sizes: Sizes) -> dict[str, list[float]]:
+def _first_reads(turn: int) -> dict[str, str]:
+    """Return pages with other filters at each turn."""
+    asked = {"minutes": 31 + turn, "stars": "*" * (1 + turn)}
+    return {name: f"/console{path.format_map(asked)}" for name, path in _FIRST.items()}
+
+
+async def _taken(database: Database, sizes: Sizes) -> dict[tuple[str, str], list[float]]:
+    taken: dict[tuple[str, str], list[float]] = {}
     async with visiting(database) as person:
-        paths = pages(await person.oldest())
-        taken: dict[str, list[float]] = {page: [] for page in paths}
-        for turn in range(-sizes.warm_up, sizes.calls):
-            for page, path in paths.items():
-                begin = time.perf_counter()
-                await person.get(path)
-                if turn >= 0:
-                    taken[page].append((time.perf_counter() - begin) * 1000)
+        again = pages(await person.oldest())
+        for turn in range(sizes.warm_up + sizes.calls):
+            for measure, paths in (("console, p95", again), ("console, first reads, p95", _first_reads(turn))):
+                for page, path in paths.items():
+                    begin = time.perf_counter()
+                    await person.get(path)
+                    if turn >= sizes.warm_up:
+                        taken.setdefault((measure, page), []).append((time.perf_counter() - begin) * 1000)
     return taken
