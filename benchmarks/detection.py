@@ -117,7 +117,7 @@ def _without_index(site: Site, database: Database, filling: Filling, sizes: Size
     on = f" ON {TABLE}" if database.backend == "mariadb" else ""
     with database.connected() as run:
         run(f"DROP INDEX {TABLE}_open{on}")
-    times = asyncio.run(_look_again(database, max(1, sizes.calls // 10), sizes.warm_up))
+    times = asyncio.run(_look_again(database, max(1, sizes.calls // 10), warm_up=1))
     return [
         Figure(
             measure="without the index, p50", database=site.backend, name=name, at=f"{filling.finished:,} finished",
