@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from benchmarks.databases import Database, Site
     from benchmarks.measures import Sizes
 
-_WARM_UP = 3
 _GOAL = Goal(bound=200, unit=" ms")
 
 
@@ -24,7 +23,7 @@ def console(site: Site, sizes: Sizes) -> list[Figure]:
     if site.backend == "mariadb":
         return []  # the goal names two
     with site.fresh(Filling(finished=sizes.finished, stuck=sizes.stuck, placement=sizes.placement)) as database:
-        taken = asyncio.run(_taken(database, sizes.calls))
+        taken = asyncio.run(_taken(database, sizes))
     return [
         Figure(
             measure="console, p95",
@@ -45,11 +44,11 @@ def pages(stuck: object) -> dict[str, str]:
     return {name: f"/console{path}" for name, path in {**paths, **others}.items()}
 
 
-async def _taken(database: Database, calls: int) -> dict[str, list[float]]:
+async def _taken(database: Database, sizes: Sizes) -> dict[str, list[float]]:
     async with visiting(database) as person:
         paths = pages(await person.oldest())
         taken: dict[str, list[float]] = {page: [] for page in paths}
-        for turn in range(-_WARM_UP, calls):
+        for turn in range(-sizes.warm_up, sizes.calls):
             for page, path in paths.items():
                 begin = time.perf_counter()
                 await person.get(path)

@@ -53,7 +53,8 @@ def stuck(backend: Backend) -> str:
     return f"completed_at IS NULL AND status = 'running' AND started_at < {then} AND updated_at < {then}"
 
 
-_COLUMNS = "SELECT id, status, job_type, created_at, scheduled_at, started_at, updated_at, completed_at, error_message, attempt"
+_TIMES = "created_at, scheduled_at, started_at, updated_at, completed_at"
+_COLUMNS = f"SELECT id, status, job_type, {_TIMES}, error_message, attempt"
 
 
 def _changes(backend: Backend) -> str:

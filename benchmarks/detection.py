@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from benchmarks.databases import Database, Site
     from benchmarks.measures import Sizes
 
-_WARM_UP = 3  # the first ones reflect the table and fill caches
 _BARE, _FLOOR, _LOOK = "bare query", "the floor", "a sweep's look"
 _GROWTH = Goal(bound=1.3)
 _OF_FLOOR = Goal(bound=2)
@@ -60,7 +59,7 @@ def detection(site: Site, sizes: Sizes) -> list[Figure]:
     databases = [site.original(filling) for filling in fillings]
     for database in databases:
         database.execute(contenders.only_stuck(database.backend))
-    taken = asyncio.run(_alternate(databases, sizes.calls))
+    taken = asyncio.run(_alternate(databases, sizes))
     figures = [*_by_history(site, histories, taken), *_in_the_database(site, histories, taken)]
     figures += _nothing_stuck(site, databases[-1], fillings[-1], sizes)
     figures += _without_index(site, databases[-1], fillings[-1], sizes)
@@ -100,7 +99,7 @@ def _nothing_stuck(site: Site, database: Database, filling: Filling, sizes: Size
     at = now(database.backend)
     stuck = contenders.stuck(database.backend)
     database.execute(f"UPDATE {TABLE} SET started_at = {at}, updated_at = {at} WHERE {stuck}")
-    times = asyncio.run(_look_again(database, sizes.calls))
+    times = asyncio.run(_look_again(database, sizes.calls, sizes.warm_up))
     figure = partial(Figure, measure="a look with nothing stuck, p50", database=site.backend, unit="ms")
     among = f"{filling.finished:,} finished"
     return [
@@ -120,7 +119,7 @@ def _without_index(site: Site, database: Database, filling: Filling, sizes: Size
     on = f" ON {TABLE}" if database.backend == "mariadb" else ""
     with database.connected() as run:
         run(f"DROP INDEX {TABLE}_open{on}")
-    times = asyncio.run(_look_again(database, max(1, sizes.calls // 10)))
+    times = asyncio.run(_look_again(database, max(1, sizes.calls // 10), sizes.warm_up))
     return [
         Figure(
             measure="without the index, p50", database=site.backend, name=name, at=f"{filling.finished:,} finished",
@@ -130,25 +129,25 @@ def _without_index(site: Site, database: Database, filling: Filling, sizes: Size
     ]  # fmt: skip
 
 
-async def _look_again(database: Database, calls: int) -> dict[str, _Times]:
+async def _look_again(database: Database, calls: int, warm_up: int) -> dict[str, _Times]:
     async with visiting(database) as visitor:
         asked: dict[str, Call] = {
             _LOOK: partial(_look, visitor),
             "what the watch observes": partial(observe, visitor.watched),
         }
         taken = {name: _Times() for name in asked}
-        for turn in range(-_WARM_UP, calls):
+        for turn in range(-warm_up, calls):
             for name, call in asked.items():
                 await _time(taken[name] if turn >= 0 else _Times(), call)
     return taken
 
 
-async def _alternate(databases: Sequence[Database], calls: int) -> dict[str, list[_Times]]:
+async def _alternate(databases: Sequence[Database], sizes: Sizes) -> dict[str, list[_Times]]:
     """Make each call to each database in turn, again and again."""
     async with AsyncExitStack() as stack:
         asked = [await stack.enter_async_context(_asking(each)) for each in databases]
         taken = {name: [_Times() for _ in asked] for name in asked[0]}
-        for turn in range(-_WARM_UP, calls):
+        for turn in range(-sizes.warm_up, sizes.calls):
             for name, each in taken.items():
                 for calls_to_one, times in zip(asked, each, strict=True):
                     await _time(times if turn >= 0 else _Times(), calls_to_one[name])

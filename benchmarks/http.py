@@ -44,7 +44,7 @@ def http(site: Site, sizes: Sizes) -> list[Figure]:
     """
     if site.backend != "postgresql":
         return []
-    return [figure for stuck in (_FEW, sizes.detected) for figure in _http(site, sizes, stuck)]
+    return [figure for stuck in sorted({_FEW, sizes.detected}) for figure in _http(site, sizes, stuck)]
 
 
 def _http(site: Site, sizes: Sizes, stuck: int) -> list[Figure]:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.report import Figure
 
 if TYPE_CHECKING:
-    from benchmarks.filling import Placement
     from benchmarks.databases import Site
+    from benchmarks.filling import Placement
 
 ROOT = Path(__file__).parents[1]
 _LONGEST_TASK = 600  # seconds; what takes longer doesn't end
@@ -41,6 +41,8 @@ class Sizes:
     rounds: int = 3
     write_rounds: int = 2
     calls: int = 40
+    warm_up: int = 3
+    """Calls before, which reflect the table and fill caches."""
     baseline_seconds: float = 5
     load_seconds: float = 4
     clients: int = 50
@@ -53,7 +55,7 @@ class Sizes:
 
 QUICK = Sizes(
     finished=2_000,
-    histories=(20, 200, 2_000),
+    histories=(200, 2_000),
     stuck=600,
     fewer_stuck=60,
     memory_stuck=1_000,
@@ -62,6 +64,7 @@ QUICK = Sizes(
     rounds=1,
     write_rounds=1,
     calls=2,
+    warm_up=1,
     baseline_seconds=0.2,
     load_seconds=0.3,
     clients=4,

@@ -74,7 +74,7 @@ def _all(said: dict[str, Any], stuck: int) -> dict[str, Any]:
 
 
 def memory(site: Site, sizes: Sizes) -> list[Figure]:
-    """The peak memory of a sweep's process, with few stuck jobs and with many, beside that of a loop over ORM objects."""
+    """The peak memory of a sweep's process, with few stuck jobs and with many, and of a loop over ORM objects."""
     most = sizes.memory_stuck if site.backend == "postgresql" else sizes.stuck  # a million takes minutes elsewhere
     few, many = (_peak(site, stuck, "sweep") for stuck in (sizes.fewer_stuck, most))
     ours, loop = (_peak(site, sizes.stuck, task) for task in ("sweep", "orm"))

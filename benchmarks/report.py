@@ -71,7 +71,7 @@ class Figure:
     @classmethod
     def from_json(cls, said: dict[str, Any]) -> Figure:
         goal = said.get("goal")
-        return cls(**said | {"goal": None if goal is None else Goal(**goal)})
+        return cls(**{"database": ""} | said | {"goal": None if goal is None else Goal(**goal)})
 
 
 @dataclass(kw_only=True)

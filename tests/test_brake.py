@@ -267,6 +267,14 @@ def test_a_pass_begins_a_grace_after_a_gap(last: Pass | None, up_since: datetime
     assert next_pass(last, NOON, EVERY, up_since) == Pass(at=NOON, back_at=back_at)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("seconds", "is_gap"), [(61, False), (62, True)])
+def test_a_pass_that_takes_long_is_no_gap_however_short_the_interval(seconds: int, is_gap: bool) -> None:
+    """Or each pass would begin the next one's grace, and none would ever act."""
+    second = timedelta(seconds=1)
+    this = next_pass(Pass(at=NOON - seconds * second), NOON, second, None)
+    assert (this.back_at is not None) == is_gap
+
+
 def test_a_grace_is_one_threshold_long() -> None:
     this = Pass(at=NOON, back_at=ago(5))
     assert [grace_until(this, timedelta(minutes=each)) for each in (4, 5, 6)] == [
@@ -278,26 +286,27 @@ def test_a_grace_is_one_threshold_long() -> None:
 
 
 async def test_a_grace_is_told_by_the_sweep_the_observation_and_the_job(bench: SqlBench) -> None:
-    """Whoever asks why nothing is recovered is told until when, wherever they ask."""
+    """Whoever asks why nothing is recovered is told until when, wherever they ask; queued jobs have a longer one."""
+    policy = Policy(queued_after=timedelta(hours=2))
     brakes = SqlBrakes(EngineConnections(bench.engine))
     began = await bench.source.clock()
     back = began - timedelta(minutes=6)
     job_id = await bench.add(JobState.RUNNING, Ages(started=timedelta(hours=1)))
-    assert "grace" not in (await tell_story(watched(bench), job_id)).outlook  # nobody sweeps it unattended
+    assert "grace" not in (await tell_story(watched(bench, policy), job_id)).outlook  # nobody sweeps it unattended
     await brakes.note_pass("main", Pass(at=began, back_at=back))
     ends = back + timedelta(minutes=30)
 
-    assert (await nobody_watches(bench)).grace_until == ends
-    assert (await observe(watched(bench))).grace_until == ends
+    assert (await nobody_watches(bench, policy)).grace_until == ends
+    assert (await observe(watched(bench, policy))).grace_until == ends
     said = f"; those that nobody watches leave it alone until {say_instant(ends)}, a grace after the watch or the"
-    assert said in (await tell_story(watched(bench), job_id)).outlook
-    shown = cleanup_shape(await nobody_watches(bench))
+    assert said in (await tell_story(watched(bench, policy), job_id)).outlook
+    shown = cleanup_shape(await nobody_watches(bench, policy))
     assert shown["grace_until"] == ends.isoformat()
 
     await brakes.note_pass("main", Pass(at=began, back_at=began - timedelta(minutes=31)))
-    assert (await observe(watched(bench))).grace_until is None
-    assert "grace" not in (await tell_story(watched(bench), job_id)).outlook
-    assert (await nobody_watches(bench)).grace_until is None
+    assert (await observe(watched(bench, policy))).grace_until is None
+    assert "grace" not in (await tell_story(watched(bench, policy), job_id)).outlook
+    assert (await nobody_watches(bench, policy)).grace_until is None
 
 
 # What is left

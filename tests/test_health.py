@@ -93,7 +93,7 @@ def test_stuck_jobs_and_a_brake_warn_with_their_numbers() -> None:
     observed = Observed(source="main", at=NOON, took=SECOND, open_jobs={}, stuck=stuck, held=held)
     checks = found(replace(WELL, observed=observed))
     assert (checks["stuck"].health, checks["stuck"].value) == (Health.WARN, 4)
-    assert checks["stuck"].said == "4 job(s) are stuck: 3 silent, 1 hung; `unstick stuck` lists them"
+    assert checks["stuck"].said == "4 job(s) are stuck: 3 silent, 1 hung; `unstick stuck --source main` lists them"
     assert checks["brake"].health is Health.WARN
     assert "99 jobs were stuck at once; it looks like an outage" in (checks["brake"].said or "")
 

@@ -274,7 +274,7 @@ async def test_locks_keep_jobs_waiting_and_refuse_a_retry_but_stop_nobody_else(s
     async with scene.watched() as watched:
         holds, waits = await judge(watched, locks), await judge(watched, locked)
         assert holds is not None
-        assert holds.sentence.endswith(f"; jobs {locked} can't be claimed before it is over.")
+        assert holds.sentence.endswith(f"; jobs that can't be claimed before it is over: {locked}.")
         assert waits is not None
         assert (waits.standing, waits.sentence) == (
             Standing.BLOCKED,
@@ -344,7 +344,7 @@ async def test_a_job_that_waits_with_good_reason_is_not_stuck(scene: Scene) -> N
             if wait.blocks:
                 blocking = await judge(watched, other)
                 assert blocking is not None
-                assert f"jobs {waits} can't be claimed before it is over" in blocking.sentence
+                assert f"jobs that can't be claimed before it is over: {waits}" in blocking.sentence
 
 
 def _tells_of_queued_jobs(system: System) -> bool:
