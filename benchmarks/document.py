@@ -55,8 +55,10 @@ def write() -> None:
 
 
 def pages(root: Path) -> dict[Path, str]:
-    """Return what the page and its pictures should say, by their paths."""
-    newest = max((root / RESULTS).glob("*.json"))
+    """Return what the page and its pictures should say, by their paths; nothing where there is no record."""
+    newest = max((root / RESULTS).glob("*.json"), default=None)
+    if newest is None:
+        return {}
     report = Report.from_json(json.loads(newest.read_text()))
     remarks = tomllib.loads((root / REMARKS).read_text())
     pictures = {
