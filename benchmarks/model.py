@@ -1,11 +1,10 @@
 """Beyond this machine: what costs that were measured here come to at a size that can't be tried here.
 
-`python -m benchmarks.model` writes the tables of `docs/explanation/scale.md` anew, by the newest record of a run.
+The tables of `docs/explanation/scale.md` are written anew with the record of a run.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,8 +183,18 @@ def _number(said: str) -> float:
     return float(re.sub(r"[^0-9]", "", said))
 
 
+def pages(root: Path, report: Report) -> dict[Path, str]:
+    """Return what the page should say by a run's figures, by its path; nothing where the run didn't measure them."""
+    measured = {section.name for section in report.sections if section.figures}
+    return {PAGE: page((root / PAGE).read_text(), report)} if {"scale", "heartbeats"} <= measured else {}
+
+
 def page(text: str, report: Report) -> str:
-    """Return the page with its tables by a run's figures; all else is written by hand."""
+    """Return the page with its tables by a run's figures; all else is written by hand.
+
+    Raises:
+        NotMeasuredError: the run lacks a figure that is needed.
+    """
     constants, size = constants_of(report), Scale()
     tables = "\n".join([_measured(constants), _modelled(constants, size), _kept(constants, size)])
     return PLACE.sub(lambda match: f"{match[1]}{tables}{match[2]}", text)
@@ -220,14 +229,3 @@ def _kept(constants: Constants, size: Scale) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def main() -> None:
-    root = Path(__file__).parents[1]
-    newest = max((root / "benchmarks/results").glob("*.json"))
-    report = Report.from_json(json.loads(newest.read_text()))
-    (root / PAGE).write_text(page((root / PAGE).read_text(), report))
-
-
-if __name__ == "__main__":
-    main()
