@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Servers
 
+BESIDE = ("others", "heartbeats", "scale")
+"""Those that tests/test_benchmarks_beside.py has."""
 EVERYWHERE = ("recovery", "writes")
 """What differs by the database; the others are run on one."""
 
@@ -45,7 +47,7 @@ def site(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> It
 @pytest.mark.parametrize(
     ("site", "measure"),
     [
-        *(("postgresql", measure) for measure in MEASURES),
+        *(("postgresql", measure) for measure in MEASURES if measure not in BESIDE),
         *((kind, measure) for kind in ("sqlite", "mariadb") for measure in EVERYWHERE),
         ("mariadb", "detection"),
     ],
