@@ -50,11 +50,13 @@ soak: $(DEVELOPMENT)  ## Have three replicas watch a source for SECONDS in spite
 bench: $(DEVELOPMENT)  ## Measure everything (half an hour), and write docs/reference/performance.md; ARGS="recovery" measures only that and writes nothing
 	@scripts/install-servers
 	@scripts/install-systems
+	@scripts/install-systems benchmarks/others
 	.venv/bin/python -m benchmarks $(or $(ARGS),--record)
 
 bench-smoke: $(DEVELOPMENT)  ## See that every benchmark works, with small numbers
 	@scripts/install-servers
-	.venv/bin/pytest tests/test_benchmarks.py $(ARGS)
+	@scripts/install-systems
+	.venv/bin/pytest tests/test_benchmarks.py tests/test_benchmarks_beside.py $(ARGS)
 
 lock: .venv/bin/python  ## Write the lock files anew; ARGS=--upgrade takes newer releases
 	$(PIP) install --quiet uv

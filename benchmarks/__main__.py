@@ -84,7 +84,7 @@ def _measured(name: str, sites: Iterable[Site], sizes: Sizes) -> Section:
     for site in sites:
         since = time.monotonic()
         try:
-            section.figures += measure(site, sizes)
+            section.figures += measure(site, sizes.on(site.backend))
         except Exception as error:  # noqa: BLE001 - the others took minutes, too
             progress.print_exception()
             section.problem += f"on {site.backend}: {type(error).__name__}: {error} "

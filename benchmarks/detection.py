@@ -53,14 +53,12 @@ def detection(site: Site, sizes: Sizes) -> list[Figure]:
     *Bare query* reads the stuck jobs by the right index and through the driver itself; *the floor* reads the same rows
     from a table that holds nothing else. *A sweep's look* is all that `unstick sweep --dry-run` asks and works out.
     """
-    # Ten million take minutes to fill elsewhere.
-    histories = sizes.histories if site.backend == "postgresql" else sizes.histories[:-1]
-    fillings = [Filling(finished=finished, stuck=sizes.detected) for finished in histories]
+    fillings = [Filling(finished=finished, stuck=sizes.detected) for finished in sizes.histories]
     databases = [site.original(filling) for filling in fillings]
     for database in databases:
         database.execute(contenders.only_stuck(database.backend))
     taken = asyncio.run(_alternate(databases, sizes))
-    figures = [*_by_history(site, histories, taken), *_in_the_database(site, histories, taken)]
+    figures = [*_by_history(site, sizes.histories, taken), *_in_the_database(site, sizes.histories, taken)]
     figures += _nothing_stuck(site, databases[-1], fillings[-1], sizes)
     figures += _without_index(site, databases[-1], fillings[-1], sizes)
     for filling in fillings:
@@ -119,7 +117,7 @@ def _without_index(site: Site, database: Database, filling: Filling, sizes: Size
     on = f" ON {TABLE}" if database.backend == "mariadb" else ""
     with database.connected() as run:
         run(f"DROP INDEX {TABLE}_open{on}")
-    times = asyncio.run(_look_again(database, max(1, sizes.calls // 10), sizes.warm_up))
+    times = asyncio.run(_look_again(database, max(1, sizes.calls // 10), warm_up=1))
     return [
         Figure(
             measure="without the index, p50", database=site.backend, name=name, at=f"{filling.finished:,} finished",

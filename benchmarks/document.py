@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks import model
 from benchmarks.charts import Bar, bars
 from benchmarks.report import Figure, Report, Section, say, span
 
@@ -55,8 +56,10 @@ def write() -> None:
 
 
 def pages(root: Path) -> dict[Path, str]:
-    """Return what the page and its pictures should say, by their paths."""
-    newest = max((root / RESULTS).glob("*.json"))
+    """Return what the page and its pictures should say, by their paths; nothing where there is no record."""
+    newest = max((root / RESULTS).glob("*.json"), default=None)
+    if newest is None:
+        return {}
     report = Report.from_json(json.loads(newest.read_text()))
     remarks = tomllib.loads((root / REMARKS).read_text())
     pictures = {
@@ -67,7 +70,7 @@ def pages(root: Path) -> dict[Path, str]:
     }
     head = _HEAD.format(day=newest.stem, record=RESULTS / newest.name)
     body = [head, _facts(report), _goals(report), *(_section(each, remarks, pictures) for each in report.sections)]
-    return {PAGE: "\n".join(body), **pictures}
+    return {PAGE: "\n".join(body), **pictures, **model.pages(root, report)}
 
 
 def _facts(report: Report) -> str:

@@ -22,7 +22,6 @@ from benchmarks.neighbours import Neighbours, settle
 from benchmarks.processor import bytes_written, processor_seconds
 from benchmarks.report import Figure, Goal
 from unstick.domain.work import BEAT_EVERY, LEASE, Beat, WorkerIdentity
-from unstick.sql import schema
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine
 from unstick.sql.queue import SqlJobQueue
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from unstick.domain.work import ClaimedJob
 
 _WORKERS = 100
-_JOBS_EACH = 100
+JOBS_EACH = 100
 _BEATS = 60
 _ONE_BY_ONE_EVERY = 30
 """Ten minutes of one UPDATE a job take as long as that: it beats with every thirtieth beat of the others."""
@@ -94,10 +93,10 @@ def heartbeats(site: Site, sizes: Sizes) -> list[Figure]:
     """
     if site.backend != "postgresql":
         return []
-    workers, beats = (_WORKERS, _BEATS) if sizes.fewer_stuck >= _WORKERS * _JOBS_EACH else (1, 2)
+    workers, beats = (_WORKERS, _BEATS) if sizes.fewer_stuck >= _WORKERS * JOBS_EACH else (1, 2)
     with ExitStack() as stack:
         lent = stack.enter_context(site.fresh(Filling(finished=0, stuck=0, healthy=0)))
-        databases = [stack.enter_context(Neighbours(lent=lent).empty()) for _ in _WAYS]
+        databases = [stack.enter_context(Neighbours(lent=lent).without_jobs()) for _ in _WAYS]
         return asyncio.run(_beaten(databases, workers, beats))
 
 
@@ -113,7 +112,7 @@ async def _beaten(databases: list[Database], workers: int, beats: int) -> list[F
         for number in range(beats):
             for each in contenders:
                 await each.take_turn(number)
-        return _figures(contenders, workers * _JOBS_EACH)
+        return _figures(contenders, workers * JOBS_EACH)
 
 
 @asynccontextmanager
@@ -157,10 +156,9 @@ async def _kit(database: Database, workers: int, *extra: sa.Column[Any]) -> Asyn
     engine = open_engine(database.url)
     async with engine.begin() as connection:
         await connection.run_sync(table.metadata.create_all)
-    await schema.upgrade(engine, schema.branches(own_jobs=False))
     database.execute(
         f"INSERT INTO {TABLE} (id, status, job_type, created_at) SELECT i, 'queued', 'quiz', now()"
-        f" FROM generate_series(1, {workers * _JOBS_EACH}) AS i"
+        f" FROM generate_series(1, {workers * JOBS_EACH}) AS i"
     )
     jobs = declared(table, columns=COLUMNS | {column.name: column.name for column in extra})
     queue = SqlJobQueue("main", jobs, EngineConnections(engine))
@@ -181,8 +179,8 @@ async def _kit(database: Database, workers: int, *extra: sa.Column[Any]) -> Asyn
 async def _claimed(queue: SqlJobQueue, number: int) -> tuple[WorkerIdentity, list[ClaimedJob]]:
     worker = WorkerIdentity(host="bench", pid=number, boot_id="1")
     await queue.join(worker, LEASE)
-    claimed = await queue.claim(worker, limit=_JOBS_EACH)
-    assert len(claimed) == _JOBS_EACH
+    claimed = await queue.claim(worker, limit=JOBS_EACH)
+    assert len(claimed) == JOBS_EACH
     return worker, list(claimed)
 
 

@@ -88,4 +88,5 @@ def _load(url: str, sizes: Sizes) -> Load:
     done = subprocess.run(line, stdout=subprocess.PIPE, check=True, text=True, env={"PATH": os.environ["PATH"]})
     said = json.loads(done.stdout.splitlines()[-1])
     assert not said["errors"], f"{said['errors']} of {said['calls']} calls to {url} failed"
+    assert said["calls"], f"no call to {url} was answered in {sizes.load_seconds} s: the machine is too busy"
     return Load(rate=said["calls"] / said["seconds"], p99=said["p99"])

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from benchmarks.report import Figure
 
 if TYPE_CHECKING:
     from benchmarks.databases import Site
-    from benchmarks.filling import Placement
+    from benchmarks.filling import Backend, Placement
 
 ROOT = Path(__file__).parents[1]
 _LONGEST_TASK = 600  # seconds; what takes longer doesn't end
@@ -32,25 +32,39 @@ class Sizes:
 
     finished: int = 1_000_000
     histories: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
-    """Finished jobs that detection is measured among; the last on PostgreSQL alone."""
+    """How many finished jobs stuck ones are found among; the last on PostgreSQL alone."""
     stuck: int = 100_000
     fewer_stuck: int = 10_000
     memory_stuck: int = 1_000_000
     orm_stuck: int = 10_000
     detected: int = 1_000
     rounds: int = 3
+    """On PostgreSQL; one less elsewhere."""
     write_rounds: int = 2
-    calls: int = 40
+    """Likewise."""
+    calls: int = 20
     warm_up: int = 3
     """Calls before, which reflect the table and fill caches."""
     baseline_seconds: float = 5
-    load_seconds: float = 4
+    load_seconds: float = 5
     clients: int = 50
     sources: int = 100
     idle_seconds: float = 60
     starts: int = 5
-    kills: int = 8
+    kills: int = 6
     placement: Placement = "even"
+
+    def on(self, backend: Backend) -> Sizes:
+        """Return how much is measured there: the goals are PostgreSQL's, and all of it is to take half an hour."""
+        if backend == "postgresql":
+            return self
+        return replace(
+            self,
+            histories=self.histories[:-1],
+            memory_stuck=self.stuck,
+            rounds=max(1, self.rounds - 1),
+            write_rounds=max(1, self.write_rounds - 1),
+        )
 
 
 QUICK = Sizes(

@@ -1,16 +1,16 @@
 """Beyond this machine: what costs that were measured here come to at a size that can't be tried here.
 
-`python -m benchmarks.model` writes the tables of `docs/explanation/scale.md` anew, by the newest record of a run.
+The tables of `docs/explanation/scale.md` are written anew with the record of a run.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.heartbeats import JOBS_EACH
 from benchmarks.report import Report, say
 from benchmarks.scale import DECADE, MEASURE, YEAR
 from unstick.domain.leadership import LEADS_FOR
@@ -19,11 +19,18 @@ from unstick.domain.work import BEAT_EVERY
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from benchmarks.report import Figure
+
 PAGE = Path("docs/explanation/scale.md")
 _DAY = 86_400
 _ASKED_EVERY = LEADS_FOR.total_seconds() / 3 * 0.9
 """How often a replica asks for a source's lease, or renews it: three times as often as it runs out, a little spread."""
-_TABLES = re.compile(r"(<!-- model -->\n).*?(<!-- /model -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- model -->\n).*?(<!-- /model -->)", re.DOTALL)
+"""Of the tables, in the page."""
+
+
+class NotMeasuredError(Exception):
+    """A run didn't measure what the model needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +92,13 @@ def loads(constants: Constants, scale: Scale) -> list[Load]:
     each_look = constants.look + constants.look_at_a_partition * (scale.partitions - YEAR)
     found = [
         Load(
-            name="looks of sweeps", grows_with="sweeps × partitions", share=scale.sweeps * each_look / _DAY,
-            instead="sweep less often; fewer, larger partitions; a sweep for those partitions alone that are young",
+            name="looks of sweeps", grows_with="sweeps and partitions", share=scale.sweeps * each_look / _DAY,
+            instead="sweep less often; fewer, larger partitions; detach those that are old",
         ),
         Load(
-            name="askings for the lease", grows_with="replicas × sources",
+            name="askings for the lease", grows_with="replicas and sources",
             share=scale.replicas / _ASKED_EVERY * constants.asking,
-            instead="watch from three replicas, and serve the API and the console from the others",
+            instead="fewer replicas, three for one source",
         ),
         Load(
             name="heartbeats by lease", grows_with="workers",
@@ -111,7 +118,7 @@ def avoided(constants: Constants, scale: Scale) -> list[Load]:
     jobs = scale.workers * scale.jobs_a_worker
     return [
         Load(
-            name="looks without the partial index", grows_with="sweeps × rows",
+            name="looks without the partial index", grows_with="sweeps and rows",
             share=scale.sweeps * scale.rows / 1e6 * constants.scan_of_a_million / _DAY, instead="the partial index",
         ),
         Load(
@@ -135,40 +142,62 @@ def constants_of(report: Report) -> Constants:
     """Read what a run measured.
 
     Raises:
-        KeyError: it didn't measure something that is needed.
+        NotMeasuredError: it lacks a figure that is needed.
     """
-    said = {(figure.measure, figure.name, figure.at): figure for figure in report.figures}
-    few, many = sorted(
-        (at for measure, name, at in said if measure == MEASURE and name == f"a look, {YEAR} partitions"), key=len
-    )
+    scaled = [figure for figure in report.figures if figure.measure == MEASURE]
+    busy = [figure for figure in report.figures if figure.measure.endswith("database busy")]
+    looks = sorted(_named(scaled, f"a look, {YEAR} partitions"), key=lambda figure: _number(figure.at))
+    small, large = looks[0].value / 1000, looks[-1].value / 1000
 
-    def scale(name: str) -> float:
-        return next(f.value for (measure, each, _), f in said.items() if (measure, each) == (MEASURE, name))
+    def measured(name: str) -> float:
+        return _named(scaled, name)[0].value
 
-    def look(partitions: int, at: str) -> float:
-        return said[MEASURE, f"a look, {partitions} partitions", at].value / 1000
+    def beating(name: str) -> float:
+        """Return the seconds that one job's sign of life costs."""
+        figure = _named(busy, name)[0]
+        return figure.value / 100 * BEAT_EVERY.total_seconds() / _number(figure.measure)
 
-    busy = {figure.name.partition(",")[0]: figure for figure in report.figures if "database busy" in figure.measure}
-    beating = {name: figure.value / 100 * BEAT_EVERY.total_seconds() for name, figure in busy.items()}
     return Constants(
-        look=look(YEAR, many),
-        look_at_a_partition=max(0.0, look(DECADE, few) - look(YEAR, few)) / (DECADE - YEAR),
-        asking=scale("an asking for a lease, processor") / 1000,
-        beat=beating["lease a worker"] / 100,
-        update=beating["UPDATE a job"] / 10_000,
-        recovery=scale("a recovered job, processor") / 1000,
-        recovery_kept=scale("a recovered job, kept"),
-        recovery_written=scale("a recovered job, written ahead"),
-        sweep_kept=scale("a sweep with nothing stuck, kept"),
-        scan_of_a_million=scale("one scan of the whole table") / 1000 / (float(many.replace(",", "")) / 1e6),
+        look=large,
+        look_at_a_partition=max(0.0, measured(f"a look, {DECADE} partitions") / 1000 - small) / (DECADE - YEAR),
+        asking=measured("an asking for a lease, processor") / 1000,
+        beat=beating("lease a worker") * JOBS_EACH,
+        update=beating("UPDATE a job"),
+        recovery=measured("a recovered job, processor") / 1000,
+        recovery_kept=measured("a recovered job, kept"),
+        recovery_written=measured("a recovered job, written ahead"),
+        sweep_kept=measured("a sweep with nothing stuck, kept"),
+        scan_of_a_million=measured("one scan of the whole table") / 1000 / (_number(looks[-1].at) / 1e6),
     )
+
+
+def _named(figures: Iterable[Figure], name: str) -> list[Figure]:
+    found = [figure for figure in figures if figure.name.startswith(name)]
+    if not found:
+        raise NotMeasuredError(f"The run has no figure {name!r}; it must have measured `scale` and `heartbeats`.")
+    return found
+
+
+def _number(said: str) -> float:
+    """Return the number that is in a sentence."""
+    return float(re.sub(r"[^0-9]", "", said))
+
+
+def pages(root: Path, report: Report) -> dict[Path, str]:
+    """Return what the page should say by a run's figures, by its path; nothing where the run didn't measure them."""
+    measured = {section.name for section in report.sections if section.figures}
+    return {PAGE: page((root / PAGE).read_text(), report)} if {"scale", "heartbeats"} <= measured else {}
 
 
 def page(text: str, report: Report) -> str:
-    """Return the page with its tables by a run's figures; all else is written by hand."""
+    """Return the page with its tables by a run's figures; all else is written by hand.
+
+    Raises:
+        NotMeasuredError: the run lacks a figure that is needed.
+    """
     constants, size = constants_of(report), Scale()
     tables = "\n".join([_measured(constants), _modelled(constants, size), _kept(constants, size)])
-    return _TABLES.sub(lambda match: f"{match[1]}{tables}{match[2]}", text)
+    return PLACE.sub(lambda match: f"{match[1]}{tables}{match[2]}", text)
 
 
 def _measured(constants: Constants) -> str:
@@ -186,7 +215,7 @@ def _measured(constants: Constants) -> str:
 
 def _modelled(constants: Constants, size: Scale) -> str:
     rows = [
-        (each.name, each.grows_with, f"{say(100 * each.share)} %", f"{say(each.headroom)} ×", each.instead)
+        (each.name, each.grows_with, f"{say(100 * each.share)} %", f"{say(each.headroom)} times as much", each.instead)
         for each in (*loads(constants, size), *avoided(constants, size))
     ]
     return _table(("modelled", "grows with", "of one processor", "until it takes a whole one", "what to do then"), rows)
@@ -200,14 +229,3 @@ def _kept(constants: Constants, size: Scale) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def main() -> None:
-    root = Path(__file__).parents[1]
-    newest = max((root / "benchmarks/results").glob("*.json"))
-    report = Report.from_json(json.loads(newest.read_text()))
-    (root / PAGE).write_text(page((root / PAGE).read_text(), report))
-
-
-if __name__ == "__main__":
-    main()

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from benchmarks.databases import Database
+from benchmarks.filling import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,6 +36,13 @@ class Neighbours:
             yield database
 
     @contextmanager
+    def without_jobs(self) -> Iterator[Database]:
+        """Lend a copy of the lent database in which the host has no table yet."""
+        with self.copy(self.lent) as database:
+            database.execute(f"DROP TABLE {TABLE}")
+            yield database
+
+    @contextmanager
     def copy(self, of: Database) -> Iterator[Database]:
         """Lend a copy, which starts from the same bytes as every other."""
         with self._made(_name(of)) as database:
@@ -46,7 +54,8 @@ class Neighbours:
     @contextmanager
     def _made(self, template: str) -> Iterator[Database]:
         name = f"bench_{os.getpid()}_beside_{next(_numbers)}"
-        with psycopg.connect(self.lent.raw, autocommit=True) as host:
+        # From elsewhere: a database that somebody is connected to can't be copied.
+        with psycopg.connect(make_conninfo(self.lent.raw, dbname="postgres"), autocommit=True) as host:
             host.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy".encode())
             try:
                 yield self._database(name)

@@ -30,7 +30,7 @@ from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine
 from unstick.sql.leaders import SqlLeaders
-from unstick.wiring import open_watched, upgrade_database
+from unstick.wiring import open_watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,12 +79,11 @@ def scale(site: Site, sizes: Sizes) -> list[Figure]:
 @contextmanager
 def _parted(neighbours: Neighbours, rows: int, months: int) -> Iterator[Database]:
     """Lend a table of finished jobs with a partition for each month, and healthy open ones in the newest."""
-    with neighbours.empty() as database:
+    with neighbours.without_jobs() as database:
         preset = database.config.with_suffix(".preset.toml")
         preset.write_text(_preset())
         write_config(database.config, {"url": database.url, "preset": str(preset)})
         database.execute(_CREATE, *_partitions(rows, months), _open_jobs(), *_INDEXES)
-        asyncio.run(upgrade_database(load_settings(database.config)))
         settle(database)
         yield database
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from tests.servers import Servers
 
-EVERYWHERE = ("detection", "recovery", "writes")
+BESIDE = ("others", "heartbeats", "scale")
+"""Those that tests/test_benchmarks_beside.py has."""
+EVERYWHERE = ("recovery", "writes")
 """What differs by the database; the others are run on one."""
 
 
@@ -45,8 +47,9 @@ def site(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> It
 @pytest.mark.parametrize(
     ("site", "measure"),
     [
-        *(("postgresql", measure) for measure in MEASURES),
+        *(("postgresql", measure) for measure in MEASURES if measure not in BESIDE),
         *((kind, measure) for kind in ("sqlite", "mariadb") for measure in EVERYWHERE),
+        ("mariadb", "detection"),
     ],
     indirect=["site"],
 )
@@ -56,7 +59,7 @@ def test_each_measure_gives_figures(site: Site, measure: str, monkeypatch: pytes
 
     monkeypatch.setattr(measures, "run_task", run_here)  # starting processes is most of the time
     monkeypatch.setattr(child, "WRITES_A_SECOND", 2_000)
-    figures = MEASURES[measure](site, QUICK)
+    figures = MEASURES[measure](site, QUICK.on(site.backend))
     assert figures
     assert all(figure.value >= 0 for figure in figures)
     assert any(figure.value > 0 for figure in figures)
@@ -122,7 +125,9 @@ def test_a_page_tells_what_is_missed_by_how_much_and_what_was_remarked(tmp_path:
 
 def test_the_page_is_what_the_newest_record_and_the_remarks_say() -> None:
     """After a change by hand: `python -m benchmarks --document`."""
-    for path, text in document.pages(document.ROOT).items():
+    pages = document.pages(document.ROOT)
+    assert (document.PAGE in pages) is (document.ROOT / document.PAGE).exists()
+    for path, text in pages.items():
         assert (document.ROOT / path).read_text() == text, path
 
 

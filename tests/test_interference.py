@@ -173,7 +173,8 @@ async def test_a_hosts_own_transaction_goes_on_with_its_own_limits(bench: SqlBen
     """A session bound to a connection with a transaction of its own, as in most test suites."""
     await bench.put({}, {})
     limits = sa.text("SELECT current_setting('lock_timeout'), current_setting('statement_timeout'), "
-                     "current_setting('synchronous_commit'), current_setting('enable_seqscan')")  # fmt: skip
+                     "current_setting('synchronous_commit'), current_setting('enable_seqscan'), "
+                     "current_setting('jit_above_cost')")  # fmt: skip
     async with host(bench) as app, app.connect() as connection:
         outer = await connection.begin()
         await connection.execute(sa.text("SET LOCAL lock_timeout = '7s'"))

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.api_support import CLEANUP, STUCK, MemorySource, World, client, job, service
+from tests.jobs import open_bench
+from tests.servers import EACH_KIND
 from unstick.api.together import Together
+from unstick.domain.access import Role
+from unstick.domain.audit import AuditEntry, AuditOutcome
+from unstick.domain.job import JobState
+
+if TYPE_CHECKING:
+    from tests.servers import Database
+
+DATABASES = EACH_KIND
 
 
 class Slow:
@@ -79,3 +91,67 @@ async def test_a_failure_is_told_to_all_who_shared_it_and_to_nobody_after() -> N
 
     assert [type(each) for each in told] == [ValueError, ValueError]
     assert await together.get("a", fails_once) == "yes"
+
+
+async def moved_on() -> None:
+    """Let everybody come as far as they do by themselves."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_reads_are_counted_together_in_one_row(database: Database) -> None:
+    bench = await open_bench(database)
+    read = AuditEntry(actor="ada", call="jobs.stuck", outcome=AuditOutcome.DONE)
+    for times in (3, 2):
+        await bench.ledger.count_read(read, times)
+    counted = [row.repeats for row in await bench.audit()]
+    await bench.close()
+    assert counted in ([5], [3, 2])  # a minute may have passed between them
+
+
+def counting(source: MemorySource) -> list[int]:
+    """Count the looks that are taken, each of which now lasts a few turns of the loop."""
+    looks: list[int] = []
+    clock = source.clock
+
+    async def slow_clock() -> Any:  # noqa: ANN401
+        looks.append(1)
+        await moved_on()
+        return await clock()
+
+    source.clock = slow_clock  # type: ignore[method-assign]
+    return looks
+
+
+@pytest.fixture
+def world() -> World:
+    world = World()
+    world.source.jobs = {2: job(2, JobState.RUNNING, 90)}
+    return world
+
+
+async def test_calls_at_once_share_looks_and_each_is_in_the_audit_log(world: World) -> None:
+    looks = counting(world.source)
+    async with client(service(world), Role.ADMIN) as caller:
+        answers = await asyncio.gather(*(caller.get(STUCK) for _ in range(40)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["stuck_jobs"]["total"] for answer in answers} == {1}
+    assert len(looks) < 10
+    assert sum(count for _, count in world.ledger.reads.values()) == 40
+
+
+async def test_who_cleaned_up_sees_it_however_many_ask_at_the_same_time(world: World) -> None:
+    counting(world.source)
+
+    async def ask_on() -> None:
+        while True:
+            await caller.get(STUCK)
+
+    async with client(service(world), Role.ADMIN) as caller:
+        others = [asyncio.create_task(ask_on()) for _ in range(5)]
+        await moved_on()
+        assert (await caller.post(CLEANUP)).json()["cleaned_jobs"]["total"] == 1
+        assert (await caller.get(STUCK)).json()["stuck_jobs"]["total"] == 0
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)

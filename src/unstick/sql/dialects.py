@@ -202,7 +202,7 @@ class PostgresDialect(Dialect):
         return restore
 
     async def enter(self, connection: AsyncConnection) -> datetime:
-        """Set both timeouts for this transaction only, and read the clock in the same round trip."""
+        """Set what a guest goes by for this transaction only, and read the clock in the same round trip."""
         row = (await connection.execute(_POSTGRES_ENTER)).one()
         return AwareTime().read(row[0]) or _no_clock()
 
@@ -577,14 +577,19 @@ _DIALECTS: tuple[type[Dialect], ...] = (PostgresDialect, MysqlDialect, SqliteDia
 _POSTGRES_ENTER = sa.text(
     "SELECT statement_timestamp(),"
     f" set_config('statement_timeout', '{STATEMENT_TIMEOUT_MS}', true),"
-    f" set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true)"
+    f" set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true),"
+    # Our statements are many conditions over few rows: compiling one takes a hundred times as long as running it. It is
+    # done by the threshold, for asyncpg sets `jit` itself and would leave it off for good.
+    " set_config('jit_above_cost', '-1', true)"
 )
 _POSTGRES_LIMITS = sa.text(
-    "SELECT current_setting('statement_timeout') AS statement, current_setting('lock_timeout') AS lock"
+    "SELECT current_setting('statement_timeout') AS statement, current_setting('lock_timeout') AS lock,"
+    " current_setting('jit_above_cost') AS compile"
 )
 _POSTGRES_RESTORE = sa.text(
     "SELECT set_config('statement_timeout', CAST(:statement AS text), true),"
-    " set_config('lock_timeout', CAST(:lock AS text), true)"
+    " set_config('lock_timeout', CAST(:lock AS text), true),"
+    " set_config('jit_above_cost', CAST(:compile AS text), true)"
 )
 
 
