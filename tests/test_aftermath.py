@@ -368,6 +368,23 @@ RULES: Mapping[str, tuple[Finished, bool]] = {
         Finished(RETRIED, None, None, AFTER, Attempt(None, None, "b"), Attempt(None, None, "a"), tells_token=True),
         False,
     ),
+    "retried, and a number for a token that the retry itself took": (
+        Finished(RETRIED, None, None, AFTER, Attempt(token=5), Attempt(token=4), tells_token=True),
+        True,
+    ),
+    "retried, and a number for a token beyond that": (
+        Finished(RETRIED, None, None, AFTER, Attempt(token=6), Attempt(token=4), tells_token=True),
+        False,
+    ),
+    "retried, and the first numbers for a token": (
+        Finished(RETRIED, None, None, AFTER, Attempt(token=1), Attempt(), tells_token=True),
+        True,
+    ),
+    "retried, and the first number beyond the retry's own": (
+        Finished(RETRIED, None, None, AFTER, Attempt(token=2), Attempt(), tells_token=True),
+        False,
+    ),
+    "failed, and it began in that moment": (Finished(FAILED, None, None, AFTER, Attempt(NOW)), True),
     "retried, and no token any more": (
         Finished(
             RETRIED, None, None, AFTER, Attempt(), Attempt(None, None, "a"), tells_start=False, tells_token=True

@@ -260,11 +260,15 @@ async def test_a_server_that_started_since_the_last_pass_has_been_away(bench: Sq
         (Pass(at=ago(31)), None, NOON),
         (Pass(at=ago(10), back_at=ago(15)), None, ago(15)),
         (Pass(at=ago(10), back_at=ago(15)), ago(11), ago(15)),
+        (Pass(at=ago(10), back_at=ago(15)), ago(10), ago(15)),
         (Pass(at=ago(10)), ago(5), ago(5)),
     ],
 )
 def test_a_pass_begins_a_grace_after_a_gap(last: Pass | None, up_since: datetime | None, back_at: object) -> None:
-    assert next_pass(last, NOON, EVERY, up_since) == Pass(at=NOON, back_at=back_at)  # type: ignore[arg-type]
+    this = next_pass(last, NOON, EVERY, up_since)
+
+    assert this == Pass(at=NOON, back_at=back_at)  # type: ignore[arg-type]
+    assert this.before == (None if last is None else last.at)
 
 
 def test_a_grace_is_one_threshold_long() -> None:
@@ -363,6 +367,14 @@ def test_the_cause_is_what_they_have_in_common(suspects: list[Job], others_live:
 )
 def test_the_brake_needs_the_number_and_the_share(suspects: int, still_open: int, holds: bool) -> None:
     assert BrakeLimits().hold(suspects, still_open) is holds
+
+
+def test_a_brake_lets_nothing_through_until_it_is_released_and_then_as_many_as_were_shown() -> None:
+    held = Brake(source="main", at=NOON, suspects=60, still_open=60, cause="an outage")
+    released = replace(held, released_at=NOON, released_by="ann")
+
+    assert (held.is_held, released.is_held) == (True, False)
+    assert [each.lets(jobs) for each in (held, released) for jobs in (60, 61)] == [False, False, True, False]
 
 
 def test_a_pass_is_kept_as_one_row() -> None:
