@@ -401,6 +401,32 @@ def test_whose_finish_it_is(case: str) -> None:
     assert is_late(finished) is expected
 
 
+def test_a_finish_has_one_name_whichever_recovery_it_is_found_after() -> None:
+    done = Finished(RETRIED, None, None, AFTER, Attempt(BEFORE, 2, 5), Attempt(BEFORE, 1, 4))
+    others = (
+        *(done._replace(completed_at=NOW), done._replace(recovered=RETRIED._replace(job_id=8))),
+        *(done._replace(now=now) for now in (Attempt(NOW, 2, 5), Attempt(BEFORE, 3, 5), Attempt(BEFORE, 2, 6))),
+    )
+    untold = done._replace(completed_at=None, now=Attempt())
+    later = RETRIED._replace(recovery_id=2, at=NOW + HOUR)
+
+    assert end_of("main", done._replace(recovered=later)).name == end_of("main", done).name
+    assert len({end_of("main", each).name for each in (done, *others)} | {end_of("other", done).name}) == 7
+    assert end_of("main", untold._replace(recovered=later)).name != end_of("main", untold).name
+
+
+def test_how_long_an_attempt_ran_is_told_where_both_its_ends_are() -> None:
+    done = Finished(FAILED, None, None, AFTER, Attempt(None), Attempt(BEFORE))
+    another = done._replace(recovered=RETRIED, now=Attempt(number=3), before=Attempt(BEFORE, 1))
+
+    assert end_of("main", done).ran == 2 * HOUR
+    assert end_of("main", done._replace(now=Attempt(NOW - 2 * HOUR))).ran == 3 * HOUR
+    assert end_of("main", done._replace(before=None)).ran is None
+    assert end_of("main", done._replace(completed_at=None)).ran is None
+    assert not is_late(another)
+    assert end_of("main", another).ran is None
+
+
 # The recovery budget
 
 

@@ -340,7 +340,7 @@ def running(minutes: float, worker: str | None = None, kind: str = "k", number: 
     return Job(id=number, state=JobState.RUNNING, status="running", kind=kind, started_at=ago(minutes), worker=worker)
 
 
-def queued(queue: str) -> Job:
+def queued(queue: str | None) -> Job:
     return Job(id=0, state=JobState.QUEUED, status="queued", queue=queue, enqueued_at=ago(60))
 
 
@@ -352,11 +352,23 @@ def queued(queue: str) -> Job:
         ([running(40, f"h{n}:1:a") for n in range(9)], True, "a deploy: 9 workers stopped together"),
         ([running(40) for _ in range(9)], True, "one event"),
         ([running(40 + 10 * n, kind="pdf") for n in range(9)], True, "jobs of kind pdf: they are 9 of 9"),
-        ([running(40 + 10 * n, kind=f"k{n}") for n in range(9)], True, "nothing that they have in common; their"),
+        ([running(40 + 10 * n, kind=f"k{n}") for n in range(9)], True,
+         "nothing that they have in common; their signs of life stopped over 1 hour"),
         ([queued("mail")] * 8 + [queued("pdf")], True, "queue mail is not served"),
+        ([running(40 + 10 * n, "h1:1:a") for n in range(8)] + [running(200 + 9 * n, "h2:1:b") for n in (0, 10)], True,
+         "host h1 is gone: it had 8 of 10"),
+        ([running(40 + 10 * n, "h1:1:a") for n in range(9)], True, "jobs of kind k"),
+        ([running(40, "h1:1:a")] * 9, True, "one event"),
+        ([running(40, f"h{n % 2}:1:a") for n in range(9)], True, "a deploy: 2 workers stopped together"),
+        ([running(40)], True, "one event"),
+        ([running(40)] * 7 + [running(each) for each in (38.5, 100, 200)], True, "one event"),
+        ([running(40)] * 7 + [running(each) for each in (38, 100, 200)], True, "jobs of kind k"),
+        ([running(40)] * 2 + [queued("mail")] * 2, True, "one event"),
+        ([running(40)] * 2 + [queued("mail")] * 3, True, "the queue is not served"),
         ([queued("mail"), queued("pdf")], False, "the queue is not served"),
+        ([queued(None)], False, "the queue is not served"),
     ],
-)
+)  # fmt: skip
 def test_the_cause_is_what_they_have_in_common(suspects: list[Job], others_live: bool, cause: str) -> None:
     """M2: a deploy is told as one."""
     assert likely_cause(suspects, others_live=others_live).startswith(cause)

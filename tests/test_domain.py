@@ -28,7 +28,19 @@ from unstick.domain.policy import (
     rule,
 )
 from unstick.domain.queue import DRAINS_FROM, Flows, QueueFlow
-from unstick.domain.recovery import CHANGES, Action, BatchResult, Decision, Intent, Outcome, Recovery, Tally, settled
+from unstick.domain.recovery import (
+    CHANGES,
+    Action,
+    BatchResult,
+    Decision,
+    Intent,
+    Outcome,
+    Recovery,
+    Tally,
+    Undo,
+    deed,
+    settled,
+)
 from unstick.domain.sighting import LONGEST_PROGRESS, Sighted
 from unstick.domain.sighting import Stuck as FoundStuck
 from unstick.domain.snooze import LONGEST_REASON, requested_reason
@@ -243,6 +255,24 @@ def test_a_job_is_left_where_age_accuses_it_and_who_was_asked_does_not_know() ->
     assert is_undecided(silent, (UNSURE,))
     assert not is_undecided(silent, ())
     assert not is_undecided(gone, (UNSURE,))
+
+
+def test_a_diagnosis_says_what_witnesses_said_or_that_none_knows_more() -> None:
+    gone = replace(UNSURE, holding=Holding.RELEASED)
+    said = [
+        *(
+            diagnose(JobState.RUNNING, NOW, words=(each,)).sentence
+            for each in (UNSURE, gone, replace(gone, value="404"))
+        ),
+        diagnose(JobState.QUEUED, NOW, words=(UNSURE,)).sentence,
+    ]
+
+    assert said == [
+        "its last sign of life was at 2026-11-23 21:24:13 UTC, and no witness knows more",
+        "its worker is gone: registry; its last sign of life was at 2026-11-23 21:24:13 UTC",
+        "its worker is gone: registry says 404; its last sign of life was at 2026-11-23 21:24:13 UTC",
+        "no worker has claimed it since 2026-11-23 21:24:13 UTC",
+    ]
 
 
 def test_progress_stands_still_since_the_witness_on_progress_says_so() -> None:
@@ -627,6 +657,7 @@ def test_a_recovery_is_undone_by_what_it_overwrote_where_its_record_tells_all_of
     )  # fmt: skip
 
     assert images(undoable) == told
+    assert [deed(word) for word in ("undo", "retry")] == [Undo.UNDO, Action.RETRY]
     assert undoable.came_to(Outcome.LOST_RACE, "gone").undoes == 3
 
 
@@ -637,6 +668,7 @@ def test_the_record_of_an_intent_says_what_was_known_last() -> None:
 
     assert (as_intended.detail, as_intended.pre_image) == ("nobody answers", '{"status": "running"}')
     assert (as_found.detail, as_found.pre_image) == ("too long", '{"status": "running", "attempt": 2}')
+    assert replace(INTENT, undoes=9).came_to(Outcome.APPLIED).undoes == 9
 
 
 def test_a_stop_tells_how_many_jobs_stay_recovered() -> None:
