@@ -44,7 +44,8 @@ from unstick.domain.recovery import (
 from unstick.domain.sighting import LONGEST_PROGRESS, Sighted
 from unstick.domain.sighting import Stuck as FoundStuck
 from unstick.domain.snooze import LONGEST_REASON, requested_reason
-from unstick.domain.story import Lease
+from unstick.domain.standing import Standing, why_not_stuck
+from unstick.domain.story import JobRow, Lease, Waits
 from unstick.domain.suspect import ACCUSED_STATES, Look, StuckCounts, Suspect, is_suspect
 from unstick.domain.tenure import CLOCKS_APART, held_since
 from unstick.domain.undo import Undoable, images
@@ -304,6 +305,63 @@ def test_evidence_is_each_time_of_the_row_and_the_lease_that_ran_out() -> None:
         Evidence(witness="row.heartbeat_at", holding=Holding.UNKNOWN, at=NOW),
     )
     assert evidence_of(job(JobState.RUNNING)) == ()
+
+
+def minutes_ago(minutes: float) -> datetime:
+    return NOW - timedelta(minutes=minutes)
+
+
+DRAINING = {"slow": minutes_ago(7), None: minutes_ago(7)}
+REACHED = "drains in order and has come to 2026-11-23 21:17:13 UTC"
+CHANGED = "changed while it was looked at; ask again"
+PAUSED = Waits(reason="paused", value="its queue is paused")
+STANDINGS: list[tuple[JobState, dict[str, Any], Standing, str]] = [
+    (JobState.SUCCEEDED, {}, Standing.OVER, "succeeded"),
+    (JobState.CANCELLED, {"completed_at": minutes_ago(2)}, Standing.OVER, "was cancelled 2 minutes ago"),
+    (JobState.RUNNING, {"completed_at": NOW}, Standing.OVER, "says 'running', but it ended just now"),
+    (JobState.SCHEDULED, {"scheduled_at": NOW}, Standing.SCHEDULED, "is scheduled"),
+    (JobState.SCHEDULED, {"scheduled_at": minutes_ago(-1)}, Standing.SCHEDULED,
+     "is scheduled and not due until 2026-11-23 21:25:13 UTC, in 1 minute"),
+    (JobState.QUEUED, {}, Standing.UNKNOWN, "is queued, and no time tells since when it waits, so it can't be judged"),
+    (JobState.QUEUED, {"enqueued_at": NOW}, Standing.WAITING,
+     "is queued and has waited for 0 seconds, of the 5 minutes it may"),
+    (JobState.QUEUED, {"enqueued_at": minutes_ago(5)}, Standing.WAITING,
+     "is queued and has waited for 5 minutes, of the 5 minutes it may"),
+    (JobState.QUEUED, {"enqueued_at": minutes_ago(-1), "scheduled_at": minutes_ago(-1)}, Standing.SCHEDULED,
+     "is queued and not due until 2026-11-23 21:25:13 UTC, in 1 minute"),
+    (JobState.QUEUED, {"enqueued_at": minutes_ago(6), "queue": "slow"}, Standing.BACKLOG,
+     f"is queued and has waited for its turn for 6 minutes: its queue slow {REACHED}"),
+    (JobState.QUEUED, {"enqueued_at": minutes_ago(6)}, Standing.BACKLOG,
+     f"is queued and has waited for its turn for 6 minutes: its queue {REACHED}"),
+    (JobState.QUEUED, {"enqueued_at": minutes_ago(6), "queue": "fast"}, Standing.UNKNOWN, CHANGED),
+    (JobState.RUNNING, {}, Standing.UNKNOWN,
+     "is running, and no time tells its last sign of life, so it can't be judged"),
+    (JobState.RUNNING, {"started_at": minutes_ago(30)}, Standing.BEATING, "is running and was started 30 minutes ago"),
+    (JobState.RUNNING, {"started_at": minutes_ago(30), "heartbeat_at": NOW - timedelta(seconds=1)}, Standing.BEATING,
+     "is running and beat 1 second ago"),
+    (JobState.RUNNING, {"started_at": minutes_ago(30) - MOMENT}, Standing.UNKNOWN, CHANGED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "facts", "standing", "words"), STANDINGS)
+def test_why_a_job_is_not_stuck_is_told_by_its_own_times(
+    state: JobState, facts: dict[str, Any], standing: Standing, words: str
+) -> None:
+    row = JobRow(job_id=1, read_at=NOW, status=state.value, job=job(state, **facts))
+
+    assert why_not_stuck(row, replace(LOOK, draining=DRAINING)) == (standing, words)
+
+
+def test_a_job_that_its_system_or_its_worker_holds_is_told_to_be_held_by_that() -> None:
+    old = minutes_ago(60)
+    lease = Lease(worker="w", began_at=old, beat_at=NOW, expires_at=NOW + MOMENT)
+    waiting = JobRow(job_id=1, read_at=NOW, status="queued", job=job(JobState.QUEUED, enqueued_at=old), waits=PAUSED)
+    running = JobRow(job_id=1, read_at=NOW, status="running", job=job(JobState.RUNNING, started_at=old), lease=lease)
+
+    assert why_not_stuck(waiting, LOOK) == (Standing.PAUSED, "is queued and can't be claimed: its queue is paused")
+    assert why_not_stuck(running, LOOK) == (Standing.HELD, "is running, and its worker beat just now")
+    over = replace(running, lease=replace(lease, expires_at=NOW))
+    assert why_not_stuck(over, LOOK) == (Standing.UNKNOWN, CHANGED)
 
 
 def test_a_lease_holds_until_it_expires() -> None:
