@@ -35,7 +35,7 @@ class Unattended:
     """How sweeps that nobody watches are run."""
 
     every: timedelta = timedelta(minutes=10)
-    """How far apart they are meant to be: more than three times as much is a gap in the watch, if one can't take so long."""
+    """How far apart they are meant to be: more than thrice as much is a gap in the watch, if none takes so long."""
     brake: BrakeLimits = BrakeLimits()
 
 
