@@ -22,11 +22,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
-from tests.replicas import ROOT, SWEPT
+from tests.replicas import ROOT, SWEPT, acted_late, late_ends
 from tests.servers import MortalPostgres
 
 from unstick.sql import schema, tables
@@ -163,22 +163,24 @@ class Soak:
         told = sorted(map(json.loads, self.said.read_text().splitlines()), key=lambda each: float(each["at"]))
         async with engine.connect() as connection:
             jobs = Counter((await connection.execute(sa.select(tables.jobs.c.status))).scalars())
-            done = sa.select(tables.job_recoveries.c.job_id).where(tables.job_recoveries.c.outcome == "applied")
-            recovered = Counter((await connection.execute(done)).scalars())
+            done = sa.select(tables.job_recoveries).where(tables.job_recoveries.c.outcome == "applied")
+            records = (await connection.execute(done)).all()
             rows = (await connection.execute(sa.select(tables.audit).order_by(tables.audit.c.id))).all()
+        recovered = Counter(record.job_id for record in records)
         swept = [began, *(float(each["at"]) for each in told if each["event"] == "Swept"), ended]
         gap = max(later - earlier for earlier, later in pairwise(swept))
         allowed = LEASE_SECONDS + LONGEST_FAULT_SECONDS + 3 * SWEPT.total_seconds() + 5
         quarter, last = self.memory[len(self.memory) // 4], self.memory[-1]
         terms = [each["term"] for each in told if each["event"] == "LeadershipChanged" and each["leads"]]
+        late = late_ends(rows)
         measured = {
             **self.blows, "jobs recovered": len(recovered), "sweeps": len(swept) - 2, "leaders": len(terms),
             "longest time without a sweep": f"{gap:.1f} s of at most {allowed:.1f} s",
             "memory of one replica": f"{quarter} KiB after a quarter, {last} KiB at the end",
-            "connections at most": max(self.connections),
+            "connections at most": max(self.connections), "sweeps ended late by a stopped leader": len(late),
         }  # fmt: skip
         for name, value in measured.items():
-            print(f"  {name:28} {value}")
+            print(f"  {name:38} {value}")
         return [
             *(f"job {job_id} was recovered {number} times" for job_id, number in recovered.items() if number > 1),
             *([f"{jobs['queued']} jobs are queued at the end"] if jobs["queued"] else []),
@@ -186,20 +188,8 @@ class Soak:
             *([f"no sweep for {gap:.1f} s"] if gap > allowed else []),
             *([f"memory grew from {quarter} to {last} KiB"] if last > GROWTH * quarter else []),
             *([f"{max(self.connections)} connections"] if max(self.connections) > CONNECTIONS * REPLICAS else []),
-            *_overlapping(rows),
+            *acted_late(late, records),
         ]
-
-
-def _overlapping(rows: Sequence[Any]) -> list[str]:
-    """Say which sweeps ran at once, by the ledger's time."""
-    begun = {row.id: row.at for row in rows if row.outcome == "started"}
-    ended = {row.operation_id: row.at for row in rows if row.outcome != "started"}
-    spans = sorted((at, ended.get(operation), operation) for operation, at in begun.items())
-    return [
-        f"sweep {later} began while {earlier} went on"
-        for (_, end, earlier), (start, _, later) in pairwise(spans)
-        if end is not None and end > start
-    ]
 
 
 def main() -> int:

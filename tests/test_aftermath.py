@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, open_bench
+from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, make_tables, open_bench
 from tests.servers import EACH_KIND
 from tests.test_ledger_elsewhere import Apart
 from tests.test_plans import AGO, ONE_TO, overheard
@@ -33,7 +33,7 @@ from unstick.pipeline.report import report_stats
 from unstick.pipeline.shapes import stats_shape
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.watched import Watched
-from unstick.sql import schema, tables
+from unstick.sql import tables
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine
 from unstick.sql.ledger import SqlLedger
@@ -546,7 +546,7 @@ async def test_a_source_behind_the_session_of_a_host_is_followed_up(bench: SqlBe
 async def test_late_finishes_are_found_where_the_ledger_is_elsewhere(database: Database, tmp_path: Path) -> None:
     async with opened(database) as bench:
         ledger = open_engine(f"sqlite:///{tmp_path / 'ledger.db'}", create=True)
-        await schema.upgrade(ledger, schema.branches(own_jobs=False))
+        await make_tables(ledger)
         apart = Apart(bench, ledger)
         failed = await bench.add(JobState.RUNNING, STUCK)
         await apart.sweep()

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 import time_machine
 from sqlalchemy.util import await_only
 
+from tests.jobs import make_tables
 from tests.servers import EACH_KIND
 from unstick.domain.alert import (
     DIGEST_FROM,
@@ -46,7 +47,6 @@ from unstick.domain.events import (
 from unstick.domain.hearing import heard
 from unstick.domain.recovery import Action, Tally
 from unstick.domain.retention import Retention
-from unstick.sql import schema
 from unstick.sql.alerts import SqlAlerts
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine
@@ -376,7 +376,7 @@ class Desk:
 @asynccontextmanager
 async def open_desk(database: Database) -> AsyncIterator[Desk]:
     engine = open_engine(database.url, create=True)
-    await schema.upgrade(engine, schema.branches(own_jobs=False))
+    await make_tables(engine)
     try:
         yield Desk(engine)
     finally:

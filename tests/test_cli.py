@@ -347,7 +347,13 @@ def test_a_mistyped_state_word_is_told_wherever_it_would_hide_jobs(run: Run, com
     ran = run(*command, "--json")
     assert (ran.status, bool(ran.document)) == (0, True)
     assert ran.err == (
-        "unstick: warning: Jobs of source 'main' are in the state 'running', which `states` doesn't name: they "
+        "unstick: warning: `states` of source 'main' names 'runing' for running, which none of its newest jobs holds, "
+        "and not 'running', which some do: correct it there, or name both.\n"
+    )
+    with sqlite("app.db") as connection:
+        connection.execute("UPDATE ai_jobs SET status = 'zorp' WHERE id = 'b'")
+    assert run(*command, "--json").err == (
+        "unstick: warning: Jobs of source 'main' are in the state 'zorp', which `states` doesn't name: they "
         "are never looked at. Name it there; what is named under `scheduled` is left alone.\n"
     )
 
@@ -753,10 +759,14 @@ def test_a_file_that_can_not_work_is_not_written_in_silence(run: Run) -> None:
     with sqlite("app.db") as connection:
         for job_id, word in enumerate(("completed", "failed")):
             connection.execute("INSERT INTO ai_jobs VALUES (?, ?, ?, ?)", (str(job_id), word, ago(60), ago(59)))
-    ran = run("inspect", "sqlite:///app.db", "--write")
+    for more, file in ((("--json",), "What is proposed"), (("--write",), "unstick.toml")):
+        ran = run("inspect", "sqlite:///app.db", *more)
+        assert ran.status == 2
+        assert ran.err.splitlines()[-1] == (
+            f"unstick: {file} can't work as it stands: settle in it what is called a blocker."
+        )
     assert ran.out == "Wrote unstick.toml.\n"
     assert "blocker, states: ai_jobs.status has no known word for queued or for running" in ran.err
-    assert ran.err.splitlines()[-1].startswith("unstick: warning: unstick.toml can't work as it stands")
 
 
 @pytest.mark.usefixtures("known_table")

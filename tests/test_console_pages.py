@@ -15,7 +15,7 @@ from tests.test_admin_service import HOUR, Host
 from tests.test_admin_service import host as app_host  # noqa: F401 - a fixture
 from unstick import Policy
 from unstick.admin import console_router as hosted_console
-from unstick.console.audit import _cell
+from unstick.api.audit import _cell
 from unstick.console.recent import LONGEST_SECONDS, Recent
 from unstick.console.router import console_router
 from unstick.domain.access import Principal, Role

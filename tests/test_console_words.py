@@ -26,6 +26,7 @@ from unstick.pipeline.overview import Overview
 
 SOURCE = Path(unstick.console.__file__).parent
 METHODS = [("templates/**.html", "jinja2.ext:babel_extract"), ("**.py", "python")]
+PYTHON = [("**.py", "python")]
 PLACE = re.compile(r"%\((\w+)\)s|%%")
 OTHERS = [language for language in LANGUAGES if language != "en"]
 Text = str | tuple[str, ...]
@@ -34,6 +35,8 @@ Text = str | tuple[str, ...]
 def texts() -> Iterator[Text]:
     for _, _, text, _, _ in extract_from_dir(SOURCE, METHODS, {"templates/**.html": {"extensions": ""}}):
         yield text
+    for _, _, phrase, _, _ in extract_from_dir(SOURCE.parent, PYTHON, keywords={"Phrase": None}):
+        yield phrase
 
 
 def catalogue(language: str) -> Catalog:
@@ -44,7 +47,7 @@ def catalogue(language: str) -> Catalog:
 @pytest.mark.parametrize("language", OTHERS)
 def test_every_text_is_translated_with_all_that_is_put_into_it(language: str) -> None:
     found, translated = set(texts()), catalogue(language)
-    assert len(found) > 300
+    assert len(found) > 450
     for text in found:
         one = text if isinstance(text, str) else text[0]
         message = translated.get(one)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from tests.jobs import make_tables
 from tests.test_cli_alert import SECRET, serving
 from tests.test_leadership import failed, put_stuck, run_out
 from tests.test_races import on_databases
 from tests.test_worker import until
-from unstick.sql import schema, tables
+from unstick.sql import tables
 from unstick.sql.engine import open_engine
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ async def test_when_the_leader_is_killed_recoveries_go_on_none_is_doubled_and_on
     """Three replicas, and an episode that lasts over the death of the first leader; few jobs more are no news."""
     monkeypatch.chdir(tmp_path)
     engine = open_engine(database.url)
-    await schema.upgrade(engine, schema.branches(own_jobs=True))
+    await make_tables(engine, own_jobs=True)
     with serving() as receiver:
         configure(tmp_path, database, receiver.url)
         async with engine.begin() as connection:

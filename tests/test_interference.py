@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, open_bench
+from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, make_tables, open_bench
 from tests.servers import EACH_KIND
 from tests.test_ledger_elsewhere import STUCK, Apart, ProcessEndedError, apart, killed_before
 from tests.test_races import DEADLINE, GATES, SHUT, host, on_databases, somebody_waits, until
@@ -309,12 +309,10 @@ async def test_a_state_that_the_database_fills_up_with_blanks_is_recognised(
     tmp_path: Any,  # noqa: ANN401
 ) -> None:
     """CHAR(12): the row says more blanks than we wrote."""
-    from unstick.sql import schema  # noqa: PLC0415
-
     bench = await open_bench(postgres_database)
     await bench.execute("ALTER TABLE ai_generation_jobs ALTER COLUMN status TYPE char(12)")
     ledger = open_engine(f"sqlite:///{tmp_path / 'ledger.db'}", create=True)
-    await schema.upgrade(ledger, schema.branches(own_jobs=False))
+    await make_tables(ledger)
     there = Apart(bench, ledger)
     await bench.add(JobState.RUNNING, STUCK)
     with killed_before(ledger, "DELETE FROM unstick_intents"), pytest.raises(ProcessEndedError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from datetime import timedelta
@@ -128,14 +129,20 @@ async def test_only_a_plan_can_be_of_some_jobs_and_of_no_text(bench: SqlBench) -
     assert {row["status"] for row in await bench.rows()} == {"running", "queued"}
 
 
-async def test_many_jobs_are_counted_up_to_a_bound_that_is_said(
+async def test_more_jobs_than_are_looked_through_at_once_are_told_as_a_least_and_all_come_up_in_time(
     bench: SqlBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(bench)
     exact = await list_stuck(kept(bench), ALL, limit=2)
-    monkeypatch.setattr(listing, "MOST_COUNTED", 4)
+    assert (exact.number, exact.exact, exact.looked_through) == (10, True, 10)
+    monkeypatch.setattr(listing, "MOST_SEARCHED", 3)
     bounded = await list_stuck(kept(bench), ALL, limit=2)
-    assert [(page.number, page.exact) for page in (exact, bounded)] == [(10, True), (4, False)]
+    assert (bounded.number, bounded.exact, bounded.looked_through) == (6, False, 6)
+    for newest_first in (False, True):
+        for policy in (Policy(), RULES):
+            for limit in (1, 2, 7):
+                found = await listed(kept(bench, policy), ALL, limit=limit, newest_first=newest_first)
+                assert sorted(found) == list(range(1, 11))
 
 
 async def test_a_search_that_was_cut_short_says_so_and_goes_on(
@@ -143,9 +150,19 @@ async def test_a_search_that_was_cut_short_says_so_and_goes_on(
 ) -> None:
     await fill(bench)
     monkeypatch.setattr(listing, "MOST_SEARCHED", 2)
-    first = await list_stuck(kept(bench), StuckFilter(text="w-1"), limit=5)
-    assert (first.jobs, first.complete, first.next_cursor is None) == ((), False, False)
+    for wanted in (StuckFilter(text="w-1"), StuckFilter(kind="thesis.*", older_than=timedelta(minutes=60))):
+        first = await list_stuck(kept(bench), wanted, limit=5)
+        assert (first.exact, first.next_cursor is None) == (False, False)
+    assert (await list_stuck(kept(bench), StuckFilter(text="w-1"), limit=5)).jobs == ()
     assert await listed(kept(bench), StuckFilter(text="w-1"), limit=5) == [2]
+
+
+@pytest.mark.parametrize("said", ["nonsense", {"running.0": 1}, {"running.0": [["x", True], None, 0]}])
+async def test_a_cursor_of_somebody_elses_is_refused(bench: SqlBench, said: object) -> None:
+    cursor = said if isinstance(said, str) else base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
+    await fill(bench)
+    with pytest.raises(InvalidRequestError, match="cursor"):
+        await list_stuck(kept(bench), ALL, limit=5, cursor=cursor)
 
 
 async def entry(watched: Watched, actor: str, call: str, *, reads: bool = False) -> None:

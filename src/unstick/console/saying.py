@@ -6,12 +6,13 @@ from datetime import UTC, datetime, timedelta
 from markupsafe import Markup, escape
 
 from unstick.console.language import Words
+from unstick.domain.access import Role
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import JobState
 from unstick.domain.record import Recorded
 from unstick.domain.recovery import Action, Outcome
 from unstick.domain.standing import Standing
-from unstick.domain.wording import say_worker
+from unstick.domain.wording import Fact, Phrase, say_worker
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
@@ -49,6 +50,26 @@ def ago(words: Words, at: datetime, now: datetime) -> Markup:
     )
 
 
+def said(words: Words, what: Fact) -> Markup:
+    """Say what the product said, in the viewer's language; what is no phrase of ours is told as it was said."""
+    match what:
+        case Phrase(text=text, facts=facts):
+            return words.phrase(text, **{name: said(words, fact) for name, fact in facts.items()})
+        case datetime():
+            return clock(what)
+        case timedelta():
+            return duration(words, what)
+        case _:
+            return escape(what)
+
+
+def role(words: Words, value: str) -> Markup:
+    """Name a role."""
+    _ = words.gettext
+    names = {Role.VIEWER.value: _("viewer"), Role.OPERATOR.value: _("operator"), Role.ADMIN.value: _("admin")}
+    return names.get(value, escape(value))
+
+
 def reason(words: Words, value: Reason) -> Markup:
     """Name a reason."""
     return _reasons(words)[value]
@@ -80,6 +101,19 @@ def reason_word(words: Words, value: str) -> Markup:
     return reason(words, Reason(value))
 
 
+def witness(words: Words, value: str) -> Markup:
+    """Name who saw something: a time in the job's own row, or a witness by its name in the settings."""
+    _ = words.gettext
+    names = {
+        "row.enqueued_at": _("its row: enqueued"),
+        "row.scheduled_at": _("its row: due"),
+        "row.started_at": _("its row: started"),
+        "row.heartbeat_at": _("its row: last beat"),
+        "lease": _("its worker's lease"),
+    }
+    return names.get(value, Markup("<code>{}</code>").format(value))
+
+
 def state_word(words: Words, value: str) -> Markup:
     """Name a state by its word."""
     return state(words, JobState(value))
@@ -98,8 +132,9 @@ def parameter(words: Words, value: str) -> Markup:
         "job_id": _("Job"),
         "reason": _("Why"),
         "plan": _("Plan"),
+        "jobs": _("Jobs"),
     }
-    return names.get(value, escape(value))
+    return names.get(value, Markup("<code>{}</code>").format(value))
 
 
 def meaning(words: Words, value: Reason) -> Markup:
@@ -206,6 +241,21 @@ def call_name(words: Words, value: str) -> Markup:
         "sources": _("Sources"),
         "events": _("Live updates"),
         "snoozes": _("List of snoozes"),
+        "operations.undo": _("Undo"),
+        "tokens": _("Tokens"),
+        "tokens.make": _("Making of a token"),
+        "tokens.revoke": _("Revoking of a token"),
+        "sessions": _("Sessions"),
+        "sessions.revoke": _("End of a session"),
+        "sessions.revoke_all": _("End of all sessions of a name"),
+        "access.make_link": _("Making of a sign-in link"),
+        "access.sign_in": _("Signing in"),
+        "access.sign_out": _("Signing out"),
+        "alerts.notify": _("Telling of an alert"),
+        "db.prune": _("Striking of old records"),
+        "jobs.follow_up": _("Follow-up of recovered jobs"),
+        "users.add": _("Adding of a user"),
+        "users.remove": _("Removal of a user"),
     }
     return names.get(value, escape(value))
 

@@ -45,6 +45,8 @@ class StuckFilter:
         """Tell whether a job that is stuck for a reason is meant."""
         if self.reason is not None and self.reason is not reason:
             return False
+        if not self.takes_class(JobClass(job.kind, job.queue)):
+            return False
         if self.text is None:
             return True
         said = (str(job.id), job.kind, job.queue, job.worker)

@@ -11,17 +11,24 @@ from unstick.pipeline.watched import Watched
 
 async def narrow(watched: Watched, scopes: Sequence[Scope], wanted: StuckFilter) -> tuple[Scope, ...]:
     """Return the scopes, each with those of its jobs that can be meant; what they don't tell is left to each job."""
-    classes = None
-    if wanted.names_classes:
-        classes = frozenset(filter(wanted.takes_class, await watched.source.open_classes()))
+    aged = narrow_by_age(scopes, wanted)
+    if not wanted.names_classes:
+        return aged
+    classes = frozenset(filter(wanted.takes_class, (await watched.source.open_classes()).found))
+    looks = (
+        replace(scope.look, classes=classes if scope.look.classes is None else scope.look.classes & classes)
+        for scope in aged
+    )
+    return tuple(replace(scope, look=look) for scope, look in zip(aged, looks, strict=True) if look.classes)
+
+
+def narrow_by_age(scopes: Sequence[Scope], wanted: StuckFilter) -> tuple[Scope, ...]:
+    """Return the scopes, each with those of its jobs whose state and age can be meant, which costs nothing to know."""
     found = []
     for scope in scopes:
         states = tuple(state for state in scope.look.states if wanted.takes_state(state, scope.waiting))
-        look = _aged(replace(scope.look, states=states), wanted)
-        if classes is not None:
-            look = replace(look, classes=classes if look.classes is None else look.classes & classes)
-        if states and look.classes != frozenset():
-            found.append(replace(scope, look=look))
+        if states:
+            found.append(replace(scope, look=_aged(replace(scope.look, states=states), wanted)))
     return tuple(found)
 
 

@@ -91,7 +91,7 @@ async def _by_rule(watched: Watched, look: Look) -> tuple[Scope, ...]:
         return (Scope(look=look, policy=watched.policy.under(None), waiting=flows.waiting_reason(None)),)
     parted: defaultdict[tuple[int, Reason], set[JobClass]] = defaultdict(set)
     rules: list[Rule | None] = [*watched.policy.rules, None]
-    for jobs in await watched.source.open_classes():
+    for jobs in (await watched.source.open_classes()).found:
         rule = watched.policy.rule_of(watched.source.name, jobs)
         parted[rules.index(rule), flows.waiting_reason(jobs.queue)].add(jobs)
     return tuple(

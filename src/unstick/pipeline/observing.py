@@ -54,6 +54,7 @@ async def observe(watched: Watched) -> Observed:
         held=held_by(brake),
         grace_until=await _grace_until(watched, look.taken_at, found.states) if found.states else None,
         late_finishes=late.total,
+        workers=still_open.workers,
         swept_at=None if watch is None else watch.swept_at,
     )
 

@@ -117,6 +117,11 @@ class Dialect(ABC):
         """Tell whether a read was given up for waiting too long, for somebody's lock or for its own end."""
         return self.is_held(error) or self.is_slow(error)
 
+    def forbids(self, error: DBAPIError) -> bool:
+        """Tell whether the role may not do what it tried."""
+        del error
+        return False
+
     def is_text(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Hold where a text column holds text or nothing; only SQLite's can hold anything else."""
         del column
@@ -284,6 +289,10 @@ class PostgresDialect(Dialect):
         """The statement timeout, and no administrator's cancellation."""
         return _sqlstate(error) == "57014" and "statement timeout" in str(error.orig)
 
+    def forbids(self, error: DBAPIError) -> bool:
+        """Insufficient privilege."""
+        return _sqlstate(error) == "42501"
+
     @property
     def common_form(self) -> TimeForm:
         """Aware."""
@@ -441,6 +450,10 @@ class MysqlDialect(Dialect):
     def is_slow(self, error: DBAPIError) -> bool:
         """MariaDB's and MySQL's own limits on a statement's time."""
         return _errno(error) in {1969, 3024}
+
+    def forbids(self, error: DBAPIError) -> bool:
+        """Of a database, a table or a column."""
+        return _errno(error) in {1044, 1142, 1143}
 
     def is_transient(self, error: DBAPIError) -> bool:
         """Deadlocks, and MariaDB's record-changed-since-last-read."""

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,8 +26,10 @@ from unstick.config import ColumnKey, StateValue
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobState
 from unstick.sql.connections import reachable
+from unstick.sql.dialects import dialect_for
 from unstick.sql.engine import SECRETS
 from unstick.sql.facts import table_facts, underlying, unique_alone
+from unstick.sql.mapping import LEADING_TIMES, JobTable, map_table
 from unstick.sql.proposal import (
     TIME_KEYS,
     ColumnFacts,
@@ -37,7 +40,9 @@ from unstick.sql.proposal import (
     blocker,
     is_last_change,
     named,
+    not_read_as_time,
     propose,
+    sounds_like_time,
     warning,
 )
 from unstick.sql.recognition import Recognised, recognise
@@ -58,7 +63,6 @@ _WEIGHTS: Mapping[ColumnKey, int] = {
 _WORD_WEIGHTS: Mapping[JobState, int] = {JobState.RUNNING: 3, JobState.QUEUED: 2, JobState.FAILED: 2}
 _NAME_WEIGHT = 5
 
-_LEADING_TIMES: tuple[ColumnKey, ...] = ("started_at", "heartbeat_at", "enqueued_at", "scheduled_at")
 _OPEN = frozenset({JobState.QUEUED, JobState.RUNNING})
 _COMMON_WORDS = sa.text(
     "SELECT unnest(CAST(CAST(s.most_common_vals AS text) AS text[])) AS word FROM pg_stats AS s"
@@ -69,6 +73,8 @@ _COMMON_WORDS = sa.text(
 _SAME_STEP = timedelta(seconds=1)
 """An application's clock and its database's, or two statements of one step, are no further apart than this."""
 _JUST_NOW = timedelta(minutes=1)
+_SECONDS_IN_2001 = 1_000_000_000
+"""A number from here on may be seconds since 1970, or parts of them; what counts something is rarely so large."""
 _PREFIX = 32
 """How much of a status MariaDB's index keeps where the column is TEXT."""
 
@@ -76,13 +82,22 @@ Row = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A table with a state and a time, and how much it looks like a jobs table."""
+class Unread:
+    """A table that could not be read, and so had no say."""
 
     table: str
     """As configuration names it."""
-    score: int
-    columns: Mapping[ColumnKey, str]
+    cause: str
+    """In the database's words."""
+    remedy: str
+    """What to do."""
+    forbidden: bool
+    """Nothing that comes as this user will ever read it."""
+
+    @property
+    def sentence(self) -> str:
+        """All of it."""
+        return f"{self.table} could not be read ({self.cause}): {self.remedy}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +112,8 @@ class Inspection:
     """How many rows were read."""
     others: tuple[str, ...] = ()
     """Where no table was named: the other tables it could have been, likeliest first."""
+    unread: Unread | None = None
+    """Why none of its rows was read, where they should have been."""
 
     @property
     def blocked(self) -> bool:
@@ -109,7 +126,7 @@ class _Sample:
     """Rows of a table, the newest where its key tells; raw values by column."""
 
     rows: Sequence[Row]
-    failure: str | None = None
+    failure: DBAPIError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +155,13 @@ class Found:
     systems: tuple[Recognised, ...]
     inspection: Inspection | None
     """The likeliest of the tables that are of no known system; None where none looks like jobs."""
+    unread: tuple[Unread, ...] = ()
+    """The tables that could be it for all we know, but could not be read."""
+
+    @property
+    def blocked(self) -> bool:
+        """Tell whether what is proposed can't work as it stands."""
+        return self.inspection is not None and self.inspection.blocked
 
 
 async def inspect_database(engine: AsyncEngine) -> Found:
@@ -148,21 +172,17 @@ async def inspect_database(engine: AsyncEngine) -> Found:
         SourceUnavailableError: the database doesn't answer, or stops the inspection.
     """
     async with _reading(engine) as connection:
-        tables = await connection.run_sync(_reflect_all)
+        tables, unread = await connection.run_sync(_reflect_all)
         systems = await recognise(connection, tables)
         theirs = {name for each in systems for name in (each.table, *each.beside)}
         candidates = _rank([table for table in tables if table.fullname not in theirs], connection.dialect.name)
-        inspected = [await _inspect(connection, candidate.table) for candidate in candidates[:_LOOKED_INTO]]
-    likeliest = _likeliest(inspected, [candidate.table for candidate in candidates])
+        inspected = [await _inspect(connection, candidate) for candidate in candidates[:_LOOKED_INTO]]
+    likeliest = _likeliest(inspected, candidates)
+    unread += [each.unread for each in inspected if each.unread is not None]
+    untold = tuple(each for each in unread if likeliest is None or each != likeliest.unread)
     if likeliest is None and not systems:
-        raise ConfigurationError(_NO_JOBS)
-    return Found(systems=systems, inspection=likeliest)
-
-
-async def inspect_tables(engine: AsyncEngine) -> tuple[Candidate, ...]:
-    """Return the tables that have a state and a time, those that look most like jobs first."""
-    async with _reading(engine) as connection:
-        return _rank(await connection.run_sync(_reflect_all), connection.dialect.name)
+        raise ConfigurationError(" ".join((_NO_JOBS, *(f"{each.sentence}." for each in untold))))
+    return Found(systems=systems, inspection=likeliest, unread=untold)
 
 
 async def inspect_table(engine: AsyncEngine, table: str) -> Inspection:
@@ -174,10 +194,15 @@ async def inspect_table(engine: AsyncEngine, table: str) -> Inspection:
 
     Raises:
         ConfigurationError: the table isn't there.
-        SourceUnavailableError: the database doesn't answer, or stops the inspection.
+        SourceUnavailableError: the database doesn't answer, or tells nothing of the table.
     """
     async with _reading(engine) as connection:
-        return await _inspect(connection, table)
+        try:
+            return await _inspect(connection, table)
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise
+            raise SourceUnavailableError(f"{_unread(connection.dialect, table, error).sentence}.") from error
 
 
 def to_toml(name: str, url: str, found: Found) -> str:
@@ -246,17 +271,15 @@ def _first_line(error: DBAPIError) -> str:
     return str(error.orig).partition("\n")[0]
 
 
-def _rank(tables: Sequence[sa.Table], dialect: str) -> tuple[Candidate, ...]:
-    found = [_candidate(table_facts(table, dialect)) for table in tables]
-    ranked = [candidate for candidate in found if candidate is not None]
-    return tuple(sorted(ranked, key=lambda candidate: (-candidate.score, len(candidate.table), candidate.table)))
+def _rank(tables: Sequence[sa.Table], dialect: str) -> list[str]:
+    """Return the tables that have a state and a time, those that look most like jobs first."""
+    guesses = [(facts, propose(facts)) for facts in (table_facts(table, dialect) for table in tables)]
+    scores = {facts.spelling: _score(facts, guess) for facts, guess in guesses if _could_be(guess)}
+    return sorted(scores, key=lambda table: (-scores[table], len(table), table))
 
 
-def _candidate(facts: TableFacts) -> Candidate | None:
-    proposal = propose(facts)
-    if "state" not in proposal.columns or not proposal.columns.keys() & set(TIME_KEYS):
-        return None
-    return Candidate(table=facts.spelling, score=_score(facts, proposal), columns=proposal.columns)
+def _could_be(guess: Proposal) -> bool:
+    return "state" in guess.columns and bool(guess.columns.keys() & set(TIME_KEYS))
 
 
 def _score(facts: TableFacts, proposal: Proposal) -> int:
@@ -293,20 +316,66 @@ async def _inspect(connection: AsyncConnection, name: str) -> Inspection:
         sample = replace(sample, failure=next(iter(failures), sample.failure))
         proposal = propose(facts)
     examined = _Examined(table, facts, proposal, sample.rows, connection.dialect, partitioned)
-    doubts = [*proposal.doubts, *_sample_doubts(sample, facts), *_data_doubts(examined)]
+    unread = None if sample.failure is None else _unread(connection.dialect, facts.spelling, sample.failure)
+    doubts = [*proposal.doubts, *_sample_doubts(sample, unread), *_data_doubts(examined)]
+    if not any(doubt.severity == "blocker" for doubt in doubts):
+        doubts += _doubt_fit(examined)
     doubts.sort(key=lambda doubt: doubt.severity != "blocker")
-    return Inspection(facts=facts, proposal=proposal, doubts=tuple(doubts), sampled=len(sample.rows))
+    return Inspection(
+        facts=facts,
+        proposal=proposal,
+        doubts=tuple(doubts),
+        sampled=len(sample.rows),
+        unread=None if sample.rows else unread,
+    )
 
 
 # Reflection
 
 
-def _reflect_all(connection: sa.Connection) -> list[sa.Table]:
-    metadata = sa.MetaData()
-    with _unknown_types_ignored():
-        for schema in _schemas(connection):
-            metadata.reflect(connection, schema=schema, only=_foreign, resolve_fks=False)
-    return list(metadata.tables.values())
+def _reflect_all(connection: sa.Connection) -> tuple[list[sa.Table], list[Unread]]:
+    """Read the columns of all tables at once, or of each by itself where one of them can't be read."""
+    schemas, metadata = _schemas(connection), sa.MetaData()
+    try:
+        with _unknown_types_ignored(), connection.begin_nested():
+            for schema in schemas:
+                metadata.reflect(connection, schema=schema, only=_foreign, resolve_fks=False)
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        return _reflect_each(connection, schemas)
+    return list(metadata.tables.values()), []
+
+
+def _reflect_each(connection: sa.Connection, schemas: Sequence[str | None]) -> tuple[list[sa.Table], list[Unread]]:
+    tables, unread, inspector = [], [], sa.inspect(connection)
+    for schema in schemas:
+        for name in filter(_foreign, inspector.get_table_names(schema)):
+            spelling = name if schema is None else f"{schema}.{name}"
+            try:
+                with _unknown_types_ignored(), connection.begin_nested():
+                    tables.append(_columns_of(connection, schema, name))
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise
+                unread.append(_unread(connection.dialect, spelling, error))
+    return tables, unread
+
+
+def _columns_of(connection: sa.Connection, schema: str | None, name: str) -> sa.Table:
+    return sa.Table(name, sa.MetaData(), schema=schema, autoload_with=connection, resolve_fks=False)
+
+
+def _unread(dialect: sa.Dialect, table: str, error: DBAPIError) -> Unread:
+    own = dialect_for(dialect)
+    forbidden = own.forbids(error)
+    if forbidden:
+        remedy = f"grant SELECT on {table} to the user that the URL names, or name another user"
+    elif own.is_slow(error) or own.is_held(error):
+        remedy = "look again when nobody has it locked"
+    else:
+        remedy = "mend that in the database, if its jobs are in it"
+    return Unread(table=table, cause=_first_line(error), remedy=remedy, forbidden=forbidden)
 
 
 def _schemas(connection: sa.Connection) -> list[str | None]:
@@ -318,7 +387,7 @@ def _schemas(connection: sa.Connection) -> list[str | None]:
     return [None, *(name for name in inspector.get_schema_names() if name not in own and not name.startswith("pg_"))]
 
 
-def _foreign(name: str, _metadata: sa.MetaData) -> bool:
+def _foreign(name: str, _metadata: sa.MetaData | None = None) -> bool:
     return not name.startswith("unstick_")
 
 
@@ -326,7 +395,7 @@ def _reflect(connection: sa.Connection, spelling: str) -> tuple[sa.Table, bool]:
     schema, _, name = spelling.rpartition(".")
     try:
         with _unknown_types_ignored():
-            table = sa.Table(name, sa.MetaData(), schema=schema or None, autoload_with=connection, resolve_fks=False)
+            table = _columns_of(connection, schema or None, name)
     except NoSuchTableError:
         raise ConfigurationError(_no_such_table(connection, spelling, schema or None)) from None
     return table, _is_partitioned(connection, table)
@@ -370,7 +439,7 @@ async def _read_sample(connection: AsyncConnection, table: sa.Table, facts: Tabl
                 [{name: _unpadded(table.c[name], raw) for name, raw in row.items()} for row in result.mappings()]
             )
     except DBAPIError as error:
-        return _Sample((), failure=_first_line(error))
+        return _Sample((), failure=error)
 
 
 def _unpadded(column: sa.Column[Any], raw: object) -> object:
@@ -394,16 +463,16 @@ def _lacks_open_words(facts: TableFacts, proposal: Proposal) -> ColumnFacts | No
 
 async def _read_further_words(
     connection: AsyncConnection, table: sa.Table, column: ColumnFacts, proposal: Proposal
-) -> tuple[list[StateValue], list[str]]:
+) -> tuple[list[StateValue], list[DBAPIError]]:
     """Look for words where the newest rows have none: stuck jobs may be far older than these."""
     state = table.c[column.name]
-    words, failures = _default_word(state), []
+    words, failures = _default_word(state), list[DBAPIError]()
     for query in _further_looks(state, proposal.columns, connection.dialect):
         try:
             async with connection.begin_nested():
                 words += (await connection.execute(query)).scalars()
         except DBAPIError as error:
-            failures.append(_first_line(error))
+            failures.append(error)
     plain = (_unpadded(state, word) for word in words)
     return sorted({word for word in plain if isinstance(word, str | int)}, key=str), failures
 
@@ -494,22 +563,73 @@ def _instant(value: object) -> datetime | None:
 # What the data and the indexes make doubtful
 
 
-def _sample_doubts(sample: _Sample, facts: TableFacts) -> Iterator[Doubt]:
-    if sample.failure is not None:
-        unread, data = ("the older rows of ", "their words") if sample.rows else ("", "the data")
-        yield warning(
-            "sample",
-            f"{unread}{facts.spelling} could not be read ({sample.failure}), so {data} had no say in this proposal",
-        )
+def _sample_doubts(sample: _Sample, unread: Unread | None) -> Iterator[Doubt]:
+    if unread is None:
+        return
+    which, data = ("the older rows of ", "their words") if sample.rows else ("", "the data")
+    doubt = blocker if unread.forbidden and not sample.rows else warning
+    yield doubt(
+        "sample",
+        f"{which}{unread.table} could not be read ({unread.cause}), so {data} had no say in this proposal: "
+        f"{unread.remedy}",
+    )
+
+
+def _doubt_fit(examined: _Examined) -> Iterator[Doubt]:
+    """Hold the proposal against the table as every command does that is started with it."""
+    facts, proposal = examined.facts, examined.proposal
+    declared = JobTable(name=facts.name, schema=facts.schema, columns=proposal.columns, states=proposal.states)
+    try:
+        map_table(declared, examined.table, dialect_for(examined.dialect))
+    except ConfigurationError as error:
+        yield blocker("mapping", str(error))
 
 
 def _data_doubts(examined: _Examined) -> Iterator[Doubt]:
+    yield from _doubt_passed_over_times(examined)
+    yield from _doubt_unknown_times(examined)
     yield from _doubt_still_heartbeat(examined)
     yield from _doubt_times_that_do_not_parse(examined)
     yield from _doubt_running_without_start(examined)
     yield from _doubt_missing_index(examined)
     yield from _doubt_indexed_heartbeat(examined)
     yield from _doubt_retry(examined)
+
+
+def _doubt_passed_over_times(examined: _Examined) -> Iterator[Doubt]:
+    """Name columns that mean a time by their name and hold it in a form that can't be used."""
+    for key in TIME_KEYS:
+        taken = examined.proposal.columns.get(key)
+        for column in named(examined.facts, key):
+            if column.name == taken:
+                break  # those that follow mean it less
+            values = [row.get(column.name) for row in examined.rows]
+            if taken is None and sounds_like_time(column.name):
+                continue  # which its name alone raised a doubt about
+            if sounds_like_time(column.name) or any(map(_could_be_time, values)):
+                instead = "" if taken is None else f"; {taken} is taken in its place"
+                yield warning(key, not_read_as_time(examined.facts, key, column) + instead)
+
+
+def _could_be_time(value: object) -> bool:
+    """Tell whether a value may be when something happened: a time as text, or seconds since 1970."""
+    if isinstance(value, int | float | Decimal):
+        return value >= _SECONDS_IN_2001
+    return _as_time(value) is not None
+
+
+def _doubt_unknown_times(examined: _Examined) -> Iterator[Doubt]:
+    known = {column.name for key in TIME_KEYS for column in named(examined.facts, key)}
+    times = [each.name for each in examined.facts.columns if each.kind in ("time", "naive_time")]
+    unknown = [name for name in times if name not in known | set(examined.proposal.columns.values())]
+    if unknown:
+        several = len(unknown) > 1
+        yield warning(
+            "columns",
+            f"{', '.join(unknown)} of {examined.facts.spelling} {'are times' if several else 'is a time'} by whose "
+            f"name{'s' if several else ''} nobody can tell which: where a job came, began, showed life or ended by "
+            f"{'one of them' if several else 'it'}, name it in `columns`",
+        )
 
 
 def _doubt_still_heartbeat(examined: _Examined) -> Iterator[Doubt]:
@@ -598,7 +718,7 @@ def _finds_open_jobs(examined: _Examined, index: IndexFacts) -> bool:
 
 def _index_statement(examined: _Examined) -> str | None:
     columns, table = examined.proposal.columns, examined.table
-    time = next((columns[key] for key in _LEADING_TIMES if key in columns), None)
+    time = next((columns[key] for key in LEADING_TIMES if key in columns), None)
     if time is None or "state" not in columns:
         return None
     state = table.c[columns["state"]]
