@@ -167,7 +167,8 @@ class Stage:
         """Return the lines of these jobs, once they all are there for these reasons."""
 
         def told() -> dict[JobId, str] | None:
-            lines, document = self.run("stuck", "--source", source), self.stuck_document(source)
+            # In this order: who gets stuck in between is missing from what is waited for, not from what is read.
+            document, lines = self.stuck_document(source), self.run("stuck", "--source", source)
             found = {job["id"]: job for job in (*document["queued_jobs"], *document["running_jobs"])}
             if {job_id: found.get(job_id, {}).get("reason") for job_id in jobs} != dict(jobs):
                 return None

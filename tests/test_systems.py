@@ -18,6 +18,7 @@ from tests.systems.page import rows, show
 from unstick.config import Settings, load_settings
 from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import InvalidRequestError
+from unstick.domain.policy import Rule
 from unstick.domain.recovery import Action, Outcome
 from unstick.domain.standing import Standing
 from unstick.domain.undo import IRREVERSIBLE
@@ -204,6 +205,9 @@ async def _runs_again_or_not_at_all(scene: Scene, watched: Watched, job_id: int 
     if not scene.system.retries:
         with pytest.raises(InvalidRequestError, match="can't retry its jobs"):
             await scene.recover(watched, job_id, Action.RETRY)
+        ruled = replace(watched.policy, action=Action.RETRY, rules=(Rule(source="main", action=Action.MARK_FAILED),))
+        swept = await sweep(replace(watched, policy=ruled), SweepOrder(actor="test", dry_run=True))
+        assert swept.action is Action.MARK_FAILED, "its own rule goes before what others do"
         return
     if scene.system.hears_once:
         app.start_workers("retried")

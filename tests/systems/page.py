@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "systems.md"
 RECORD = "RECORD_SYSTEMS"
 """With this variable set, a run writes its rows into the page."""
 _HEAD = "|---|---|---|---|---|---|---|\n"
-_SERVICE_HEAD = "|---|---|---|---|---|\n"
+_SERVICE_HEAD = "| what its own system says in the end |\n|---|---|---|---|---|\n"
 _DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MariaDB"}
 
 
