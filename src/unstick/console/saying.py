@@ -58,6 +58,8 @@ def said(words: Words, what: Fact) -> Markup:
     match what:
         case Phrase(text=text, facts=facts):
             return words.phrase(text, **{name: said(words, fact) for name, fact in facts.items()})
+        case Role():
+            return role(words, what)
         case datetime():
             return clock(what)
         case timedelta():
