@@ -135,6 +135,8 @@ class Camera:
     def take_refused_sign_in(self, console: Console) -> None:
         """Take what somebody is shown who signs in too often with a wrong password."""
         for language in LANGUAGES:
+            if not self._wants(f"problem-429-{language}"):
+                continue
             with self._somebody(console, language, None) as person:
                 person.page.goto(console.at("/sign-in"))
                 for _ in range(FREE + 2):
@@ -145,10 +147,13 @@ class Camera:
                 self._shoot(person.page, f"problem-429-{language}")
 
     def _take(self, page: Page, address: str, name: str) -> None:
-        if self.only is not None and self.only not in name:
+        if not self._wants(name):
             return
         page.goto(address, wait_until="load")
         self._shoot(page, name)
+
+    def _wants(self, name: str) -> bool:
+        return self.only is None or self.only in name
 
     def _shoot(self, page: Page, name: str) -> None:
         for size, (width, height) in SIZES.items():
