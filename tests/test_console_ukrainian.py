@@ -196,7 +196,7 @@ class Look:
         """Send a form, and return where a browser goes on to."""
         answer = await self.browser.post(f"/console{path}", content=urlencode(form))
         self._read(f"{path} {form}", answer)
-        return answer.headers.get("location", "").removeprefix("/console")
+        return str(answer.headers.get("location", "")).removeprefix("/console")
 
     def _read(self, what: str, answer: httpx.Response) -> None:
         if words := foreign_words(answer.text):
