@@ -124,10 +124,13 @@ def browser_on(opened: dict[str, OpenWatched]) -> httpx.AsyncClient:
     sign_in = SignIn(opened=opened["main"], read=read_bearer(SECRET, AuthSettings(), opened["main"]))
     app = FastAPI()
     app.include_router(console_router(watched=opened, principal=sign_in, timetable=Timetable()))
-    token = mint_token(SECRET, role=Role.ADMIN, subject="ада", lifetime=timedelta(hours=1), auth=AuthSettings())
-    headers = {"Accept-Language": "uk", "Authorization": f"Bearer {token}", **FORM}
+    headers = {"Accept-Language": "uk", "Authorization": f"Bearer {token_of(Role.ADMIN)}", **FORM}
     transport = httpx.ASGITransport(app)
     return httpx.AsyncClient(transport=transport, base_url="http://unstick.test", headers=headers)
+
+
+def token_of(role: Role) -> str:
+    return mint_token(SECRET, role=role, subject="ада", lifetime=timedelta(hours=1), auth=AuthSettings())
 
 
 def row(status: str, minutes: float, **values: object) -> dict[str, object]:
@@ -241,6 +244,9 @@ async def test_what_is_refused_is_refused_in_ukrainian(settings: Settings, reade
     await look.press("/sessions/абв/revoke")
     await look.press("/sources/main/release-brake")
     await look.at("/audit")
+    reader.headers["Authorization"] = f"Bearer {token_of(Role.VIEWER)}"
+    await look.at("/tokens", 403)
+    await look.at(f"/jobs/main/{jobs[0]}")
     assert look.found == {}
 
 

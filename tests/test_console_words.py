@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from babel.messages.catalog import Catalog
-from babel.messages.extract import extract_from_dir
+from babel.messages.extract import extract_from_dir, extract_from_file
 from babel.messages.pofile import read_po
 
 import unstick.console
@@ -26,7 +26,6 @@ from unstick.pipeline.overview import Overview
 
 SOURCE = Path(unstick.console.__file__).parent
 METHODS = [("templates/**.html", "jinja2.ext:babel_extract"), ("**.py", "python")]
-PYTHON = [("**.py", "python")]
 PLACE = re.compile(r"%\((\w+)\)s|%%")
 OTHERS = [language for language in LANGUAGES if language != "en"]
 Text = str | tuple[str, ...]
@@ -35,8 +34,9 @@ Text = str | tuple[str, ...]
 def texts() -> Iterator[Text]:
     for _, _, text, _, _ in extract_from_dir(SOURCE, METHODS, {"templates/**.html": {"extensions": ""}}):
         yield text
-    for _, _, phrase, _, _ in extract_from_dir(SOURCE.parent, PYTHON, keywords={"Phrase": None}):
-        yield phrase
+    for file in SOURCE.parent.rglob("*.py"):
+        if "Phrase(" in file.read_text():
+            yield from (text for _, text, _, _ in extract_from_file("python", file, keywords={"Phrase": None}))
 
 
 def catalogue(language: str) -> Catalog:

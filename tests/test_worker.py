@@ -35,6 +35,7 @@ from unstick.domain.recovery import Action, Outcome, Ruled
 from unstick.hosting import host_settings
 from unstick.kit import enqueue, open_worker
 from unstick.pipeline.looking import take_look
+from unstick.pipeline.observing import observe
 from unstick.pipeline.report import report_stuck
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.watched import Watched
@@ -928,9 +929,13 @@ async def test_a_lease_runs_out_with_its_worker_and_with_nothing_else(shop: Shop
 async def test_a_queue_whose_workers_have_all_stopped_is_unserved_as_one_whose_workers_were_killed(shop: Shop) -> None:
     """What it waits for is a worker, and a sweep that nobody watches leaves it."""
     waiting = await shop.put(values={"created_at": await shop.watched.source.clock() - timedelta(hours=1)})
+    workers = [(await observe(shop.watched)).workers]
     async with shop.worker():
         before = await report_stuck(shop.watched)
+        workers.append((await observe(shop.watched)).workers)
     after = await report_stuck(shop.watched)
+    workers.append((await observe(shop.watched)).workers)
+    assert [each.serving("default") for each in workers] == [None, 1, 0]
     assert [(each.job.id, each.diagnosis.reason) for each in before.queued] == [(waiting, Reason.NEVER_CLAIMED)]
     assert [(each.job.id, each.diagnosis.reason) for each in after.queued] == [(waiting, Reason.UNSERVED)]
     assert [each.jobs for each in after.unserved] == [1]

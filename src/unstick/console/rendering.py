@@ -1,7 +1,7 @@
 """Pages: a template, in the viewer's language and theme, with the headers that let nothing but our own files run."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from urllib.parse import quote, urlencode
 
@@ -152,6 +152,7 @@ def _environment(language: str) -> Environment:
         clock=saying.clock,
         worker=saying.worker,
         instant=saying.instant,
+        seconds=lambda value: timedelta(seconds=float(value)),
         sentence=lambda found, now: sentences.stuck_sentence(words, sentences.case_of(found, now)),
         trouble=partial(health.trouble_sentence, words),
         watch_sentences=partial(health.watch_sentences, words),

@@ -44,7 +44,10 @@ def clock(at: datetime) -> Markup:
 def ago(words: Words, at: datetime, now: datetime) -> Markup:
     """Say how long ago an instant was, with the exact time on hover."""
     utc = at.astimezone(UTC)
-    said = words.gettext("%(duration)s ago", duration=duration(words, now - at))
+    is_now = now - at < timedelta(seconds=1)
+    said = (
+        words.gettext("just now") if is_now else words.gettext("%(duration)s ago", duration=duration(words, now - at))
+    )
     return Markup('<time datetime="{}" data-ago title="{} UTC">{}</time>').format(
         utc.isoformat(timespec="milliseconds"), f"{utc:%Y-%m-%d %H:%M:%S}", said
     )
@@ -55,6 +58,8 @@ def said(words: Words, what: Fact) -> Markup:
     match what:
         case Phrase(text=text, facts=facts):
             return words.phrase(text, **{name: said(words, fact) for name, fact in facts.items()})
+        case Role():
+            return role(words, what)
         case datetime():
             return clock(what)
         case timedelta():
@@ -124,8 +129,8 @@ def parameter(words: Words, value: str) -> Markup:
     _ = words.gettext
     names = {
         "action": _("What to do"),
-        "queued_after_seconds": _("May wait, seconds"),
-        "running_after_seconds": _("May be silent, seconds"),
+        "queued_after_seconds": _("May wait"),
+        "running_after_seconds": _("May be silent"),
         "unattended": _("Unattended"),
         "operation": _("Undoes"),
         "job": _("Job"),
@@ -223,8 +228,8 @@ def call_name(words: Words, value: str) -> Markup:
         "plans.apply": _("Cleanup by a plan"),
         "plans.read": _("A plan"),
         "jobs.recover": _("Recovery of one job"),
-        "jobs.undo": _("Undo"),
-        "jobs.snooze": _("Snooze"),
+        "jobs.undo": _("Undo of a recovery"),
+        "jobs.snooze": _("Snoozing of a job"),
         "jobs.unsnooze": _("End of a snooze"),
         "jobs.story": _("A job's story"),
         "operations.read": _("An operation"),
@@ -241,7 +246,7 @@ def call_name(words: Words, value: str) -> Markup:
         "sources": _("Sources"),
         "events": _("Live updates"),
         "snoozes": _("List of snoozes"),
-        "operations.undo": _("Undo"),
+        "operations.undo": _("Undo of a recovery"),
         "tokens": _("Tokens"),
         "tokens.make": _("Making of a token"),
         "tokens.revoke": _("Revoking of a token"),
@@ -272,6 +277,6 @@ def instant(said: str) -> datetime:
     return datetime.fromisoformat(said)
 
 
-def worker(name: str) -> str:
-    """Say a worker's name as a person looks for it."""
-    return say_worker(name)
+def worker(name: str) -> Markup:
+    """Say a worker's name as a person looks for it, in one piece where a line has room for it."""
+    return Markup('<span class="named">{}</span>').format(say_worker(name))

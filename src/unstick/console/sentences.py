@@ -197,15 +197,17 @@ def _ended(words: Words, state: JobState, at: datetime, now: datetime) -> Markup
 
 
 def event_sentence(words: Words, event: Event) -> Markup:
-    """Say what happened to a job; the record's own sentence says most, and other languages what its values tell."""
-    if words.language == DEFAULT or event.kind not in _EVENTS:
+    """Say what happened to a job, and why who did it says it was; what went wrong is on record in English."""
+    if event.kind not in _EVENTS or (words.language == DEFAULT and event.kind in _WENT_WRONG):
         return Markup("{}").format(event.sentence)
     sentence = _EVENTS[event.kind](words, event.data)
     why = event.data.get("why")
-    return sentence if not why else sentence + Markup(" ({})").format(why)
+    return sentence if not why else sentence + Markup(" <q>{}</q>").format(why)
 
 
 _Data = Mapping[str, object]
+_WENT_WRONG = frozenset({"completed", "recovery_failed", "refused", "failed"})
+"""What the record says more of than its values tell."""
 
 
 def _who(data: _Data) -> object:
