@@ -14,7 +14,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from unstick.config import SourceSettings
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobState
+from unstick.presets.preset import SchemaVersion, load_preset
 from unstick.sql import inspection as inspection_module
+from unstick.sql.dialects import dialect_for
 from unstick.sql.engine import open_engine
 from unstick.sql.facts import table_facts
 from unstick.sql.inspection import (
@@ -26,7 +28,9 @@ from unstick.sql.inspection import (
     inspect_tables,
     to_toml,
 )
+from unstick.sql.mapping import JobTable, places_of
 from unstick.sql.proposal import propose
+from unstick.sql.reflection import unknown_version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -292,6 +296,32 @@ class TestOldJobs:
         )
         told = messages(await inspect_table(postgres, "jobs"), "sample")
         assert "the older rows of jobs could not be read (not today" in told
+
+
+async def test_a_tables_name_that_holds_sql_is_a_name_where_a_job_system_is_recognised_by_it(
+    postgres: AsyncEngine,
+) -> None:
+    preset = load_preset("saq")
+    columns = {*preset.columns_by_name.values(), *(name for write in preset.fail + preset.retry for name in write.set)}
+    hostile = "(SELECT 1 version)x;COMMIT;CREATE TABLE h();--:{id}saq_jobs"
+    names = sa.Table(hostile, sa.MetaData(), *(sa.Column(name, sa.Text) for name in sorted(columns)))
+    quoted = sa.Table("Eu_saq_versions", sa.MetaData(), sa.Column("version", sa.Integer))
+    await fill(postgres, names)
+    await fill(postgres, quoted)
+    async with postgres.begin() as connection:
+        await connection.execute(sa.insert(quoted).values(version=1))
+
+    (told,) = (await inspect_database(postgres)).systems
+
+    assert told.problem is not None
+    assert f'"{hostile.removesuffix("jobs")}versions" does not exist' in told.problem
+    async with postgres.connect() as connection:
+        assert (await connection.execute(sa.text("SELECT to_regclass('h')"))).scalar() is None
+        places = places_of(JobTable.from_preset(preset, "Eu_saq_jobs"), dialect_for(postgres.dialect))
+        assert (
+            await unknown_version(connection, preset, SchemaVersion(sql=preset.version.sql, known=("1",)), places)
+            is None
+        )
 
 
 async def test_a_table_that_is_not_there_is_told_with_the_nearest_name(engine: AsyncEngine) -> None:
