@@ -330,6 +330,12 @@ async def test_a_table_that_is_not_there_is_told_with_the_nearest_name(engine: A
         await inspect_table(engine, "job")
 
 
+async def test_a_table_of_another_schema_is_told_with_it(postgres: AsyncEngine) -> None:
+    await run(postgres, "CREATE SCHEMA verarbeitung", 'CREATE TABLE verarbeitung."Aufträge" (nr bigint)')
+    with pytest.raises(ConfigurationError, match=r"There is no table Aufträge; did you mean verarbeitung\.Aufträge\?"):
+        await inspect_table(postgres, "Aufträge")
+
+
 async def test_a_database_that_does_not_answer_is_told_as_such() -> None:
     engine = open_engine("postgresql://nobody@localhost:1/none")
     with pytest.raises(SourceUnavailableError):

@@ -1,9 +1,9 @@
 """What a preset says: a job system's tables, its words, and how it is told that a job failed or is to run again.
 
 SQL in a preset may name what is known only when it is used: `{jobs}`, the table of the jobs, for its columns
-(`{jobs}.status`), and `{schema}`, right before the name of another table or a function of the system's. In a write there are
-also `{id}`, `{state}`, `{reason}`, `{detail}`, `{now}` and `{due}`, both also for columns without a zone that hold UTC
-(`{naive_now}`, `{naive_due}`), and `{stuck}` where the jobs that are written are read from.
+(`{jobs}.status`), and `{schema}`, right before the name of another table or a function of the system's. In a write
+there are also `{id}`, `{state}`, `{reason}`, `{detail}`, `{now}` and `{due}`, both also for columns without a zone that
+hold UTC (`{naive_now}`, `{naive_due}`), and `{stuck}` where the jobs that are written are read from.
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from unstick.config import ColumnKey, Name, RegistrySettings, SourceSettings, StateValue, several_words
+from unstick.config import ColumnKey, Name, RegistrySettings, SourceSettings, StateValue, is_a_path, several_words
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.job import JobState
 from unstick.domain.recovery import Action
@@ -191,7 +191,7 @@ def load_preset(name: str) -> Preset:
     Raises:
         ConfigurationError: there is none of that name, or the file says what no preset can.
     """
-    if "/" in name or name.endswith(".toml"):
+    if is_a_path(name):
         return _read(name, Path(name))
     file = next((file for file in _files() if file.name == f"{name}.toml"), None)
     if file is None:

@@ -477,7 +477,7 @@ def _time_form(declared: JobTable, table: sa.Table, dialect: Dialect, key: Colum
     if form is None:
         raise ConfigurationError(
             f"Column {column.name!r} of {declared.full_name} is {dialect.type_name(column.type)}, not a date and time, "
-            f"so it can't be {key!r}."
+            f"so it can't be {key!r}; a preset of your own can compute it (docs/how-to/presets.md)."
         )
     return form
 
