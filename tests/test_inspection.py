@@ -302,6 +302,8 @@ async def test_a_tables_name_that_holds_sql_is_a_name_where_a_job_system_is_reco
     postgres: AsyncEngine,
 ) -> None:
     preset = load_preset("saq")
+    assert preset.version is not None
+    version = SchemaVersion(sql=preset.version.sql, known=("1",))
     columns = {*preset.columns_by_name.values(), *(name for write in preset.fail + preset.retry for name in write.set)}
     hostile = "(SELECT 1 version)x;COMMIT;CREATE TABLE h();--:{id}saq_jobs"
     names = sa.Table(hostile, sa.MetaData(), *(sa.Column(name, sa.Text) for name in sorted(columns)))
@@ -318,10 +320,7 @@ async def test_a_tables_name_that_holds_sql_is_a_name_where_a_job_system_is_reco
     async with postgres.connect() as connection:
         assert (await connection.execute(sa.text("SELECT to_regclass('h')"))).scalar() is None
         places = places_of(JobTable.from_preset(preset, "Eu_saq_jobs"), dialect_for(postgres.dialect))
-        assert (
-            await unknown_version(connection, preset, SchemaVersion(sql=preset.version.sql, known=("1",)), places)
-            is None
-        )
+        assert await unknown_version(connection, preset, version, places) is None
 
 
 async def test_a_table_that_is_not_there_is_told_with_the_nearest_name(engine: AsyncEngine) -> None:
