@@ -134,6 +134,7 @@ async def test_nothing_ambiguous_changes_a_job(query: str) -> None:
     async with client(service(world), Role.ADMIN) as caller:
         problem = assert_problem(await caller.post(f"{CLEANUP}?{query}"), 422)
     assert problem["errors"]
+    assert "Action." not in problem["detail"]
     assert world.states() == before
 
 

@@ -146,6 +146,8 @@ BAD = [
     ("jobs.unsnooze", "?minutes=5"),
     ("jobs.unsnooze", "?reason=" + "x" * 501),
     ("jobs.story", "?limit=5"),
+    ("jobs.story", "%00"),
+    ("jobs.recover", "?reason=a%00b"),
     ("snoozes", "?job_id=2"),
 ]
 

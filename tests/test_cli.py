@@ -25,6 +25,7 @@ import jwt
 import pytest
 from rich.console import Console
 from sqlalchemy import make_url
+from sqlalchemy.exc import ProgrammingError
 
 import unstick
 from tests.servers import SERVED, Database
@@ -613,6 +614,35 @@ def test_a_bug_ends_with_a_traceback_and_never_with_the_status_of_stuck_jobs(
 
 
 @pytest.mark.usefixtures("embedded")
+def test_what_a_database_refuses_is_one_sentence_that_names_the_statement_and_nothing_it_was_given(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = Exception("permission denied for table unstick_audit\nLINE 1: INSERT")
+    error = ProgrammingError("INSERT INTO unstick_audit\n(actor) VALUES (:actor)", {"actor": "s3cret"}, refused)
+    _fail_to_open(monkeypatch, error)
+    assert sentence(run("stuck")) == (
+        "The database refused a statement: permission denied for table unstick_audit. "
+        "It was: INSERT INTO unstick_audit (actor) VALUES (:actor)…"
+    )
+
+
+def test_a_command_that_is_interrupted_while_it_loads_ends_quietly() -> None:
+    code = """
+import builtins, sys
+real = builtins.__import__
+def interrupted(name, *given):
+    if name == "unstick.cli.sweep":
+        raise KeyboardInterrupt
+    return real(name, *given)
+builtins.__import__ = interrupted
+from unstick.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.usefixtures("embedded")
 def test_an_interrupted_command_ends_quietly(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     _fail_to_open(monkeypatch, KeyboardInterrupt())
     assert run("sweep") == Ran(130, "", "")
@@ -660,7 +690,7 @@ def test_a_command_line_that_means_nothing_ends_with_2(run: Run, arguments: tupl
 
 def test_the_command_line_loads_none_of_what_its_commands_need() -> None:
     heavy = "sqlalchemy alembic fastapi starlette uvicorn pydantic pydantic_settings structlog jwt asyncio rich"
-    code = f"import sys, unstick.cli; print([name for name in {heavy.split()!r} if name in sys.modules])"
+    code = f"import sys, unstick.cli.app; print([name for name in {heavy.split()!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -809,6 +839,7 @@ def test_inspect_json_tells_all_of_it(run: Run) -> None:
     [
         (("sqlite:///app.db", "--table", "ai_job"), "There is no table ai_job; did you mean ai_jobs?"),
         (("nonsense",), "The database URL can't be read"),
+        (("postgresql://host:port/app",), "The database URL can't be read"),
         (("sqlserver://host/app",), "There is no driver for sqlserver://"),
     ],
 )

@@ -131,6 +131,14 @@ def test_the_named_file_goes_before_the_variables_and_that_before_the_directorys
     assert load_settings(argument).auth.issuer == "argument"
 
 
+def test_a_preset_that_is_a_file_lies_beside_the_file_that_names_it(tmp_path: Path) -> None:
+    folder, said = tmp_path / "etc", "[sources.a]\npreset = './our.toml'\n[sources.b]\npreset = 'river'\n"
+    folder.mkdir()
+    elsewhere = load_settings(write(said, str(folder / "unstick.toml"))).sources
+    assert (elsewhere["a"].preset, elsewhere["b"].preset) == (f"{folder}/our.toml", "river")
+    assert load_settings(write(said)).sources["a"].preset == "./our.toml"
+
+
 def test_an_empty_unstick_config_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNSTICK_CONFIG", "")
     assert load_settings() == Settings()

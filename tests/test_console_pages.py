@@ -92,6 +92,7 @@ async def test_what_a_page_does_not_know_is_a_page_that_says_so() -> None:
     [
         ({"json": {"action": "retry"}}, 415),
         ({"data": {"action": "retry", "reason": "x" * 20_000}}, 413),
+        ({"data": {"action": "retry", "reason": "a\0b"}}, 422),
         ({"data": {"action": "destroy"}}, 422),
         ({"data": {"sudo": "1"}}, 422),
     ],

@@ -15,7 +15,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from unstick.config import SourceSettings
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobState
+from unstick.presets.preset import SchemaVersion, load_preset
 from unstick.sql import inspection as inspection_module
+from unstick.sql.dialects import dialect_for
 from unstick.sql.engine import open_engine
 from unstick.sql.facts import table_facts
 from unstick.sql.inspection import (
@@ -25,8 +27,10 @@ from unstick.sql.inspection import (
     inspect_database,
     inspect_table,
 )
+from unstick.sql.mapping import JobTable, places_of
 from unstick.sql.proposal import propose
 from unstick.sql.proposed_file import to_toml
+from unstick.sql.reflection import unknown_version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -310,10 +314,41 @@ class TestOldJobs:
         assert "the older rows of jobs could not be read (not today" in told
 
 
+async def test_a_tables_name_that_holds_sql_is_a_name_where_a_job_system_is_recognised_by_it(
+    postgres: AsyncEngine,
+) -> None:
+    preset = load_preset("saq")
+    assert preset.version is not None
+    version = SchemaVersion(sql=preset.version.sql, known=("1",))
+    columns = {*preset.columns_by_name.values(), *(name for write in preset.fail + preset.retry for name in write.set)}
+    hostile = "(SELECT 1 version)x;COMMIT;CREATE TABLE h();--:{id}saq_jobs"
+    names = sa.Table(hostile, sa.MetaData(), *(sa.Column(name, sa.Text) for name in sorted(columns)))
+    quoted = sa.Table("Eu_saq_versions", sa.MetaData(), sa.Column("version", sa.Integer))
+    await fill(postgres, names)
+    await fill(postgres, quoted)
+    async with postgres.begin() as connection:
+        await connection.execute(sa.insert(quoted).values(version=1))
+
+    (told,) = (await inspect_database(postgres)).systems
+
+    assert told.problem is not None
+    assert f'"{hostile.removesuffix("jobs")}versions" does not exist' in told.problem
+    async with postgres.connect() as connection:
+        assert (await connection.execute(sa.text("SELECT to_regclass('h')"))).scalar() is None
+        places = places_of(JobTable.from_preset(preset, "Eu_saq_jobs"), dialect_for(postgres.dialect))
+        assert await unknown_version(connection, preset, version, places) is None
+
+
 async def test_a_table_that_is_not_there_is_told_with_the_nearest_name(engine: AsyncEngine) -> None:
     await fill(engine, jobs_table())
     with pytest.raises(ConfigurationError, match=r"There is no table job; did you mean jobs\?"):
         await inspect_table(engine, "job")
+
+
+async def test_a_table_of_another_schema_is_told_with_it(postgres: AsyncEngine) -> None:
+    await run(postgres, "CREATE SCHEMA verarbeitung", 'CREATE TABLE verarbeitung."Aufträge" (nr bigint)')
+    with pytest.raises(ConfigurationError, match=r"There is no table Aufträge; did you mean verarbeitung\.Aufträge\?"):
+        await inspect_table(postgres, "Aufträge")
 
 
 async def test_a_database_that_does_not_answer_is_told_as_such() -> None:

@@ -82,6 +82,16 @@ def written(tmp_path: Path, old: str, new: str) -> str:
     [
         ('"{detail}"', '"{detial}"', "`fail.0.set.problem`: has {detial} in it; it may have {detail}, {due}, {id}, "),
         ('"{jobs}.finished_ms IS NULL"', '"{now} > 1"', "`open`: has {now} in it; it may have {jobs}, {schema}"),
+        (
+            '"{jobs}.finished_ms IS NULL"',
+            '"EXISTS (SELECT FROM {schema}.x)"',
+            "`open`: has {schema} in it without the name",
+        ),
+        (
+            'table = "renders"',
+            'table = "main.renders"',
+            "`table`: must name the table alone; its schema is `default_schema`",
+        ),
         ("[[fail]]", '[[fail]]\nof = "queued"', "must tell one `fail`, or one for each of queued and running"),
         ('system = "our renders"', "", "`system`: Field required"),
         ('kind = "template"', 'sort = "template"', "`columns.sort"),

@@ -93,11 +93,12 @@ def test_what_is_nested_fifty_deep_is_shown_and_what_is_deeper_is_not() -> None:
     [
         ('{"essay": "On tea", "api_key": "s3cret"}', {"essay": "On tea", "api_key": REDACTED}),
         ("[1, 2]", [1, 2]),
+        ('{"\\ud800": "a\\udfff", "much": 1e999, "none": NaN}', {"?": "a?", "much": "inf", "none": "nan"}),
         ("password=s3cret", REDACTED),
         ('"' + "x" * (LONGEST_PAYLOAD - 2) + '"', "x" * (LONGEST_PAYLOAD - 2)),
         ('"' + "x" * (LONGEST_PAYLOAD - 1) + '"', f"({LONGEST_PAYLOAD} characters or more)"),
     ],
-    ids=["json", "list", "no json", "as long as it may be", "longer"],
+    ids=["json", "list", "what can't be sent", "no json", "as long as it may be", "longer"],
 )
 def test_a_payload_is_shown_as_far_as_its_keys_tell_that_it_may_be(text: str, shown: object) -> None:
     assert shown_payload(text) == shown

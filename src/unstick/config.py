@@ -623,7 +623,7 @@ def load_settings(file: Path | None = None) -> Settings:
         ConfigurationError: the file isn't there or isn't TOML, or a setting is unknown or wrong.
     """
     path = settings_file(file)
-    said = {} if path is None else _read(path)
+    said = {} if path is None else _beside(path, _read(path))
     try:
         return Settings(**said)
     except ValidationError as error:
@@ -655,6 +655,23 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"The configuration file {path} can't be read: {error.strerror}.") from error
     except ValueError as error:
         raise ConfigurationError(f"The configuration file {path} is no TOML: {error}.") from None
+
+
+def _beside(path: Path, said: dict[str, Any]) -> dict[str, Any]:
+    """Look for the presets that a file names by their path beside that file, wherever the process was started."""
+    if path.parent == Path():
+        return said
+    sources = said.get("sources")
+    for source in sources.values() if isinstance(sources, dict) else ():
+        preset = source.get("preset") if isinstance(source, dict) else None
+        if isinstance(preset, str) and is_a_path(preset):
+            source["preset"] = str(path.parent / preset)
+    return said
+
+
+def is_a_path(preset: str) -> bool:
+    """Tell whether a preset is named by its file, and isn't one that comes with Unstick."""
+    return "/" in preset or preset.endswith(".toml")
 
 
 # What is said of a wrong setting. Its value is never part of it: it may be a secret.

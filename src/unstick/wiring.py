@@ -728,7 +728,17 @@ async def _open(home: _Home, *, create: bool = False) -> AsyncIterator[AsyncEngi
         await _close(engine)
 
 
+_SHOWN_STATEMENT = 120
+"""So many characters tell which statement it was."""
 _BY_ANOTHER = " (unstick db sql prints the statements, for whoever may run them)"
+
+
+def said_of_refusal(error: Exception) -> str | None:
+    """Say what a database refused, None where it is another error; what the statement was given stays out."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return None
+    statement = " ".join((error.statement or "").split())[:_SHOWN_STATEMENT]
+    return f"The database refused a statement: {said_by_database(error)}. It was: {statement}…"
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """One call of ours while it is being answered: who asks, what was admitted, and what the audit log will say."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, cast
 
@@ -12,7 +12,7 @@ from unstick.api.together import Together
 from unstick.api.words import said, said_pairs
 from unstick.domain.access import Principal, Role
 from unstick.domain.audit import AuditEntry, AuditOutcome
-from unstick.domain.errors import ConfigurationError
+from unstick.domain.errors import ConfigurationError, InvalidRequestError
 from unstick.domain.wording import Phrase
 from unstick.pipeline.watched import Watched
 
@@ -99,7 +99,14 @@ class Call:
             )
         if self.read_only and self._request.method not in SAFE_METHODS:
             raise RefusedError(403, _READ_ONLY)
+        if any("\0" in value for value in self._sent()):
+            raise InvalidRequestError("A parameter holds a NUL character, which no job, kind or queue has.")
         self._admitted = caller
+
+    def _sent(self) -> Iterator[str]:
+        """Everything that the address says."""
+        yield from map(str, self._request.path_params.values())
+        yield from (value for _, value in self._request.query_params.multi_items())
 
     def name_caller(self, actor: str | None, role: str | None) -> None:
         """Keep who asks, so far as it is known."""

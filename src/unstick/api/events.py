@@ -27,6 +27,7 @@ LONGEST_UNTOLD = timedelta(seconds=15)
 """A server that stops waits for its answers to end, and in a host's app nobody tells us that it stops."""
 _AT_ONCE = 100
 _LARGEST_ID = 2**63 - 1
+_LONGEST_ID = len(str(_LARGEST_ID))
 
 
 async def stream_events(
@@ -51,7 +52,7 @@ async def stream_events(
 
 
 def _id(said: str) -> int:
-    if not (said.isascii() and said.isdigit() and int(said) <= _LARGEST_ID):
+    if not (said.isascii() and said.isdigit() and len(said) <= _LONGEST_ID and int(said) <= _LARGEST_ID):
         raise RefusedError(
             422, "Last-Event-ID is not one this service gave out; leave it out to begin with what is new."
         )

@@ -49,12 +49,20 @@ def _reason(sent: object) -> object:
     return sent
 
 
+def _change(sent: object) -> object:
+    if isinstance(sent, str) and sent not in CHANGES:
+        raise ValueError(f"must be {' or '.join(CHANGES)}")
+    return sent
+
+
 # None stands for a parameter that was left out; nobody can send it, so OpenAPI doesn't offer it.
 ThresholdMinutes = Annotated[int | None, *_whole_number(MAX_THRESHOLD_MINUTES)]
 SnoozeMinutes = Annotated[int, *_whole_number(MAX_THRESHOLD_MINUTES)]
 Limit = Annotated[int, *_whole_number(MAX_LIMIT)]
 ActionWord = Annotated[
-    Literal[Action.MARK_FAILED, Action.RETRY] | None, WithJsonSchema({"type": "string", "enum": list(CHANGES)})
+    Literal[Action.MARK_FAILED, Action.RETRY] | None,
+    BeforeValidator(_change),
+    WithJsonSchema({"type": "string", "enum": list(CHANGES)}),
 ]
 StuckReason = Annotated[
     Reason | None, BeforeValidator(_reason), WithJsonSchema({"type": "string", "enum": list(_FOUND)})

@@ -5,11 +5,11 @@ import sys
 import traceback
 from typing import NoReturn
 
-from unstick.cli.app import app
 from unstick.cli.output import complain
 from unstick.domain.errors import UnstickError
 
 _ERROR = 2
+_INTERRUPTED = 130
 
 
 def main() -> NoReturn:
@@ -18,10 +18,25 @@ def main() -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        from unstick.cli.app import app  # noqa: PLC0415 - it takes a moment, in which somebody may press Ctrl-C
+
         app(prog_name="unstick")
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
     except UnstickError as error:
         complain(str(error))
-    except Exception:  # noqa: BLE001 - Python's own status for it is 1, which says that stuck jobs were found
-        with contextlib.suppress(OSError):
-            traceback.print_exc()
+    except Exception as error:  # noqa: BLE001 - Python's own status for it is 1, which says that stuck jobs were found
+        _tell(error)
     sys.exit(_ERROR)
+
+
+def _tell(error: Exception) -> None:
+    """Say what a database refused in one sentence; anything else that nobody foresaw is a traceback."""
+    from unstick.wiring import said_of_refusal  # noqa: PLC0415 - it takes a moment
+
+    sentence = said_of_refusal(error)
+    if sentence is not None:
+        complain(sentence)
+        return
+    with contextlib.suppress(OSError):
+        traceback.print_exc()

@@ -27,9 +27,12 @@ async def form_of(request: Request) -> Mapping[str, str]:
         if len(body) > _LONGEST:
             raise HTTPException(413, f"A form may be {_LONGEST} bytes long.")
     try:
-        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MOST_FIELDS))
+        fields = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MOST_FIELDS))
     except ValueError as error:
         raise HTTPException(422, "The form can't be read.") from error
+    if any("\0" in value for value in fields.values()):
+        raise HTTPException(422, "A field holds a NUL character, which no database keeps.")
+    return fields
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -1,6 +1,7 @@
 """Payloads as they may be shown: what stands under a key that names a secret is left out."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -44,12 +45,21 @@ def _redacted(value: object, keys: tuple[str, ...], depth: int) -> object:
         return REDACTED
     if isinstance(value, Mapping):
         return {
-            key: REDACTED if _is_secret(str(key), keys) and said is not None else _redacted(said, keys, depth + 1)
+            _plain(str(key)): REDACTED
+            if _is_secret(str(key), keys) and said is not None
+            else _redacted(said, keys, depth + 1)
             for key, said in value.items()
         }
     if isinstance(value, list | tuple):
         return [_redacted(each, keys, depth + 1) for each in value]
-    return _redacted_text(value, keys, depth) if isinstance(value, str) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # which JSON has no number for
+    return _redacted_text(_plain(value), keys, depth) if isinstance(value, str) else value
+
+
+def _plain(text: str) -> str:
+    """Return text as it can be sent: JSON may escape half a character, which is no text anywhere else."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _redacted_text(text: str, keys: tuple[str, ...], depth: int) -> str:

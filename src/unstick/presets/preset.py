@@ -1,9 +1,9 @@
 """What a preset says: a job system's tables, its words, and how it is told that a job failed or is to run again.
 
 SQL in a preset may name what is known only when it is used: `{jobs}`, the table of the jobs, for its columns
-(`{jobs}.status`), and `{schema}`, what stands before the name of another table of the system's. In a write there are
-also `{id}`, `{state}`, `{reason}`, `{detail}`, `{now}` and `{due}`, both also for columns without a zone that hold UTC
-(`{naive_now}`, `{naive_due}`), and `{stuck}` where the jobs that are written are read from.
+(`{jobs}.status`), and `{schema}`, right before the name of another table or a function of the system's. In a write
+there are also `{id}`, `{state}`, `{reason}`, `{detail}`, `{now}` and `{due}`, both also for columns without a zone that
+hold UTC (`{naive_now}`, `{naive_due}`), and `{stuck}` where the jobs that are written are read from.
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from unstick.config import ColumnKey, Name, RegistrySettings, SourceSettings, StateValue, several_words
+from unstick.config import ColumnKey, Name, RegistrySettings, SourceSettings, StateValue, is_a_path, several_words
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.job import JobState
 from unstick.domain.recovery import Action
@@ -27,6 +27,9 @@ Database = Literal["sqlite", "postgresql", "mysql"]
 _PLACES = frozenset({"jobs", "schema"})
 _WRITTEN = _PLACES | {"id", "state", "reason", "detail", "now", "due", "naive_now", "naive_due"}
 _PLACE = re.compile(r"\{([a-z_]+)\}")
+_OTHER = re.compile(r"\{schema\}(\w+)")
+_NAMELESS = re.compile(r"\{schema\}(?!\w)")
+_FILLED = re.compile(f"{_OTHER.pattern}|{_PLACE.pattern}")
 
 
 def _names_only(known: frozenset[str]) -> AfterValidator:
@@ -36,6 +39,8 @@ def _names_only(known: frozenset[str]) -> AfterValidator:
             raise ValueError(
                 f"has {{{unknown[0]}}} in it; it may have {', '.join(f'{{{name}}}' for name in sorted(known))}"
             )
+        if _NAMELESS.search(sql):
+            raise ValueError("has {schema} in it without the name of a table or a function right after it")
         return sql
 
     return AfterValidator(check)
@@ -126,6 +131,14 @@ class Preset(_Section):
     fail: tuple[Write, ...] = ()
     retry: tuple[Write, ...] = ()
 
+    @field_validator("table")
+    @classmethod
+    def _without_schema(cls, table: str) -> str:
+        """A name is quoted whole, so that a schema in it would name nothing."""
+        if "." in table:
+            raise ValueError("must name the table alone; its schema is `default_schema`")
+        return table
+
     @field_validator("states", mode="before")
     @classmethod
     def _one_or_several(cls, states: object) -> object:
@@ -148,8 +161,12 @@ class Preset(_Section):
     @property
     def other_tables(self) -> frozenset[str]:
         """The system's tables besides that of the jobs, as far as they are named, without a schema."""
-        named = frozenset(re.findall(r"\{schema\}(\w+)", self.model_dump_json()))
-        return named if self.registry is None else named | {self.registry.table}
+        return self.named if self.registry is None else self.named | {self.registry.table}
+
+    @property
+    def named(self) -> frozenset[str]:
+        """What its SQL names besides the table of the jobs, without a schema: other tables, and functions."""
+        return frozenset(_OTHER.findall(self.model_dump_json()))
 
     @property
     def columns_by_name(self) -> dict[ColumnKey, str]:
@@ -174,7 +191,7 @@ def load_preset(name: str) -> Preset:
     Raises:
         ConfigurationError: there is none of that name, or the file says what no preset can.
     """
-    if "/" in name or name.endswith(".toml"):
+    if is_a_path(name):
         return _read(name, Path(name))
     file = next((file for file in _files() if file.name == f"{name}.toml"), None)
     if file is None:
@@ -213,8 +230,8 @@ def before_names(preset: Preset, table: str | None) -> str:
 
 
 def fill(sql: str, places: Mapping[str, str]) -> str:
-    """Put SQL in the places of a preset's."""
-    return _PLACE.sub(lambda match: places[match[1]], sql)
+    """Put SQL in the places of a preset's; `{schema}` and the name after it are one place, called `schema.NAME`."""
+    return _FILLED.sub(lambda match: places[f"schema.{match[1]}" if match[1] else match[2]], sql)
 
 
 def _files() -> Iterator[Traversable]:

@@ -46,7 +46,7 @@ def async_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # a port that is no number is the latter
         raise ConfigurationError(
             "The database URL can't be read; it looks like postgresql://user:password@host/database."
         ) from None

@@ -319,7 +319,7 @@ def _reflect(connection: sa.Connection, spelling: str) -> tuple[sa.Table, bool]:
         with _unknown_types_ignored():
             table = _columns_of(connection, schema or None, name)
     except NoSuchTableError:
-        raise ConfigurationError(_no_such_table(connection, spelling, schema or None)) from None
+        raise ConfigurationError(_no_such_table(connection, spelling)) from None
     return table, _is_partitioned(connection, table)
 
 
@@ -327,10 +327,12 @@ def _unknown_types_ignored() -> AbstractContextManager[None]:
     return warnings.catch_warnings(action="ignore", category=SAWarning)
 
 
-def _no_such_table(connection: sa.Connection, spelling: str, schema: str | None) -> str:
-    names = sa.inspect(connection).get_table_names(schema=schema)
-    there = [name if schema is None else f"{schema}.{name}" for name in names]
-    near = difflib.get_close_matches(spelling, there, n=1)
+def _no_such_table(connection: sa.Connection, spelling: str) -> str:
+    inspector = sa.inspect(connection)
+    tables = [(schema, name) for schema in _schemas(connection) for name in inspector.get_table_names(schema=schema)]
+    there = {name if schema is None else f"{schema}.{name}": name for schema, name in tables}
+    elsewhere = [spelled for spelled, name in there.items() if name == spelling]
+    near = elsewhere or difflib.get_close_matches(spelling, there, n=1)
     return f"There is no table {spelling}{f'; did you mean {near[0]}?' if near else '.'}"
 
 

@@ -426,10 +426,15 @@ def _computed_type(key: ColumnKey, dialect: Dialect) -> sa.types.TypeEngine[Any]
 
 
 def places_of(declared: JobTable, dialect: Dialect) -> dict[str, str]:
-    """Return what a preset's SQL may name of where its tables are."""
+    """Return what a preset's SQL may name of where its tables are, quoted: a database's own names may hold anything."""
     quote = dialect.sql.identifier_preparer.quote
-    schema = "" if declared.schema is None else f"{quote(declared.schema)}."
-    return {"jobs": f"{schema}{quote(declared.name)}", "schema": f"{schema}{declared.prefix}"}
+
+    def name(own: str) -> str:
+        whole = quote(own) if declared.schema is None else f"{quote(declared.schema)}.{quote(own)}"
+        return whole.replace(":", r"\:")
+
+    named = () if declared.preset is None else declared.preset.named
+    return {"jobs": name(declared.name), **{f"schema.{own}": name(f"{declared.prefix}{own}") for own in named}}
 
 
 def _check_columns(declared: JobTable, table: sa.Table) -> None:
@@ -480,7 +485,7 @@ def _time_form(declared: JobTable, table: sa.Table, dialect: Dialect, key: Colum
     if form is None:
         raise ConfigurationError(
             f"Column {column.name!r} of {declared.full_name} is {dialect.type_name(column.type)}, not a date and time, "
-            f"so it can't be {key!r}."
+            f"so it can't be {key!r}; a preset of your own can compute it (docs/how-to/presets.md)."
         )
     return form
 

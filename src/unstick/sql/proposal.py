@@ -382,7 +382,9 @@ def _doubt_times(guess: _Guess) -> Iterator[Doubt]:
     known = guess.columns.keys() | {key for key, name in guess.said_columns.items() if name is not None}
     if not known & set(TIME_KEYS):
         yield blocker(
-            "started_at", f"{guess.facts.spelling} has no time of a job that could be read: pass `columns.started_at`"
+            "started_at",
+            f"{guess.facts.spelling} has no time of a job that could be read: pass `columns.started_at`, or "
+            "where times are numbers write a preset of your own (docs/how-to/presets.md)",
         )
         return
     if not {"started_at", "heartbeat_at"} & known:
