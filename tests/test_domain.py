@@ -316,7 +316,7 @@ REACHED = "drains in order and has come to 2026-11-23 21:17:13 UTC"
 CHANGED = "changed while it was looked at; ask again"
 PAUSED = Waits(reason="paused", value="its queue is paused")
 STANDINGS: list[tuple[JobState, dict[str, Any], Standing, str]] = [
-    (JobState.SUCCEEDED, {}, Standing.OVER, "succeeded"),
+    (JobState.SUCCEEDED, {}, Standing.OVER, "succeeded at a time that isn't known"),
     (JobState.CANCELLED, {"completed_at": minutes_ago(2)}, Standing.OVER, "was cancelled 2 minutes ago"),
     (JobState.RUNNING, {"completed_at": NOW}, Standing.OVER, "says 'running', but it ended just now"),
     (JobState.SCHEDULED, {"scheduled_at": NOW}, Standing.SCHEDULED, "is scheduled"),

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, params
 from pydantic import BaseModel, ConfigDict, Field
 
 from unstick.api.call import CurrentCall
-from unstick.api.parameters import ActionWord, SnoozeMinutes, SourceQuery, Why, no_body, no_repeats
+from unstick.api.parameters import NO_NUL, ActionWord, SnoozeMinutes, SourceQuery, Why, no_body, no_repeats
 from unstick.domain.access import Role
 from unstick.domain.audit import RECOVER_CALL, SNOOZE_CALL, UNSNOOZE_CALL
 from unstick.domain.snooze import LONGEST_REASON
@@ -29,8 +29,10 @@ from unstick.pipeline.story import STORY_CALL, tell_story
 _LONGEST_ID = 1024
 _SNOOZES_CALL = "snoozes"
 
-SourceName = Annotated[str, Path(description="The source's name.")]
-JobName = Annotated[str, Path(max_length=_LONGEST_ID, description="The job's id, a number as its digits.")]
+SourceName = Annotated[str, Path(description="The source's name.", pattern=NO_NUL)]
+JobName = Annotated[
+    str, Path(max_length=_LONGEST_ID, description="The job's id, a number as its digits.", pattern=NO_NUL)
+]
 
 
 class _Nothing(BaseModel):

@@ -19,6 +19,8 @@ from unstick.pipeline.report import MAX_LIMIT
 from unstick.pipeline.undo import LARGEST_OPERATION
 
 _LONGEST_WORD = 2000
+NO_NUL = r"^[^\x00]*$"
+"""What every text is, for `Call.admit` refuses another."""
 _EMPTY_BODIES = (b"", b"{}", b"null")
 
 
@@ -30,6 +32,10 @@ def _whole_number(most: int) -> tuple[BeforeValidator, WithJsonSchema]:
         return number
 
     return BeforeValidator(parse), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": most})
+
+
+def _text(most: int) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "maxLength": most, "pattern": NO_NUL})
 
 
 def _true_or_false(sent: object) -> bool:
@@ -72,12 +78,8 @@ EntryNumber = Annotated[int | None, *_whole_number(LARGEST_OPERATION)]
 OperationNumber = Annotated[int, *_whole_number(LARGEST_OPERATION)]
 TokenDays = Annotated[int, *_whole_number(LONGEST_TOKEN.days)]
 Days = Annotated[int, *_whole_number(MAX_DAYS)]
-Word = Annotated[
-    str | None, Field(max_length=_LONGEST_WORD), WithJsonSchema({"type": "string", "maxLength": _LONGEST_WORD})
-]
-Why = Annotated[
-    str | None, Field(max_length=LONGEST_REASON), WithJsonSchema({"type": "string", "maxLength": LONGEST_REASON})
-]
+Word = Annotated[str | None, Field(max_length=_LONGEST_WORD), _text(_LONGEST_WORD)]
+Why = Annotated[str | None, Field(max_length=LONGEST_REASON), _text(LONGEST_REASON)]
 TrueOrFalse = Annotated[bool, BeforeValidator(_true_or_false)]
 
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Path, Query, params
 from pydantic import BaseModel, ConfigDict, Field
 
 from unstick.api.call import Call, CurrentCall
-from unstick.api.parameters import OperationNumber, SourceQuery, TrueOrFalse, Word, no_body, no_repeats
+from unstick.api.parameters import NO_NUL, OperationNumber, SourceQuery, TrueOrFalse, Word, no_body, no_repeats
 from unstick.domain.access import Role
 from unstick.domain.job import JobId
 from unstick.pipeline.shapes import UndoShape, undo_shape
@@ -44,8 +44,8 @@ async def undo_operation(
 
 async def undo_job(
     call: CurrentCall,
-    source: Annotated[str, Path(description="The source's name.")],
-    job_id: Annotated[str, Path(max_length=_LONGEST_ID, description="The job's id.")],
+    source: Annotated[str, Path(description="The source's name.", pattern=NO_NUL)],
+    job_id: Annotated[str, Path(max_length=_LONGEST_ID, description="The job's id.", pattern=NO_NUL)],
     query: Annotated[UndoJobQuery, Query()],
 ) -> UndoShape:
     """Put a job back as its last recovery found it, if it still is as that left it; `failures` says why not."""
