@@ -307,12 +307,15 @@ def _queue(mapped: MappedTable) -> sa.ColumnElement[Any]:
 
 
 def suspect_ids(mapped: MappedTable, *states: JobState, after: bool) -> sa.Select[Any]:
-    """Read the ids of suspects in ascending order, after the last one read."""
+    """Read the ids of suspects in ascending order, after the last one read.
+
+    They are sorted, not read in the order of the key: SQLite would go through all jobs by that, the finished ones too.
+    """
     key = mapped.column("id")
     ids = sa.select(key).where(is_suspect(mapped, *states))
     if after:
-        ids = ids.where(key > sa.bindparam("after", type_=key.type))
-    return ids.order_by(key).limit(sa.bindparam("stride", type_=sa.Integer()))
+        ids = ids.where(mapped.dialect.unindexed(key) > sa.bindparam("after", type_=key.type))
+    return ids.order_by(mapped.dialect.unindexed(key)).limit(sa.bindparam("stride", type_=sa.Integer()))
 
 
 def suspects_among(mapped: MappedTable) -> sa.Select[Any]:
