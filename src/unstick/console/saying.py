@@ -60,6 +60,8 @@ def said(words: Words, what: Fact) -> Markup:
             return words.phrase(text, **{name: said(words, fact) for name, fact in facts.items()})
         case Role():
             return role(words, what)
+        case float():
+            return escape(words.number(what))
         case datetime():
             return clock(what)
         case timedelta():

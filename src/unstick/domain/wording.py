@@ -19,7 +19,7 @@ class Phrase(str):
 
     Args:
         text: the words, with `%(name)s` where a fact belongs.
-        facts: by name; an instant, a duration or another phrase is said as the language says it.
+        facts: by name; an instant, a duration, an amount (a float) or a phrase is said as the language says it.
     """
 
     __slots__ = ("facts", "text")
@@ -40,6 +40,8 @@ def _in_english(fact: Fact) -> str:
             return say_instant(fact)
         case timedelta():
             return say_duration(fact)
+        case float():
+            return f"{fact:,.0f}"
         case _:
             return str(fact)
 

@@ -193,8 +193,7 @@ def _instant(mapped: MappedTable, key: ColumnKey) -> sa.ColumnElement[Any] | Non
 
 
 def _basis(mapped: MappedTable, number: int) -> Phrase:
-    thousands, which = number // 1_000, mapped.newest_first[1]  # which every language parts in its own way
-    return Phrase("at most %(thousands)s,000 jobs, %(which)s", thousands=thousands, which=which)
+    return Phrase("at most %(number)s jobs, %(which)s", number=float(number), which=mapped.newest_first[1])
 
 
 def _replayed(mapped: MappedTable, row: sa.Row[Any]) -> ReplayedKind:
