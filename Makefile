@@ -7,10 +7,10 @@ RUNTIME := .venv/requirements.stamp
 DEVELOPMENT := .venv/requirements-dev.stamp
 CHECKS := "ruff check" "ruff format --check" mypy lint-imports "deptry src"
 
-.PHONY: help run check test screenshots systems mutants chaos soak bench lock
+.PHONY: help run check test screenshots systems mutants chaos soak bench bench-smoke lock
 
 help:  ## Show the targets; ARGS="…" is passed on to what a target runs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 run: ARGS ?= demo
 run: $(RUNTIME)  ## Set up and run unstick; without ARGS the demo
@@ -31,7 +31,7 @@ screenshots: $(DEVELOPMENT)  ## Take a picture of every page of the console, to 
 systems: $(DEVELOPMENT)  ## Run real job systems, and write what was seen into docs/reference/systems.md
 	@scripts/install-servers
 	@scripts/install-systems
-	RECORD_SYSTEMS=1 .venv/bin/pytest tests/test_systems.py $(ARGS)
+	RECORD_SYSTEMS=1 .venv/bin/pytest tests/test_systems.py tests/test_one_service.py $(ARGS)
 
 mutants: $(DEVELOPMENT)  ## Change guards one at a time and see that a test notices (hours); ARGS="unstick.domain.*" tries only these
 	@scripts/install-servers
@@ -47,8 +47,16 @@ soak: $(DEVELOPMENT)  ## Have three replicas watch a source for SECONDS in spite
 	@scripts/install-servers
 	.venv/bin/python -m chaos.soak --seconds $(SECONDS) $(ARGS)
 
-bench: $(DEVELOPMENT)  ## Run the benchmarks
-	.venv/bin/python -m benchmarks $(ARGS)
+bench: $(DEVELOPMENT)  ## Measure everything (half an hour), and write docs/reference/performance.md; ARGS="recovery" measures only that and writes nothing
+	@scripts/install-servers
+	@scripts/install-systems
+	@scripts/install-systems benchmarks/others
+	.venv/bin/python -m benchmarks $(or $(ARGS),--record)
+
+bench-smoke: $(DEVELOPMENT)  ## See that every benchmark works, with small numbers
+	@scripts/install-servers
+	@scripts/install-systems
+	.venv/bin/pytest tests/test_benchmarks.py tests/test_benchmarks_beside.py $(ARGS)
 
 lock: .venv/bin/python  ## Write the lock files anew; ARGS=--upgrade takes newer releases
 	$(PIP) install --quiet uv

@@ -1,77 +1,113 @@
-"""`python -m benchmarks`: measure, and print every figure beside the goal it is held against."""
+"""`python -m benchmarks`: measure, print every figure beside the goal it is held against, and keep the record."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
+import logging
 import os
 import platform
 import signal
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 
-from benchmarks import console as console_pages
-from benchmarks import measures
-from benchmarks.databases import open_sites
+from benchmarks import document
+from benchmarks.console import console
+from benchmarks.detection import detection
 from benchmarks.filling import Backend, Filling, Placement
-from benchmarks.measures import Sizes
-from benchmarks.report import Report
+from benchmarks.heartbeats import heartbeats
+from benchmarks.http import http
+from benchmarks.killed import killed
+from benchmarks.measures import QUICK, Sizes
+from benchmarks.opening import open_sites
+from benchmarks.others.measure import others
+from benchmarks.recovery import memory, recovery
+from benchmarks.report import Report, Section
+from benchmarks.scale import scale
+from benchmarks.sources import sources
+from benchmarks.starting import starting
+from benchmarks.writes import writes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from benchmarks.databases import Site
-    from benchmarks.report import Figure
+    from benchmarks.measures import Measure
 
-MEASURES: dict[str, Callable[[Site, Sizes], list[Figure]]] = {
-    "detection": measures.detection,
-    "recovery": measures.recovery,
-    "memory": measures.memory,
-    "writes": measures.writes,
-    "console": console_pages.console,
+MEASURES: dict[str, Measure] = {
+    "detection": detection,
+    "console": console,
+    "recovery": recovery,
+    "memory": memory,
+    "writes": writes,
+    "http": http,
+    "sources": sources,
+    "starting": starting,
+    "killed": killed,
+    "others": others,
+    "heartbeats": heartbeats,
+    "scale": scale,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return 0 whatever the figures are: this is a report. Only a measure that fails is an error."""
+    """Return 0 whatever the figures are; only a measure that fails is an error, and it stops no other."""
     said = _parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    progress = Console(stderr=True)
+    logging.getLogger("asyncmy").setLevel(logging.ERROR)  # it repeats what the server notes of our own migrations
+    if said.document:
+        document.write()
+        return 0
     sizes = _sizes(said)
     with open_sites(set(said.on), said.directory, said.postgres) as sites:
-        report = Report(facts=_machine(said.directory) | {"Jobs": _filled(sizes)})
+        facts = _machine(said.directory) | {"Jobs": _filled(sizes)}
         for site in sites:
-            report.facts |= site.facts
-        for name in said.measures or MEASURES:
-            for site in sites:
-                begin = time.monotonic()
-                report.figures += MEASURES[name](site, sizes)
-                progress.print(f"{name} on {site.backend}: {time.monotonic() - begin:.0f} s")
-    report.show(console)
+            facts |= site.facts
+        report = Report(facts=facts, sections=[_measured(name, sites, sizes) for name in said.measures or MEASURES])
+    report.show(Console(width=None if sys.stdout.isatty() else 200))
     if said.json is not None:
-        said.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
-    return 0
+        said.json.write_text(document.as_text(report))
+    if said.record:
+        document.record(report, datetime.now(UTC).date())
+    return int(any(section.problem for section in report.sections))
+
+
+def _measured(name: str, sites: Iterable[Site], sizes: Sizes) -> Section:
+    progress = Console(stderr=True)
+    measure, begin = MEASURES[name], time.monotonic()
+    section = Section(name=name, about=measure.__doc__ or "")
+    for site in sites:
+        since = time.monotonic()
+        try:
+            section.figures += measure(site, sizes.on(site.backend))
+        except Exception as error:  # noqa: BLE001 - the others took minutes, too
+            progress.print_exception()
+            section.problem += f"on {site.backend}: {type(error).__name__}: {error} "
+        progress.print(f"{name} on {site.backend}: {time.monotonic() - since:.0f} s")
+    section.seconds = time.monotonic() - begin
+    return section
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("measures", nargs="*", type=_measure, help=f"of {', '.join(MEASURES)}; without any all")
     parser.add_argument("--on", nargs="+", choices=get_args(Backend), default=[*get_args(Backend)])
-    parser.add_argument(
-        "--rounds", type=int, help=f"turns a contender takes ({Sizes.rounds}; {Sizes.write_rounds} beside writes)"
-    )
+    parser.add_argument("--rounds", type=int, help=f"turns a contender takes ({Sizes.rounds})")
     parser.add_argument("--stuck", type=int, help=f"stuck jobs to recover ({Sizes.stuck:,})")
     parser.add_argument("--placement", choices=get_args(Placement), default=Sizes.placement, help="of the stuck jobs")
-    parser.add_argument("--memory", action="store_true", help="take memory's larger figure at 1,000,000 stuck jobs")
     parser.add_argument("--quick", action="store_true", help="small numbers, to see that it works")
     parser.add_argument("--postgres", choices=["15", "18"], help="the server's version; 15 where it is installed")
     parser.add_argument("--directory", type=Path, help="where the databases lie; without it the system's for temporary")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--record", action="store_true", help=f"keep the figures, and write {document.PAGE} anew")
+    parser.add_argument(
+        "--document", action="store_true", help=f"only write {document.PAGE} anew, by the newest record"
+    )
     return parser
 
 
@@ -82,15 +118,8 @@ def _measure(name: str) -> str:
 
 
 def _sizes(said: argparse.Namespace) -> Sizes:
-    quick = {
-        "finished": 10_000, "fewer_finished": 1_000, "stuck": 1_000, "memory_stuck": (100, 1_000), "orm_stuck": 500,
-        "detected": 100, "rounds": 2, "calls": 10, "baseline_seconds": 0.5,
-    } if said.quick else {}  # fmt: skip
     chosen = {key: value for key in ("rounds", "stuck") if (value := getattr(said, key)) is not None}
-    if said.rounds is not None:
-        chosen["write_rounds"] = said.rounds
-    large = {"memory_stuck": (10_000, 1_000_000)} if said.memory else {}
-    return Sizes(**{**quick, "placement": said.placement, **large, **chosen})
+    return dataclasses.replace(QUICK if said.quick else Sizes(), placement=said.placement, **chosen)
 
 
 def _filled(sizes: Sizes) -> str:

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import resource
 import select
-import sqlite3
 import sys
 import time
-from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Session
+
+    from unstick.domain.work import ClaimedJob
+    from unstick.worker import Heartbeat
 
 WRITES_A_SECOND = 200
 
@@ -51,7 +55,30 @@ async def _sweep(config: Path) -> dict[str, Any]:
 def orm(url: str, number: str) -> dict[str, Any]:
     """Recover jobs as a loop over ORM objects does, with an audit row each and one commit."""
     import sqlalchemy as sa
-    from sqlalchemy.orm import DeclarativeBase, Session
+    from sqlalchemy.orm import Session
+
+    if "+asyncmy" in url:  # of which there is no other driver here
+        return asyncio.run(_orm_on_a_loop(url, int(number)))
+    engine = sa.create_engine(url.replace("+aiosqlite", ""))
+    with Session(engine) as session:
+        said = _recover_one_by_one(session, int(number))
+    engine.dispose()
+    return said
+
+
+async def _orm_on_a_loop(url: str, number: int) -> dict[str, Any]:
+    from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+    engine = create_async_engine(url)
+    async with AsyncSession(engine) as session:
+        said = await session.run_sync(_recover_one_by_one, number)
+    await engine.dispose()
+    return said
+
+
+def _recover_one_by_one(session: Session, number: int) -> dict[str, Any]:
+    import sqlalchemy as sa
+    from sqlalchemy.orm import DeclarativeBase
     from tests.jobs import jobs_table
 
     from benchmarks.filling import TABLE
@@ -72,27 +99,24 @@ def orm(url: str, number: str) -> dict[str, Any]:
     class Recovery(Base):
         __table__ = recoveries
 
-    engine = sa.create_engine(url.replace("+aiosqlite", ""))
-    with Session(engine) as session:
-        session.connection()
-        now = datetime.now(UTC)
-        begin = time.monotonic()
-        stuck = sa.select(Job).where(Job.completed_at.is_(None), Job.status == "running")
-        stuck = stuck.where(Job.started_at < now - timedelta(minutes=30)).order_by(Job.id).limit(int(number))
-        jobs = session.scalars(stuck).all()
-        for job in jobs:
-            said = f"Job stuck in running since {job.started_at}. Automatically cleaned up."
-            before = {"status": job.status, "success": None, "error_message": None, "completed_at": None}
-            session.add(
-                Recovery(
-                    operation_id=0, source="main", job_id=str(job.id), state="running", action="mark_failed",
-                    reason="silent", outcome="applied", detail=said, pre_image=json.dumps(before), at=now,
-                )
-            )  # fmt: skip
-            job.status, job.success, job.error_message, job.completed_at = "failed", False, said, now
-        session.commit()
-        end = time.monotonic()
-    engine.dispose()
+    session.connection()
+    now = datetime.now(UTC)
+    begin = time.monotonic()
+    stuck = sa.select(Job).where(Job.completed_at.is_(None), Job.status == "running")
+    stuck = stuck.where(Job.started_at < now - timedelta(minutes=30)).order_by(Job.id).limit(number)
+    jobs = session.scalars(stuck).all()
+    for job in jobs:
+        said = f"Job stuck in running since {job.started_at}. Automatically cleaned up."
+        before = {"status": job.status, "success": None, "error_message": None, "completed_at": None}
+        session.add(
+            Recovery(
+                operation_id=0, source="main", job_id=str(job.id), state="running", action="mark_failed",
+                reason="silent", outcome="applied", detail=said, pre_image=json.dumps(before), at=now,
+            )
+        )  # fmt: skip
+        job.status, job.success, job.error_message, job.completed_at = "failed", False, said, now
+    session.commit()
+    end = time.monotonic()
     return {"jobs": len(jobs), "begin": begin, "end": end, "memory": peak_memory()}
 
 
@@ -101,10 +125,17 @@ def writer(backend: str, raw: str) -> dict[str, Any]:
 
     Every second one is of a job that a sweep would recover. A write's time is from its call to its commit.
     """
-    with _host(backend, raw) as (write, swept, others):
+    from benchmarks.drivers import connected
+    from benchmarks.filling import TABLE, Backend, now
+
+    kind = next(each for each in get_args(Backend) if each == backend)
+    with connected(kind, raw) as run:
+        ids = f"SELECT id FROM {TABLE} WHERE completed_at IS"
+        swept, others = ([row[0] for row in run(f"{ids} {word} LIMIT 100000")] for word in ("NULL", "NOT NULL"))
         print("ready", flush=True)
         sys.stdin.readline()
-        return {"writes": _write_until_told(write, {"swept": swept, "other": others})}
+        change = f"UPDATE {TABLE} SET updated_at = {now(kind)} WHERE id ="
+        return {"writes": _write_until_told(lambda job: run(f"{change} {job}"), {"swept": swept, "other": others})}
 
 
 def _write_until_told(write: Callable[[int], object], kinds: dict[str, list[int]]) -> list[tuple[float, str, float]]:
@@ -121,24 +152,28 @@ def _write_until_told(write: Callable[[int], object], kinds: dict[str, list[int]
     return writes
 
 
-@contextmanager
-def _host(backend: str, raw: str) -> Iterator[tuple[Callable[[int], object], list[int], list[int]]]:
-    """Lend a function that commits one write, and the ids of open and of finished jobs."""
-    import psycopg
+def worker(url: str) -> dict[str, Any]:
+    """Run jobs on the kit until killed, and tell of each when it begins; one that is begun again ends at once."""
+    asyncio.run(_work(url))
+    raise RuntimeError("A worker ended by itself.")
 
-    from benchmarks.filling import TABLE
 
-    queries = [f"SELECT id FROM {TABLE} WHERE completed_at IS {word} LIMIT 100000" for word in ("NULL", "NOT NULL")]
-    if backend == "postgresql":
-        update = f"UPDATE {TABLE} SET updated_at = now() WHERE id = %s".encode()
-        with psycopg.connect(raw, autocommit=True) as host:
-            swept, others = ([row[0] for row in host.execute(query.encode())] for query in queries)
-            yield lambda job_id: host.execute(update, (job_id,)), swept, others
-        return
-    change = f"UPDATE {TABLE} SET updated_at = strftime('%Y-%m-%d %H:%M:%f000', 'now') WHERE id = ?"
-    with closing(sqlite3.connect(raw, isolation_level=None, timeout=30)) as file:
-        swept, others = ([row[0] for row in file.execute(query)] for query in queries)
-        yield lambda job_id: file.execute(change, (job_id,)), swept, others
+async def _work(url: str) -> None:
+    from unstick import Registry, running
+    from unstick.config import SourceSettings
+    from unstick.sql.mapping import JobTable
+
+    registry = Registry()
+
+    @registry.job("essay")
+    async def essay(job: ClaimedJob, _beat: Heartbeat) -> None:
+        print(json.dumps([os.getpid(), time.monotonic()]), flush=True)
+        if not job.attempt:
+            await asyncio.Event().wait()
+
+    own, second = JobTable.from_settings(SourceSettings()), timedelta(seconds=1)
+    async with running(registry, url=url, jobs=own, poll=second, beat_every=second, lease=3 * second):
+        await asyncio.Event().wait()
 
 
 def peak_memory() -> float:
@@ -150,7 +185,7 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {"sweep": sweep, "orm": orm, "writer": writer}
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {"sweep": sweep, "orm": orm, "writer": writer, "worker": worker}
 
 
 if __name__ == "__main__":

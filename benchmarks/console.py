@@ -4,80 +4,74 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import timedelta
 from typing import TYPE_CHECKING
-
-import httpx
-from pydantic import SecretStr
 
 from benchmarks.filling import Filling
 from benchmarks.measures import percentile
 from benchmarks.report import Figure, Goal
-from unstick.api.auth import mint_token
-from unstick.config import load_settings
-from unstick.domain.access import Role
-from unstick.domain.job import JobState
-from unstick.pipeline.looking import take_look
-from unstick.wiring import create_service, open_watched
+from benchmarks.service import visiting
 
 if TYPE_CHECKING:
     from benchmarks.databases import Database, Site
     from benchmarks.measures import Sizes
 
-_SECRET = SecretStr("of no worth: it signs what this process alone reads")
-_WARM_UP = 3
 _GOAL = Goal(bound=200, unit=" ms")
+_FIRST = {
+    "stuck, older": "/stuck?older={minutes}",
+    "stuck, older, newest first": "/stuck?older={minutes}&sort=newest",
+    "stuck, older, by reason": "/stuck?older={minutes}&reason=silent",
+    "stuck, by kind": "/stuck?kind=quiz{stars}",
+    "stuck, by a kind that none has": "/stuck?kind=none{stars}",
+    "stuck, by text": "/stuck?text={minutes}",
+    "replay": "/replay?running={minutes}",
+    "replay, of both states": "/replay?running={minutes}&queued=5",
+}
 
 
 def console(site: Site, sizes: Sizes) -> list[Figure]:
-    """Milliseconds from a request to the whole page, by the service with its watch, without a network between."""
+    """Milliseconds from a request to the whole page, by the service with its watch, without a network between.
+
+    *First reads* ask for something that nobody has asked for before, so that no answer is remembered.
+    """
+    if site.backend == "mariadb":
+        return []  # the goal names two
     with site.fresh(Filling(finished=sizes.finished, stuck=sizes.stuck, placement=sizes.placement)) as database:
-        taken = asyncio.run(_pages(database, sizes.calls))
+        taken = asyncio.run(_taken(database, sizes))
     return [
         Figure(
-            measure="console, p95",
+            measure=measure,
             database=site.backend,
             name=page,
             unit="ms",
             values=[percentile(values, 95)],
             goal=_GOAL,
         )
-        for page, values in taken.items()
+        for (measure, page), values in taken.items()
     ]
 
 
-async def _pages(database: Database, calls: int) -> dict[str, list[float]]:
-    settings = load_settings(database.config).model_copy(update={"secret_key": _SECRET})
-    async with open_watched(settings) as watched:
-        [stuck] = await watched.source.list_suspects(await take_look(watched), JobState.RUNNING, limit=1, after=None)
-    service = create_service(settings)
-    service.state.stopping = False
-    bearer = mint_token(_SECRET, role=Role.ADMIN, subject="bench", lifetime=timedelta(hours=1), auth=settings.auth)
-    pages = (
-        "/",
-        "/stuck",
-        "/stuck?reason=silent",
-        f"/jobs/main/{stuck.id}",
-        "/sweeps",
-        "/audit",
-        "/policy",
-        "/replay",
-        "/sources",
-    )
-    taken: dict[str, list[float]] = {page: [] for page in pages}
-    async with (
-        service.router.lifespan_context(service),
-        httpx.AsyncClient(
-            transport=httpx.ASGITransport(service),
-            base_url="http://unstick.test/console",
-            headers={"Authorization": f"Bearer {bearer}"},
-            timeout=60,
-        ) as person,
-    ):
-        for turn in range(-_WARM_UP, calls):
-            for page, values in taken.items():
-                begin = time.perf_counter()
-                (await person.get(page)).raise_for_status()
-                if turn >= 0:
-                    values.append((time.perf_counter() - begin) * 1000)
+def pages(stuck: object) -> dict[str, str]:
+    """Return the pages by what they show, with the story of one stuck job among them."""
+    paths = {"overview": "/", "one job": f"/jobs/main/{stuck}", "stuck, by reason": "/stuck?reason=silent"}
+    others = {name: f"/{name}" for name in ("stuck", "sweeps", "audit", "policy", "replay", "sources")}
+    return {name: f"/console{path}" for name, path in {**paths, **others}.items()}
+
+
+def _first_reads(turn: int) -> dict[str, str]:
+    """Return pages with other filters at each turn."""
+    asked = {"minutes": 31 + turn, "stars": "*" * (1 + turn)}
+    return {name: f"/console{path.format_map(asked)}" for name, path in _FIRST.items()}
+
+
+async def _taken(database: Database, sizes: Sizes) -> dict[tuple[str, str], list[float]]:
+    taken: dict[tuple[str, str], list[float]] = {}
+    async with visiting(database) as person:
+        again = pages(await person.oldest())
+        for turn in range(sizes.warm_up + sizes.calls):
+            for measure, paths in (("console, p95", again), ("console, first reads, p95", _first_reads(turn))):
+                for page, path in paths.items():
+                    begin = time.perf_counter()
+                    await person.get(path)
+                    if turn >= sizes.warm_up:
+                        taken.setdefault((measure, page), []).append((time.perf_counter() - begin) * 1000)
     return taken

@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import itertools
 import json
 import os
-import shutil
-import sqlite3
-import tempfile
 import time
 from abc import ABC, abstractmethod
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psycopg
 import sqlalchemy as sa
 from tests.jobs import COLUMNS, STATES, jobs_table
-from tests.servers import MissingServerError, PackagedPostgres, Postgres
 
+from benchmarks.drivers import BEGIN, Run, connected
 from benchmarks.filling import TABLE, Backend, Filling, insert
 from unstick.config import load_settings
 from unstick.wiring import upgrade_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-SETTINGS = {
-    "fsync": "on",
-    "synchronous_commit": "on",
-    "full_page_writes": "on",
-    "wal_level": "replica",
-    "shared_buffers": "1GB",
-    "max_wal_size": "8GB",
-    "checkpoint_timeout": "1h",  # each run starts from a checkpoint; none comes in the middle of one
-    "autovacuum": "on",
-}
+    from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,31 +35,21 @@ class Database:
     """How the driver itself is told: a connection string, or a path."""
     config: Path
 
+    def connected(self) -> AbstractContextManager[Run]:
+        """Connect as somebody without Unstick does."""
+        return connected(self.backend, self.raw)
+
     def execute(self, *statements: str) -> float:
         """Run statements in one transaction through the driver itself; return the seconds until it is committed."""
-        begin = time.perf_counter()
-        if self.backend == "postgresql":
-            with psycopg.connect(self.raw, autocommit=True) as connection:
-                begin = time.perf_counter()
-                with connection.transaction():
-                    for statement in statements:
-                        connection.execute(statement.encode())
-                return time.perf_counter() - begin
-        with closing(sqlite3.connect(self.raw, isolation_level=None)) as connection:
+        with self.connected() as run:
             begin = time.perf_counter()
-            for statement in ("BEGIN IMMEDIATE", *statements, "COMMIT"):
-                connection.execute(statement)
+            for statement in (BEGIN[self.backend], *statements, "COMMIT"):
+                run(statement)
             return time.perf_counter() - begin
 
     def count(self, query: str) -> int:
-        if self.backend == "postgresql":
-            with psycopg.connect(self.raw) as connection:
-                row = connection.execute(query.encode()).fetchone()
-        else:
-            with closing(sqlite3.connect(self.raw)) as file:
-                row = file.execute(query).fetchone()
-        assert row is not None
-        return int(row[0])
+        with self.connected() as run:
+            return int(run(query)[0][0])
 
 
 class Site(ABC):
@@ -96,10 +70,7 @@ class Site(ABC):
     @contextmanager
     def fresh(self, filling: Filling) -> Iterator[Database]:
         """Lend a copy of a database filled like this."""
-        source = self._name(filling)
-        if source not in self._filled:
-            self._fill(source, filling)
-            self._filled.add(source)
+        source = self._filled_like(filling)
         name = f"{self._prefix}_copy_{next(self._numbers)}"
         self._copy(source, name)
         database = self._database(name)
@@ -108,6 +79,23 @@ class Site(ABC):
             yield database
         finally:
             self._drop(name)
+
+    @contextmanager
+    def empty(self, config: str) -> Iterator[Database]:
+        """Lend an empty database under a configuration with `{url}` in it."""
+        name = f"{self._prefix}_empty_{next(self._numbers)}"
+        self._create(name)
+        try:
+            yield self._configured(name, config.format(url=json.dumps(self._url(name))))
+        finally:
+            self._drop(name)
+
+    def original(self, filling: Filling) -> Database:
+        """Return the filled database itself, which is too large to copy; whoever changes it has it forgotten after."""
+        source = self._filled_like(filling)
+        database = self._database(source)
+        self._warm(database)
+        return database
 
     def forget(self, filling: Filling) -> None:
         """Make room."""
@@ -120,23 +108,37 @@ class Site(ABC):
         while self._filled:
             self._drop(self._filled.pop())
 
+    def _filled_like(self, filling: Filling) -> str:
+        source = self._name(filling)
+        if source not in self._filled:
+            self._fill(source, filling)
+            self._filled.add(source)
+        return source
+
     def _name(self, filling: Filling) -> str:
-        return f"{self._prefix}_{filling.finished}_{filling.stuck}_{filling.placement}"
+        return f"{self._prefix}_{filling.finished}_{filling.stuck}_{filling.healthy}_{filling.placement}"
 
     def _fill(self, name: str, filling: Filling) -> None:
         self._create(name)
         database = self._database(name)
-        engine = sa.create_engine(database.url.replace("+aiosqlite", ""))
-        with engine.begin() as connection:
-            jobs_table(name=TABLE).metadata.create_all(connection)
-        engine.dispose()
+        table = jobs_table(name=TABLE)
+        self.prepare(database, sa.schema.CreateTable(table))
         asyncio.run(upgrade_database(load_settings(database.config)))
         database.execute(insert(self.backend, filling))
+        self.prepare(database, *(sa.schema.CreateIndex(index) for index in table.indexes))  # faster than row by row
         self._finish(database)
 
+    def prepare(self, database: Database, *changes: sa.schema.ExecutableDDLElement) -> None:
+        """Make what belongs to the host."""
+        dialect = sa.make_url(database.url).get_dialect()()
+        database.execute(*(str(change.compile(dialect=dialect)) for change in changes))
+
     def _database(self, name: str) -> Database:
+        return self._configured(name, toml(self._url(name)))
+
+    def _configured(self, name: str, said: str) -> Database:
         config = self.directory / f"{name}.toml"
-        config.write_text(_toml(self._url(name)))
+        config.write_text(said)
         return Database(backend=self.backend, url=self._url(name), raw=self._raw(name), config=config)
 
     @abstractmethod
@@ -163,143 +165,10 @@ class Site(ABC):
     def _drop(self, name: str) -> None: ...
 
 
-class SqliteSite(Site):
-    backend: Backend = "sqlite"
-
-    @property
-    def facts(self) -> dict[str, str]:
-        return {"SQLite": f"{sqlite3.sqlite_version}, journal_mode WAL, synchronous FULL, no ANALYZE"}
-
-    def _url(self, name: str) -> str:
-        return f"sqlite+aiosqlite:///{self._raw(name)}"
-
-    def _raw(self, name: str) -> str:
-        return str(self.directory / f"{name}.db")
-
-    def _create(self, name: str) -> None:
-        with closing(sqlite3.connect(self._raw(name))) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-
-    def _finish(self, database: Database) -> None:
-        with closing(sqlite3.connect(database.raw)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    def _copy(self, source: str, name: str) -> None:
-        shutil.copyfile(self._raw(source), self._raw(name))
-        with Path(self._raw(name)).open("rb") as file:
-            os.fsync(file.fileno())  # or a run would pay for writing its copy
-
-    def _warm(self, database: Database) -> None:
-        """The copy has just been written, so the system has it cached."""
-
-    def _drop(self, name: str) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            Path(self._raw(name) + suffix).unlink(missing_ok=True)
-
-
-class PostgresSite(Site):
-    backend: Backend = "postgresql"
-
-    def __init__(self, directory: Path, server: Postgres) -> None:
-        super().__init__(directory)
-        self._server = server
-
-    @property
-    def facts(self) -> dict[str, str]:
-        with psycopg.connect(self._raw("postgres")) as connection:
-            row = connection.execute("SHOW server_version").fetchone()
-        assert row is not None
-        return {"PostgreSQL": f"{row[0]}, " + ", ".join(f"{name} {value}" for name, value in SETTINGS.items())}
-
-    def _url(self, name: str) -> str:
-        return self._server.url("psycopg", name)
-
-    def _raw(self, name: str) -> str:
-        return f"host={self._server.directory} user=postgres dbname={name}"
-
-    def _create(self, name: str) -> None:
-        self._server.create(name)
-
-    def _finish(self, database: Database) -> None:
-        with psycopg.connect(database.raw, autocommit=True) as connection:
-            connection.execute("VACUUM (FREEZE, ANALYZE)")
-
-    def _copy(self, source: str, name: str) -> None:
-        self._server.execute(f"CREATE DATABASE {name} TEMPLATE {source} STRATEGY file_copy")
-
-    def _warm(self, database: Database) -> None:
-        with psycopg.connect(database.raw, autocommit=True) as connection:
-            connection.execute(f"SELECT count(*), count(attempt) FROM {TABLE}")
-            connection.execute("SET enable_seqscan = off")
-            connection.execute(f"SELECT count(*) FROM {TABLE} WHERE id > 0")
-
-    def _drop(self, name: str) -> None:
-        self._server.drop(name)
-
-
-class DurablePostgres(Postgres):
-    """The tests' private server, but one that survives a power cut."""
-
-    def command(self) -> list[str]:
-        return [*super().command(), *_durable()]  # the last one given is in force
-
-
-class DurablePackagedPostgres(PackagedPostgres):
-    def command(self) -> list[str]:
-        return [*super().command(), *_durable()]
-
-
-def _durable() -> list[str]:
-    return [f"--{name}={value}" for name, value in SETTINGS.items()]
-
-
-@contextmanager
-def open_sites(wanted: set[Backend], directory: Path | None, postgres: str | None) -> Iterator[list[Site]]:
-    """Open the places databases are made at, PostgreSQL's server among them; all of it is gone afterwards."""
-    # Short, for a socket's path has room for 107 characters, and open to the user that a server runs as.
-    run = Path(tempfile.mkdtemp(prefix="unstick-bench-", dir=directory))
-    run.chmod(0o755)
-    sites: list[Site] = []
-    try:
-        with (run / "alive").open("w") as alive:
-            fcntl.flock(alive, fcntl.LOCK_EX)  # the server's guard stops it when this lock is released
-            if "postgresql" in wanted:
-                sites.append(PostgresSite(run, _start_postgres(run, postgres)))
-            if "sqlite" in wanted:
-                sites.append(SqliteSite(run))
-            yield sites
-        _wait_for_guard(run)
-    finally:
-        shutil.rmtree(run, ignore_errors=True)
-
-
-def _start_postgres(run: Path, version: str | None) -> Postgres:
-    """Start the version asked for; without one 15, which the goals were set with, or 18 where that isn't installed."""
-    servers: dict[str, Postgres] = {
-        "15": DurablePostgres(run, "postgres15"),
-        "18": DurablePackagedPostgres(run, "postgres18"),
-    }
-    if version is not None:
-        servers[version].start()
-        return servers[version]
-    try:
-        return _start_postgres(run, "15")
-    except MissingServerError:
-        return _start_postgres(run, "18")
-
-
-def _wait_for_guard(run: Path) -> None:
-    deadline = time.monotonic() + 30
-    while [path for path in run.iterdir() if path.is_dir()]:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"The server in {run} did not stop.")
-        time.sleep(0.05)
-
-
-def _toml(url: str) -> str:
-    """Say what a user's `unstick.toml` says; JSON's text and lists are TOML's too."""
-    lines = ["[sources.main]", f"url = {json.dumps(url)}", f'table = "{TABLE}"', "[sources.main.columns]"]
+def toml(url: str, table: str = TABLE, source: str = "main") -> str:
+    """Say what a user's `unstick.toml` says of a jobs table; JSON's text and lists are TOML's too."""
+    lines = [f"[sources.{source}]", f"url = {json.dumps(url)}", f'table = "{table}"', f"[sources.{source}.columns]"]
     lines += [f"{key} = {json.dumps(name)}" for key, name in COLUMNS.items()]
-    lines += ["[sources.main.states]"]
+    lines += [f"[sources.{source}.states]"]
     lines += [f"{state.value} = {json.dumps(list(words))}" for state, words in STATES.items()]
     return "\n".join(lines) + "\n"

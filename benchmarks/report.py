@@ -16,20 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A bound on a ratio, or with a unit on the figure itself; `later` is the one aimed at in the end."""
+    """A bound on a ratio, or with a unit on the figure itself."""
 
     bound: float
     at_least: bool = False
     unit: str = ""
-    later: float | None = None
 
     def met(self, value: float) -> bool:
         return value >= self.bound if self.at_least else value <= self.bound
 
     def __str__(self) -> str:
         sign = "≥" if self.at_least else "≤"
-        later = "" if self.later is None else f" ({sign} {self.later:g} in the end)"
-        return f"{sign} {self.bound:g}{self.unit}{later}"
+        return f"{sign} {self.bound:g}{self.unit}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +39,8 @@ class Figure:
     name: str
     values: Sequence[float]
     unit: str
+    at: str = ""
+    """The size it was measured at, where it is one of several."""
     against: str = ""
     ratios: Sequence[float] = ()
     goal: Goal | None = None
@@ -54,46 +54,91 @@ class Figure:
         return median(self.ratios) if self.ratios else None
 
     @property
+    def held(self) -> float:
+        """What the goal is held against: the ratio, or with a unit the figure itself."""
+        return self.value if self.ratio is None or (self.goal is not None and self.goal.unit) else self.ratio
+
+    @property
     def verdict(self) -> str:
         if self.goal is None:
             return ""
-        held = self.value if self.goal.unit or self.ratio is None else self.ratio
-        return "ok" if self.goal.met(held) else "missed"
+        return "ok" if self.goal.met(self.held) else "missed"
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"value": self.value, "ratio": self.ratio, "verdict": self.verdict}
+        said = asdict(self) | {"values": _rounded(self.values), "ratios": _rounded(self.ratios)}
+        return {key: value for key, value in said.items() if value not in ("", (), [], None)}
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> Figure:
+        goal = said.get("goal")
+        return cls(**{"database": ""} | said | {"goal": None if goal is None else Goal(**goal)})
+
+
+@dataclass(kw_only=True)
+class Section:
+    """What one measure came to, on all databases."""
+
+    name: str
+    about: str
+    seconds: float = 0
+    problem: str = ""
+    """Why it came to nothing more, if it failed."""
+    figures: list[Figure] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        figures = [figure.as_json() for figure in self.figures]
+        about, seconds = " ".join(self.about.split()), round(self.seconds)
+        return {"name": self.name, "about": about, "seconds": seconds, "problem": self.problem, "figures": figures}
 
 
 @dataclass(kw_only=True)
 class Report:
-    """All figures of one run."""
+    """All that one run came to."""
 
     facts: dict[str, str]
-    figures: list[Figure] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+
+    @property
+    def figures(self) -> list[Figure]:
+        return [figure for section in self.sections for figure in section.figures]
 
     def show(self, console: Console) -> None:
         for name, fact in self.facts.items():
             console.print(f"[bold]{name}[/] {fact}", highlight=False)
-        table = Table("measure", "on", "what", "figure", "spread", "ratio", "goal", "")
+        table = Table("measure", "on", "what", "at", "figure", "spread", "ratio", "goal", "")
         for figure in self.figures:
             table.add_row(*_row(figure))
         console.print(table)
 
     def as_json(self) -> dict[str, Any]:
-        return {"facts": self.facts, "figures": [figure.as_json() for figure in self.figures]}
+        return {"facts": self.facts, "sections": [section.as_json() for section in self.sections]}
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> Report:
+        sections = [
+            Section(**each | {"figures": [Figure.from_json(figure) for figure in each["figures"]]})
+            for each in said["sections"]
+        ]
+        return cls(facts=said["facts"], sections=sections)
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    """Keep what is more than chance."""
+    return [float(f"{value:.4g}") for value in values]
 
 
 def _row(figure: Figure) -> list[str]:
-    ratio = "" if figure.ratio is None else f"{figure.ratio:.2f} {_span(figure.ratios)} of {figure.against}"
+    ratio = "" if figure.ratio is None else f"{figure.ratio:.2f} {span(figure.ratios)} of {figure.against}"
     verdict = {"ok": "[green]ok[/]", "missed": "[red]missed[/]"}.get(figure.verdict, "")
     goal = "" if figure.goal is None else str(figure.goal)
-    value = f"{_say(figure.value)} {figure.unit}"
-    return [figure.measure, figure.database, figure.name, value, _span(figure.values), ratio, goal, verdict]
+    value = f"{say(figure.value)} {figure.unit}"
+    spread = span(figure.values)
+    return [figure.measure, figure.database, figure.name, figure.at, value, spread, ratio, goal, verdict]
 
 
-def _span(values: Sequence[float]) -> str:
-    return f"({_say(min(values))}-{_say(max(values))})" if len(values) > 1 else ""
+def span(values: Sequence[float]) -> str:
+    return f"({say(min(values))}-{say(max(values))})" if len(values) > 1 else ""
 
 
-def _say(value: float) -> str:
+def say(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -22,11 +22,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
-from tests.replicas import ROOT, SWEPT
+from tests.replicas import ROOT, SWEPT, acted_late, late_ends
 from tests.servers import MortalPostgres
 
 from unstick.sql import schema, tables
@@ -34,7 +34,6 @@ from unstick.sql.engine import open_engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -173,12 +172,12 @@ class Soak:
         allowed = LEASE_SECONDS + LONGEST_FAULT_SECONDS + 3 * SWEPT.total_seconds() + 5
         quarter, last = self.memory[len(self.memory) // 4], self.memory[-1]
         terms = [each["term"] for each in told if each["event"] == "LeadershipChanged" and each["leads"]]
-        overlaps = _overlaps(rows)
+        late = late_ends(rows)
         measured = {
             **self.blows, "jobs recovered": len(recovered), "sweeps": len(swept) - 2, "leaders": len(terms),
             "longest time without a sweep": f"{gap:.1f} s of at most {allowed:.1f} s",
             "memory of one replica": f"{quarter} KiB after a quarter, {last} KiB at the end",
-            "connections at most": max(self.connections), "sweeps ended late by a stopped leader": len(overlaps),
+            "connections at most": max(self.connections), "sweeps ended late by a stopped leader": len(late),
         }  # fmt: skip
         for name, value in measured.items():
             print(f"  {name:38} {value}")
@@ -189,33 +188,8 @@ class Soak:
             *([f"no sweep for {gap:.1f} s"] if gap > allowed else []),
             *([f"memory grew from {quarter} to {last} KiB"] if last > GROWTH * quarter else []),
             *([f"{max(self.connections)} connections"] if max(self.connections) > CONNECTIONS * REPLICAS else []),
-            *_acted_late(overlaps, records),
+            *acted_late(late, records),
         ]
-
-
-def _overlaps(rows: Sequence[Any]) -> dict[int, tuple[int, datetime]]:
-    """Return sweeps that ended after another had begun, by the ledger's time, with that one and when it began.
-
-    A leader that is stopped for longer than its lease can't say that its sweep is over before it goes on.
-    """
-    begun = {row.id: row.at for row in rows if row.outcome == "started"}
-    ended = {row.operation_id: row.at for row in rows if row.outcome != "started"}
-    spans = sorted((at, ended.get(operation), operation) for operation, at in begun.items())
-    return {
-        earlier: (later, start)
-        for (_, end, earlier), (start, _, later) in pairwise(spans)
-        if end is not None and end > start
-    }
-
-
-def _acted_late(overlaps: dict[int, tuple[int, datetime]], records: Sequence[Any]) -> list[str]:
-    """Say which of them went on to recover jobs then; a batch that was under way bears the time it began at."""
-    late = [record for record in records if record.operation_id in overlaps]
-    return [
-        f"sweep {record.operation_id} recovered job {record.job_id} when {overlaps[record.operation_id][0]} had begun"
-        for record in late
-        if record.at > overlaps[record.operation_id][1]
-    ]
 
 
 def main() -> int:

@@ -18,18 +18,30 @@ from unstick.api.router import admin_router
 from unstick.config import AuthSettings
 from unstick.domain.access import Role
 from unstick.domain.aftermath import End, Finished, How, LateCounts, LateFinish, LateRuns, Recovered
-from unstick.domain.audit import AuditEntry
+from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.events import QueueState
 from unstick.domain.history import Durations, Figures, Replayed, ReplayedKind
 from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, Ruling
 from unstick.domain.queue import Flows
+from unstick.domain.record import EntryFilter, EntryPage, Recorded, Span
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Recovery, Ruled
 from unstick.domain.story import JobRow
-from unstick.domain.suspect import GroupedSuspects, Look, Page, Position, StuckCounts, Suspect, SuspectGroup, is_suspect
+from unstick.domain.suspect import (
+    GroupedSuspects,
+    Look,
+    Mark,
+    Page,
+    Position,
+    Stretch,
+    StuckCounts,
+    Suspect,
+    SuspectGroup,
+    is_suspect,
+)
 from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.pipeline.watched import OpenWatched, Watched
-from unstick.ports import Capabilities, FollowUpSpan, OpenJobs, RecoveredPage, RecoveryCounts, Usage
+from unstick.ports import Capabilities, FollowUpSpan, OpenClasses, OpenJobs, RecoveredPage, RecoveryCounts, Usage
 from unstick.testing.memory import MemoryBrakes, MemorySnoozes
 
 NOW = datetime(2026, 11, 23, 21, 0, tzinfo=UTC)
@@ -52,6 +64,11 @@ UNDO_JOB = "/api/v1/admin/jobs/{source}/{job_id}/undo"
 LATE = "/api/v1/admin/late-finishes"
 SUGGESTIONS = "/api/v1/admin/suggestions"
 REPLAY = "/api/v1/admin/replay"
+LIST = "/api/v1/admin/stuck"
+OVERVIEW = "/api/v1/admin/overview"
+AUDIT = "/api/v1/admin/audit"
+EXPORT = "/api/v1/admin/audit/export"
+PLANS = "/api/v1/admin/plans"
 CALLS = {
     "jobs.stuck": ("GET", STUCK),
     "jobs.cleanup": ("POST", CLEANUP),
@@ -59,6 +76,8 @@ CALLS = {
     "late_finishes": ("GET", LATE),
     "suggestions": ("GET", SUGGESTIONS),
     "replay": ("GET", REPLAY),
+    "overview": ("GET", OVERVIEW),
+    "audit": ("GET", AUDIT),
 }
 
 
@@ -110,12 +129,20 @@ class MemorySource:
         return GroupedSuspects(counts=groups)
 
     async def list_suspects(
-        self, look: Look, state: JobState, *, limit: int, after: Position | None, newest_first: bool = False
+        self, look: Look, state: JobState, *, limit: int, after: Position | None
     ) -> tuple[Job, ...]:
-        assert not newest_first
         found = sorted((s for s in self._accused(look) if s.state is state), key=lambda s: (s.since, str(s.job_id)))
         rest = (s for s in found if after is None or (s.since, str(s.job_id)) > (after.since, str(after.job_id)))
         return tuple(self.jobs[suspect.job_id] for suspect in rest)[:limit]
+
+    async def stretch(
+        self, look: Look, state: JobState, *, size: int, after: Mark | None = None, newest_first: bool = False
+    ) -> Stretch:
+        found = await self.list_suspects(look, state, limit=len(self.jobs), after=None)
+        ordered = found[::-1] if newest_first else found
+        ids = [job.id for job in ordered]
+        begin = 0 if after is None else ids.index(after.position.job_id) + 1
+        return Stretch.by_age(ordered[begin:][:size], size)
 
     async def suspects(self, look: Look) -> AsyncIterator[Page]:
         found = self._accused(look)
@@ -148,8 +175,9 @@ class MemorySource:
     async def up_since(self) -> datetime | None:
         return None
 
-    async def open_classes(self) -> frozenset[JobClass]:
-        return frozenset(JobClass(job.kind, job.queue) for job in self.jobs.values())
+    async def open_classes(self, most: int | None = None) -> OpenClasses:
+        del most
+        return OpenClasses(found=frozenset(JobClass(job.kind, job.queue) for job in self.jobs.values()))
 
     async def flows(self, look: Look) -> Flows:
         del look
@@ -204,12 +232,12 @@ class MemoryLedger:
         self.entries.append(entry)
         return len(self.entries)
 
-    async def count_read(self, entry: AuditEntry) -> None:
+    async def count_read(self, entry: AuditEntry, times: int = 1) -> None:
         if self.failure is not None:
             raise self.failure
         key = json.dumps([entry.actor, entry.role, entry.call, entry.outcome, entry.parameters, entry.result])
         _, count = self.reads.get(key, (entry, 0))
-        self.reads[key] = (entry, count + 1)
+        self.reads[key] = (entry, count + times)
 
     async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
         raise AssertionError((source, operation_id, recoveries))
@@ -237,7 +265,8 @@ class MemoryLedger:
         return {}
 
     async def operation(self, operation_id: int) -> AuditEntry | None:
-        return self.entries[operation_id - 1] if 0 < operation_id <= len(self.entries) else None
+        entry = self.entries[operation_id - 1] if 0 < operation_id <= len(self.entries) else None
+        return entry if entry is not None and entry.outcome is AuditOutcome.STARTED else None
 
     async def undoable(
         self,
@@ -282,6 +311,33 @@ class MemoryLedger:
     def rows(self) -> list[AuditEntry]:
         """Every row, of calls that changed something and of those that didn't."""
         return [*self.entries, *(entry for entry, _ in self.reads.values())]
+
+
+@dataclass
+class MemoryRecords:
+    """A ledger's entries read back."""
+
+    ledger: MemoryLedger
+
+    async def entries(self, wanted: EntryFilter, *, before: int | None, limit: int) -> EntryPage:
+        del wanted
+        found = [_recorded(number, each) for number, each in enumerate(self.ledger.entries, 1)]
+        older = [each for each in reversed(found) if before is None or each.id < before]
+        return EntryPage(entries=tuple(older[:limit]), next_before=older[limit - 1].id if len(older) > limit else None)
+
+    async def operation(self, operation_id: int) -> Sequence[Recorded]:
+        raise AssertionError(operation_id)
+
+    async def over_time(self, source: str, window: timedelta, spans: int) -> Sequence[Span]:
+        del source, window, spans
+        return ()
+
+
+def _recorded(number: int, entry: AuditEntry) -> Recorded:
+    return Recorded(
+        id=number, at=NOW, last_at=NOW, repeats=1, actor=entry.actor, role=entry.role, call=entry.call,
+        outcome=entry.outcome, parameters=entry.parameters, result=entry.result,
+    )  # fmt: skip
 
 
 @dataclass
@@ -335,6 +391,7 @@ class World:
                 history=MemoryHistory(),
                 snoozes=self.snoozes,
                 brakes=MemoryBrakes(),
+                records=MemoryRecords(self.ledger),
             )
 
         return opened

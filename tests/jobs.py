@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -232,6 +233,28 @@ class SqlBench:
         return {"status": STATES[state][0], "attempt": attempt, **stored}
 
 
+async def make_tables(engine: AsyncEngine, *, own_jobs: bool = False) -> None:
+    """Make Unstick's tables by the statements that `unstick db upgrade --sql` prints, which are soon done.
+
+    That they make the same tables as a migration is what `tests/test_schema.py` sees.
+    """
+    async with engine.begin() as connection:
+        for statement in _made_by(engine.dialect.name, schema.branches(own_jobs=own_jobs)):
+            await connection.exec_driver_sql(statement)
+
+
+@cache
+def _made_by(dialect: str, branches: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(statements(schema.upgrade_script(dialect, branches)))
+
+
+def statements(script: str) -> list[str]:
+    """Split what `unstick db upgrade --sql` prints; a transaction is whoever runs it's own."""
+    lines = [line for line in script.splitlines() if not line.startswith("--")]
+    found = [each.strip() for each in "\n".join(lines).split(";")]
+    return [each for each in found if each and each not in {"BEGIN", "COMMIT"}]
+
+
 async def open_bench(
     database: Database,
     table: sa.Table | None = None,
@@ -245,7 +268,7 @@ async def open_bench(
     engine = open_engine(database.url, create=True)
     async with engine.begin() as connection:
         await connection.run_sync(table.metadata.create_all)
-    await schema.upgrade(engine, schema.branches(own_jobs=False))
+    await make_tables(engine)
     jobs = jobs or declared(table)
     source = SqlSource("main", jobs, EngineConnections(engine), ruled_from=ruled_from)
     return SqlBench(

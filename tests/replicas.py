@@ -17,10 +17,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from unstick.config import SourceSettings
+from unstick.domain.audit import AuditOutcome
 from unstick.domain.brake import BrakeLimits, Unattended
 from unstick.domain.events import LeadershipChanged, PipelineEvent, Swept
 from unstick.domain.policy import Policy
@@ -32,7 +34,8 @@ from unstick.sql.mapping import JobTable
 from unstick.wiring import running, watch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from unstick.pipeline.watched import Watched
 
@@ -64,6 +67,30 @@ class Replicas:
     def leader(self, besides: int | None = None) -> int | None:
         """Return a replica that leads, as far as it has said."""
         return next((pid for pid in self.pids if pid != besides and self.leads(pid) is not None), None)
+
+
+def late_ends(rows: Sequence[Any]) -> dict[int, tuple[int, datetime]]:
+    """Return sweeps of the audit log that ended after another had begun, with that one and when it began.
+
+    A leader that is stopped for longer than its lease can't say that its sweep is over before it goes on.
+    """
+    begun = {row.id: row.at for row in rows if row.outcome == AuditOutcome.STARTED}
+    ended = {row.operation_id: row.at for row in rows if row.outcome != AuditOutcome.STARTED}
+    spans = sorted((at, ended.get(operation), operation) for operation, at in begun.items())
+    return {
+        earlier: (later, start)
+        for (_, end, earlier), (start, _, later) in pairwise(spans)
+        if end is not None and end > start
+    }
+
+
+def acted_late(late: Mapping[int, tuple[int, datetime]], records: Sequence[Any]) -> list[str]:
+    """Say which of them went on to recover jobs then; a batch that was under way bears the time it began at."""
+    return [
+        f"sweep {record.operation_id} recovered job {record.job_id} when {late[record.operation_id][0]} had begun"
+        for record in records
+        if record.operation_id in late and record.at > late[record.operation_id][1]
+    ]
 
 
 @contextmanager

@@ -37,9 +37,9 @@ SYSTEMS = Path(__file__).parent / "systems"
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
-def environment_of(system: str) -> Path:
+def environment_of(system: str, folder: Path = SYSTEMS) -> Path:
     """Return where `scripts/install-systems` puts a job system, as its requirements are now."""
-    told = next(path for name in ("requirements.txt", "package.json") if (path := SYSTEMS / system / name).exists())
+    told = next(path for name in ("requirements.txt", "package.json") if (path := folder / system / name).exists())
     return _CACHE / "unstick" / "systems" / f"{system}-{hashlib.sha256(told.read_bytes()).hexdigest()[:12]}"
 
 

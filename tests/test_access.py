@@ -16,6 +16,7 @@ from tests.servers import EACH_KIND
 from unstick.config import Settings, SourceSettings
 from unstick.domain.access import (
     LINK_LASTS,
+    LONGEST_TOKEN,
     SESSION_LASTS,
     TOKEN_PREFIX,
     Bearer,
@@ -23,9 +24,14 @@ from unstick.domain.access import (
     CredentialKind,
     Principal,
     Role,
+    Secret,
     Visit,
+    read_secret,
+    read_token,
+    requested_lifetime,
     requested_name,
     requested_password,
+    token_text,
 )
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import (
@@ -398,6 +404,28 @@ def test_a_password_that_is_soon_guessed_is_refused(password: str) -> None:
         requested_password(password)
 
 
+@pytest.mark.parametrize("lasting", [timedelta(0), LONGEST_TOKEN + timedelta(microseconds=1)])
+def test_a_token_is_never_good_for_ever_or_for_no_time(lasting: timedelta) -> None:
+    with pytest.raises(InvalidRequestError, match="at most 365 days"):
+        requested_lifetime(lasting)
+
+
+def test_what_is_as_long_as_it_may_be_is_taken() -> None:
+    for password in ("x" * 12, "x" * 1_024):
+        assert requested_password(password) == password
+    assert requested_name("x" * 64) == "x" * 64
+    assert requested_lifetime(LONGEST_TOKEN) == LONGEST_TOKEN
+
+
+def test_a_token_is_read_as_it_is_sent_and_nothing_like_it_is() -> None:
+    secret = Secret(id="0123456789abcdef", key="k" * 43)
+    sent = token_text(secret)
+
+    assert read_token(sent) == read_secret(secret.text) == secret
+    for other in (secret.text, sent + "k", sent[:-1], sent.upper(), "x" + sent):
+        assert read_token(other) is None
+
+
 @pytest.mark.parametrize("name", ["", "token:ci", "cli:root", "a b", "-x", "x" * 65, "a\nb", "a/b"], ids=repr)
 def test_no_name_looks_like_anything_else(name: str) -> None:
     with pytest.raises(InvalidRequestError):
@@ -411,7 +439,9 @@ def test_each_failure_more_costs_twice_the_wait_up_to_a_minute() -> None:
     many = Failures(number=10**9, failed_at=now)
     assert many.wait(now) == LONGEST_WAIT
     assert many.wait(now + FORGOTTEN_AFTER) == timedelta(0)
-    assert many.again(now + FORGOTTEN_AFTER).number == 1
+    assert many.again(now + FORGOTTEN_AFTER) == Failures(number=1, failed_at=now + FORGOTTEN_AFTER)
+    again = now + FORGOTTEN_AFTER - timedelta(microseconds=1)
+    assert Failures(number=3, failed_at=now).again(again) == Failures(number=4, failed_at=again)
 
 
 def test_whoever_is_known_here_waits_for_their_own_failures_alone() -> None:
@@ -433,3 +463,4 @@ def test_a_try_is_counted_for_the_network_that_one_customer_has() -> None:
     assert counted("::ffff:192.0.2.7") == counted("192.0.2.7") != counted("192.0.2.8")
     assert counted("unknown") != counted("192.0.2.7")
     assert len(set(SignInTry(address="192.0.2.7", name="grace").subjects)) == 3
+    assert len(SignInTry(address="192.0.2.7").subjects) == 1

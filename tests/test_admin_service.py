@@ -16,10 +16,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from tests.jobs import AWARE
+from tests.jobs import AWARE, make_tables
 from unstick import AdminService, JobTable, Policy
 from unstick.domain.errors import InvalidRequestError, LedgerMissingError, PendingChangesError
-from unstick.sql import schema
 from unstick.sql.tables import audit, recoveries
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ async def host(database: Database) -> AsyncIterator[Host]:
     engine = create_async_engine(database.url)
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
-    await schema.upgrade(engine, schema.branches(own_jobs=False))
+    await make_tables(engine)
     yield Host(engine)
     await engine.dispose()
 

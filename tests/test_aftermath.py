@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, open_bench
+from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, make_tables, open_bench
 from tests.servers import EACH_KIND
 from tests.test_ledger_elsewhere import Apart
 from tests.test_plans import AGO, ONE_TO, overheard
@@ -33,7 +33,7 @@ from unstick.pipeline.report import report_stats
 from unstick.pipeline.shapes import stats_shape
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.watched import Watched
-from unstick.sql import schema, tables
+from unstick.sql import tables
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine
 from unstick.sql.ledger import SqlLedger
@@ -368,6 +368,23 @@ RULES: Mapping[str, tuple[Finished, bool]] = {
         Finished(RETRIED, None, None, AFTER, Attempt(None, None, "b"), Attempt(None, None, "a"), tells_token=True),
         False,
     ),
+    "retried, and a number for a token that the retry itself took": (
+        Finished(RETRIED, None, None, AFTER, Attempt(token=5), Attempt(token=4), tells_token=True),
+        True,
+    ),
+    "retried, and a number for a token beyond that": (
+        Finished(RETRIED, None, None, AFTER, Attempt(token=6), Attempt(token=4), tells_token=True),
+        False,
+    ),
+    "retried, and the first numbers for a token": (
+        Finished(RETRIED, None, None, AFTER, Attempt(token=1), Attempt(), tells_token=True),
+        True,
+    ),
+    "retried, and the first number beyond the retry's own": (
+        Finished(RETRIED, None, None, AFTER, Attempt(token=2), Attempt(), tells_token=True),
+        False,
+    ),
+    "failed, and it began in that moment": (Finished(FAILED, None, None, AFTER, Attempt(NOW)), True),
     "retried, and no token any more": (
         Finished(
             RETRIED, None, None, AFTER, Attempt(), Attempt(None, None, "a"), tells_start=False, tells_token=True
@@ -382,6 +399,32 @@ RULES: Mapping[str, tuple[Finished, bool]] = {
 def test_whose_finish_it_is(case: str) -> None:
     finished, expected = RULES[case]
     assert is_late(finished) is expected
+
+
+def test_a_finish_has_one_name_whichever_recovery_it_is_found_after() -> None:
+    done = Finished(RETRIED, None, None, AFTER, Attempt(BEFORE, 2, 5), Attempt(BEFORE, 1, 4))
+    others = (
+        *(done._replace(completed_at=NOW), done._replace(recovered=RETRIED._replace(job_id=8))),
+        *(done._replace(now=now) for now in (Attempt(NOW, 2, 5), Attempt(BEFORE, 3, 5), Attempt(BEFORE, 2, 6))),
+    )
+    untold = done._replace(completed_at=None, now=Attempt())
+    later = RETRIED._replace(recovery_id=2, at=NOW + HOUR)
+
+    assert end_of("main", done._replace(recovered=later)).name == end_of("main", done).name
+    assert len({end_of("main", each).name for each in (done, *others)} | {end_of("other", done).name}) == 7
+    assert end_of("main", untold._replace(recovered=later)).name != end_of("main", untold).name
+
+
+def test_how_long_an_attempt_ran_is_told_where_both_its_ends_are() -> None:
+    done = Finished(FAILED, None, None, AFTER, Attempt(None), Attempt(BEFORE))
+    another = done._replace(recovered=RETRIED, now=Attempt(number=3), before=Attempt(BEFORE, 1))
+
+    assert end_of("main", done).ran == 2 * HOUR
+    assert end_of("main", done._replace(now=Attempt(NOW - 2 * HOUR))).ran == 3 * HOUR
+    assert end_of("main", done._replace(before=None)).ran is None
+    assert end_of("main", done._replace(completed_at=None)).ran is None
+    assert not is_late(another)
+    assert end_of("main", another).ran is None
 
 
 # The recovery budget
@@ -546,7 +589,7 @@ async def test_a_source_behind_the_session_of_a_host_is_followed_up(bench: SqlBe
 async def test_late_finishes_are_found_where_the_ledger_is_elsewhere(database: Database, tmp_path: Path) -> None:
     async with opened(database) as bench:
         ledger = open_engine(f"sqlite:///{tmp_path / 'ledger.db'}", create=True)
-        await schema.upgrade(ledger, schema.branches(own_jobs=False))
+        await make_tables(ledger)
         apart = Apart(bench, ledger)
         failed = await bench.add(JobState.RUNNING, STUCK)
         await apart.sweep()

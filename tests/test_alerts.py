@@ -13,6 +13,7 @@ import sqlalchemy as sa
 import time_machine
 from sqlalchemy.util import await_only
 
+from tests.jobs import make_tables
 from tests.servers import EACH_KIND
 from unstick.domain.alert import (
     DIGEST_FROM,
@@ -46,7 +47,6 @@ from unstick.domain.events import (
 from unstick.domain.hearing import heard
 from unstick.domain.recovery import Action, Tally
 from unstick.domain.retention import Retention
-from unstick.sql import schema
 from unstick.sql.alerts import SqlAlerts
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine
@@ -103,6 +103,7 @@ def open_alert(jobs: int = 3, **more: Any) -> Alert:  # noqa: ANN401
         (open_alert(), None, 1, False, RESOLVED, True),
         (open_alert(10), 19, 1, False, None, False),
         (open_alert(10), 20, 1, False, AGAIN, True),
+        (open_alert(100), 115, 1, False, None, False),
         (open_alert(1), 10, 1, False, None, False),
         (open_alert(1), 11, 1, False, AGAIN, True),
         (open_alert(resolved_at=NOON + MINUTE), 3, 239, False, REOPENED, False),
@@ -114,7 +115,8 @@ def open_alert(jobs: int = 3, **more: Any) -> Alert:  # noqa: ANN401
     ],
     ids=[
         "new", "new at the first look", "still there at the second", "gone before it was told", "still there",
-        "just within the cool-down", "after the cool-down", "gone", "nearly doubled", "doubled", "ten times, but few",
+        "just within the cool-down", "after the cool-down", "gone", "nearly doubled", "doubled",
+        "many more, but of many", "ten times, but few",
         "by ten more", "flapping", "flapping after the cool-down", "back after it was over for long", "back, and grown",
         "back, and never told", "long gone",
     ],
@@ -150,7 +152,7 @@ def test_one_that_comes_back_within_the_cool_down_is_the_same_alert_and_another_
     [same] = judge([over], saw(finding()), NOON + 3 * HOUR, RULES, first=False).alerts
     [another] = judge([over], saw(finding()), NOON + 5 * HOUR, RULES, first=False).alerts
 
-    assert (same.id, same.opened_at, same.resolved_at) == (over.id, NOON, None)
+    assert (same.id, same.opened_at, same.seen_at, same.resolved_at) == (over.id, NOON, NOON + 3 * HOUR, None)
     assert another.id != over.id
     assert another.opened_at == NOON + 5 * HOUR
 
@@ -376,7 +378,7 @@ class Desk:
 @asynccontextmanager
 async def open_desk(database: Database) -> AsyncIterator[Desk]:
     engine = open_engine(database.url, create=True)
-    await schema.upgrade(engine, schema.branches(own_jobs=False))
+    await make_tables(engine)
     try:
         yield Desk(engine)
     finally:

@@ -273,10 +273,10 @@ async def test_a_call_that_is_cut_off_twice_is_still_recorded() -> None:
         arrived.set()
         await asyncio.sleep(60)
 
-    async def slow_count_read(entry: AuditEntry) -> None:
+    async def slow_count_read(entry: AuditEntry, times: int = 1) -> None:
         recording.set()
         await asyncio.sleep(0.02)
-        await count_read(entry)
+        await count_read(entry, times)
 
     world.source.clock = clock  # type: ignore[method-assign]
     world.ledger.count_read = slow_count_read  # type: ignore[method-assign]

@@ -41,8 +41,8 @@ from unstick.sql.engine import open_engine
 from unstick.sql.mapping import JobTable
 from unstick.wiring import watch
 
-ASKING = [call for call in CALLS if call not in {"late_finishes", "replay"}]
-"""The calls that ask the source; the others answer from what is on record."""
+ASKING = [call for call in CALLS if call not in {"late_finishes", "replay", "overview", "audit"}]
+"""The calls that fail with their source; the others answer from what is on record, or tell that it is away."""
 KNOWN = [
     (SourceUnavailableError("The database of source 'main' does not answer."), 503),
     (ConfigurationError("Column `state` is not in table jobs."), 503),

@@ -260,11 +260,23 @@ async def test_a_server_that_started_since_the_last_pass_has_been_away(bench: Sq
         (Pass(at=ago(31)), None, NOON),
         (Pass(at=ago(10), back_at=ago(15)), None, ago(15)),
         (Pass(at=ago(10), back_at=ago(15)), ago(11), ago(15)),
+        (Pass(at=ago(10), back_at=ago(15)), ago(10), ago(15)),
         (Pass(at=ago(10)), ago(5), ago(5)),
     ],
 )
 def test_a_pass_begins_a_grace_after_a_gap(last: Pass | None, up_since: datetime | None, back_at: object) -> None:
-    assert next_pass(last, NOON, EVERY, up_since) == Pass(at=NOON, back_at=back_at)  # type: ignore[arg-type]
+    this = next_pass(last, NOON, EVERY, up_since)
+
+    assert this == Pass(at=NOON, back_at=back_at)  # type: ignore[arg-type]
+    assert this.before == (None if last is None else last.at)
+
+
+@pytest.mark.parametrize(("seconds", "is_gap"), [(61, False), (62, True)])
+def test_a_pass_that_takes_long_is_no_gap_however_short_the_interval(seconds: int, is_gap: bool) -> None:
+    """Or each pass would begin the next one's grace, and none would ever act."""
+    second = timedelta(seconds=1)
+    this = next_pass(Pass(at=NOON - seconds * second), NOON, second, None)
+    assert (this.back_at is not None) == is_gap
 
 
 def test_a_grace_is_one_threshold_long() -> None:
@@ -278,26 +290,27 @@ def test_a_grace_is_one_threshold_long() -> None:
 
 
 async def test_a_grace_is_told_by_the_sweep_the_observation_and_the_job(bench: SqlBench) -> None:
-    """Whoever asks why nothing is recovered is told until when, wherever they ask."""
+    """Whoever asks why nothing is recovered is told until when, wherever they ask; queued jobs have a longer one."""
+    policy = Policy(queued_after=timedelta(hours=2))
     brakes = SqlBrakes(EngineConnections(bench.engine))
     began = await bench.source.clock()
     back = began - timedelta(minutes=6)
     job_id = await bench.add(JobState.RUNNING, Ages(started=timedelta(hours=1)))
-    assert "grace" not in (await tell_story(watched(bench), job_id)).outlook  # nobody sweeps it unattended
+    assert "grace" not in (await tell_story(watched(bench, policy), job_id)).outlook  # nobody sweeps it unattended
     await brakes.note_pass("main", Pass(at=began, back_at=back))
     ends = back + timedelta(minutes=30)
 
-    assert (await nobody_watches(bench)).grace_until == ends
-    assert (await observe(watched(bench))).grace_until == ends
+    assert (await nobody_watches(bench, policy)).grace_until == ends
+    assert (await observe(watched(bench, policy))).grace_until == ends
     said = f"; those that nobody watches leave it alone until {say_instant(ends)}, a grace after the watch or the"
-    assert said in (await tell_story(watched(bench), job_id)).outlook
-    shown = cleanup_shape(await nobody_watches(bench))
+    assert said in (await tell_story(watched(bench, policy), job_id)).outlook
+    shown = cleanup_shape(await nobody_watches(bench, policy))
     assert shown["grace_until"] == ends.isoformat()
 
     await brakes.note_pass("main", Pass(at=began, back_at=began - timedelta(minutes=31)))
-    assert (await observe(watched(bench))).grace_until is None
-    assert "grace" not in (await tell_story(watched(bench), job_id)).outlook
-    assert (await nobody_watches(bench)).grace_until is None
+    assert (await observe(watched(bench, policy))).grace_until is None
+    assert "grace" not in (await tell_story(watched(bench, policy), job_id)).outlook
+    assert (await nobody_watches(bench, policy)).grace_until is None
 
 
 # What is left
@@ -336,7 +349,7 @@ def running(minutes: float, worker: str | None = None, kind: str = "k", number: 
     return Job(id=number, state=JobState.RUNNING, status="running", kind=kind, started_at=ago(minutes), worker=worker)
 
 
-def queued(queue: str) -> Job:
+def queued(queue: str | None) -> Job:
     return Job(id=0, state=JobState.QUEUED, status="queued", queue=queue, enqueued_at=ago(60))
 
 
@@ -348,11 +361,23 @@ def queued(queue: str) -> Job:
         ([running(40, f"h{n}:1:a") for n in range(9)], True, "a deploy: 9 workers stopped together"),
         ([running(40) for _ in range(9)], True, "one event"),
         ([running(40 + 10 * n, kind="pdf") for n in range(9)], True, "jobs of kind pdf: they are 9 of 9"),
-        ([running(40 + 10 * n, kind=f"k{n}") for n in range(9)], True, "nothing that they have in common; their"),
+        ([running(40 + 10 * n, kind=f"k{n}") for n in range(9)], True,
+         "nothing that they have in common; their signs of life stopped over 1 hour"),
         ([queued("mail")] * 8 + [queued("pdf")], True, "queue mail is not served"),
+        ([running(40 + 10 * n, "h1:1:a") for n in range(8)] + [running(200 + 9 * n, "h2:1:b") for n in (0, 10)], True,
+         "host h1 is gone: it had 8 of 10"),
+        ([running(40 + 10 * n, "h1:1:a") for n in range(9)], True, "jobs of kind k"),
+        ([running(40, "h1:1:a")] * 9, True, "one event"),
+        ([running(40, f"h{n % 2}:1:a") for n in range(9)], True, "a deploy: 2 workers stopped together"),
+        ([running(40)], True, "one event"),
+        ([running(40)] * 7 + [running(each) for each in (38.5, 100, 200)], True, "one event"),
+        ([running(40)] * 7 + [running(each) for each in (38, 100, 200)], True, "jobs of kind k"),
+        ([running(40)] * 2 + [queued("mail")] * 2, True, "one event"),
+        ([running(40)] * 2 + [queued("mail")] * 3, True, "the queue is not served"),
         ([queued("mail"), queued("pdf")], False, "the queue is not served"),
+        ([queued(None)], False, "the queue is not served"),
     ],
-)
+)  # fmt: skip
 def test_the_cause_is_what_they_have_in_common(suspects: list[Job], others_live: bool, cause: str) -> None:
     """M2: a deploy is told as one."""
     assert likely_cause(suspects, others_live=others_live).startswith(cause)
@@ -363,6 +388,14 @@ def test_the_cause_is_what_they_have_in_common(suspects: list[Job], others_live:
 )
 def test_the_brake_needs_the_number_and_the_share(suspects: int, still_open: int, holds: bool) -> None:
     assert BrakeLimits().hold(suspects, still_open) is holds
+
+
+def test_a_brake_lets_nothing_through_until_it_is_released_and_then_as_many_as_were_shown() -> None:
+    held = Brake(source="main", at=NOON, suspects=60, still_open=60, cause="an outage")
+    released = replace(held, released_at=NOON, released_by="ann")
+
+    assert (held.is_held, released.is_held) == (True, False)
+    assert [each.lets(jobs) for each in (held, released) for jobs in (60, 61)] == [False, False, True, False]
 
 
 def test_a_pass_is_kept_as_one_row() -> None:

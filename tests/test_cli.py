@@ -345,10 +345,17 @@ def test_a_mistyped_state_word_is_told_wherever_it_would_hide_jobs(run: Run, com
     assert run(*command, "--json").err == ""
     with sqlite("app.db") as connection:
         connection.execute("INSERT INTO ai_jobs VALUES ('b', 'running', ?, NULL)", (ago(45),))
+    told = (
+        "unstick: warning: `states` of source 'main' names 'runing' for running, which none of its newest jobs holds, "
+        "and not 'running', which some do: correct it there, or name both.\n"
+    )
     ran = run(*command, "--json")
-    assert (ran.status, bool(ran.document)) == (0, True)
-    assert ran.err == (
-        "unstick: warning: Jobs of source 'main' are in the state 'running', which `states` doesn't name: they "
+    assert (ran.status, bool(ran.document), ran.err) == (0, True, told)
+    assert run("inspect", "sqlite:///app.db", "--json").err == told
+    with sqlite("app.db") as connection:
+        connection.execute("UPDATE ai_jobs SET status = 'zorp' WHERE id = 'b'")
+    assert run(*command, "--json").err == (
+        "unstick: warning: Jobs of source 'main' are in the state 'zorp', which `states` doesn't name: they "
         "are never looked at. Name it there; what is named under `scheduled` is left alone.\n"
     )
 
@@ -783,10 +790,14 @@ def test_a_file_that_can_not_work_is_not_written_in_silence(run: Run) -> None:
     with sqlite("app.db") as connection:
         for job_id, word in enumerate(("completed", "failed")):
             connection.execute("INSERT INTO ai_jobs VALUES (?, ?, ?, ?)", (str(job_id), word, ago(60), ago(59)))
-    ran = run("inspect", "sqlite:///app.db", "--write")
+    for more, file in ((("--json",), "What is proposed"), (("--write",), "unstick.toml")):
+        ran = run("inspect", "sqlite:///app.db", *more)
+        assert ran.status == 2
+        assert ran.err.splitlines()[-1] == (
+            f"unstick: {file} can't work as it stands: settle in it what is called a blocker."
+        )
     assert ran.out == "Wrote unstick.toml.\n"
     assert "blocker, states: ai_jobs.status has no known word for queued or for running" in ran.err
-    assert ran.err.splitlines()[-1].startswith("unstick: warning: unstick.toml can't work as it stands")
 
 
 @pytest.mark.usefixtures("known_table")
@@ -797,6 +808,16 @@ def test_inspect_never_overwrites_a_file(run: Run) -> None:
     assert Path("unstick.toml").read_text() == "# mine\n"
     assert run("--config", "new.toml", "inspect", "sqlite:///app.db", "--write").out == "Wrote new.toml.\n"
     assert "can't be written" in sentence(run("--config", "no/where.toml", "inspect", "sqlite:///app.db", "--write"))
+
+
+@pytest.mark.usefixtures("known_table")
+def test_inspect_says_what_is_wrong_with_the_configuration_there_is_and_looks_all_the_same(run: Run) -> None:
+    configure(MAPPED.replace('"started_at",', '"begun_at",'))
+    ran = run("inspect", "sqlite:///app.db")
+    assert (ran.status, tomllib.loads(ran.out)["sources"]["main"]["table"]) == (0, "ai_jobs")
+    assert ran.err.startswith(
+        "unstick: warning: What is configured doesn't work: Table ai_jobs has no column 'begun_at'"
+    )
 
 
 @pytest.mark.usefixtures("known_table")

@@ -15,11 +15,14 @@ from tests.test_admin_service import HOUR, Host
 from tests.test_admin_service import host as app_host  # noqa: F401 - a fixture
 from unstick import Policy
 from unstick.admin import console_router as hosted_console
-from unstick.console.audit import _cell
+from unstick.api.audit import _cell
 from unstick.console.recent import LONGEST_SECONDS, Recent
 from unstick.console.router import console_router
 from unstick.domain.access import Principal, Role
+from unstick.domain.events import QueueState
 from unstick.domain.job import JobState
+from unstick.domain.queue import Workers
+from unstick.ports import OpenJobs
 
 FROM_HERE = {"Sec-Fetch-Site": "same-origin"}
 """What a browser says of a form that a page of the console sent."""
@@ -148,6 +151,25 @@ async def test_a_cell_that_a_spreadsheet_would_run_is_written_as_text() -> None:
         "",
         '{"a": 1}',
     ]
+
+
+async def test_a_queue_without_a_worker_is_loud_and_one_whose_workers_dont_tell_is_said_to_be_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, queues = World(), {"gpu": 0, "mail": 2, "slow": None}
+    jobs = {QueueState(queue, JobState.QUEUED): 1 for queue in queues}
+    known: dict[str | None, int] = {queue: living for queue, living in queues.items() if living is not None}
+
+    async def open_jobs() -> OpenJobs:
+        return OpenJobs(by_queue=jobs, queued_since=None, running_since=None, workers=Workers(by_queue=known))
+
+    monkeypatch.setattr(world.source, "open_jobs", open_jobs)
+    async with client(host(world)) as caller:
+        page = (await caller.get("/console/")).text
+    rows = {queue: next(row for row in page.split("<tr>") if f'row">{queue}' in row) for queue in queues}
+    assert '<span class="pill" data-tone="bad">0</span>' in rows["gpu"]
+    assert '<td class="number" data-label="workers">2</td>' in rows["mail"]
+    assert ">unknown</span>" in rows["slow"]
 
 
 async def test_only_what_was_dear_is_told_again_and_not_for_long() -> None:

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unstick.domain.access import Role
-from unstick.domain.diagnosis import Reason, diagnose, evidence_of
+from unstick.domain.diagnosis import Reason, diagnose, evidence_of, is_undecided, stands_still_since
 from unstick.domain.errors import InvalidRequestError, RecoveryStoppedError
-from unstick.domain.evidence import Evidence, Holding
-from unstick.domain.job import Job, JobState, queued_since, running_since, sign_of_life
+from unstick.domain.evidence import PROGRESS, Evidence, Holding
+from unstick.domain.filter import StuckFilter
+from unstick.domain.job import Job, JobClass, JobState, queued_since, running_since, sign_of_life
+from unstick.domain.plan import Plan, PlannedScope, PlanState, Terms, read_terms, sign_page, sign_plan, terms_text
 from unstick.domain.policy import (
     MAX_THRESHOLD_MINUTES,
     SINCE,
@@ -25,8 +27,28 @@ from unstick.domain.policy import (
     requested_threshold,
     rule,
 )
-from unstick.domain.recovery import CHANGES, Action, BatchResult, Decision, Intent, Outcome, Recovery, Tally, settled
+from unstick.domain.queue import DRAINS_FROM, Flows, QueueFlow
+from unstick.domain.recovery import (
+    CHANGES,
+    Action,
+    BatchResult,
+    Decision,
+    Intent,
+    Outcome,
+    Recovery,
+    Tally,
+    Undo,
+    deed,
+    settled,
+)
+from unstick.domain.sighting import LONGEST_PROGRESS, Sighted
+from unstick.domain.sighting import Stuck as FoundStuck
+from unstick.domain.snooze import LONGEST_REASON, requested_reason
+from unstick.domain.standing import Standing, why_not_stuck
+from unstick.domain.story import JobRow, Lease, Waits
 from unstick.domain.suspect import ACCUSED_STATES, Look, StuckCounts, Suspect, is_suspect
+from unstick.domain.tenure import CLOCKS_APART, held_since
+from unstick.domain.undo import Undoable, images
 from unstick.domain.wording import say_duration, say_instant
 from unstick.domain.work import BEAT_EVERY, LEASE, WorkerIdentity
 
@@ -98,6 +120,104 @@ def test_reports_list_queued_before_running_and_count_both() -> None:
     assert StuckCounts(queued=2, running=3).total == 5
 
 
+ESSAY = Job(
+    id=1, state=JobState.RUNNING, status="running", kind="essay", queue="slow",
+    started_at=NOW - timedelta(hours=2), heartbeat_at=NOW - timedelta(hours=1),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limits", "stuck"),
+    [
+        ({"classes": frozenset({JobClass("essay", "slow")})}, True),
+        ({"classes": frozenset({JobClass("essay", None), JobClass(None, "slow"), JobClass("slow", "essay")})}, False),
+        ({"only": frozenset({1})}, True),
+        ({"only": frozenset({2})}, False),
+        ({"left_alone": frozenset({2})}, True),
+        ({"left_alone": frozenset({1})}, False),
+        ({"states": (JobState.RUNNING,)}, True),
+        ({"states": (JobState.QUEUED,)}, False),
+        ({"running_after": timedelta(minutes=90)}, False),
+        ({"running_after": timedelta(minutes=90), "by_start": True}, True),
+        ({"running_after": timedelta(minutes=120), "by_start": True}, False),
+        ({"draining": {"slow": NOW - timedelta(days=1)}}, True),
+    ],
+)
+def test_a_look_accuses_those_jobs_alone_that_it_is_about(limits: dict[str, Any], stuck: bool) -> None:
+    look = replace(LOOK, **limits)
+
+    assert is_suspect(ESSAY, look) is stuck
+    assert LOOK.judges_all
+    assert look.judges_all == (limits.keys() <= {"running_after"})
+
+
+def test_a_queued_job_waits_for_its_turn_where_those_before_it_in_its_own_queue_are_being_claimed() -> None:
+    reached = NOW - timedelta(hours=1)
+    look = replace(LOOK, draining={"slow": reached})
+    waiting = Job(id=1, state=JobState.QUEUED, status="queued", queue="slow", enqueued_at=reached)
+
+    assert not is_suspect(waiting, look)
+    assert is_suspect(replace(waiting, enqueued_at=reached - MOMENT), look)
+    assert is_suspect(replace(waiting, queue="fast"), look)
+    assert is_suspect(replace(waiting, queue=None), look)
+
+
+QUEUES = ("drains", "stands", "nobody's", None)
+
+
+@pytest.mark.parametrize(
+    ("served", "waiting"),
+    [
+        (None, [Reason.OVERTAKEN, Reason.NEVER_CLAIMED, Reason.UNSERVED, Reason.NEVER_CLAIMED]),
+        (True, [Reason.OVERTAKEN, Reason.NEVER_CLAIMED, Reason.UNSERVED, Reason.NEVER_CLAIMED]),
+        (False, [Reason.OVERTAKEN, Reason.UNSERVED, Reason.UNSERVED, Reason.UNSERVED]),
+    ],
+)
+def test_why_a_job_waits_is_told_by_its_own_queue(served: bool | None, waiting: list[Reason]) -> None:
+    moving = QueueFlow(recent_claims=DRAINS_FROM, reached=NOW)
+    stands = {"stands": replace(moving, recent_claims=DRAINS_FROM - 1)}
+    flows = Flows(by_queue=stands | {"drains": moving}, served=served, unserved=frozenset({"nobody's"}))
+
+    assert [flows.waiting_reason(queue) for queue in QUEUES] == waiting
+    assert flows.draining() == {"drains": NOW}
+    assert not flows.alike
+    assert not replace(flows, unserved=frozenset()).alike
+    assert not replace(flows, by_queue=stands).alike
+    assert replace(flows, by_queue=stands, unserved=frozenset()).alike
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [
+        (StuckFilter(), True),
+        (StuckFilter(reason=Reason.SILENT), True),
+        (StuckFilter(reason=Reason.HUNG), False),
+        (StuckFilter(text="SLO"), True),
+        (StuckFilter(text="1"), True),
+        (StuckFilter(text="fast"), False),
+        (StuckFilter(reason=Reason.HUNG, text="slow"), False),
+    ],
+)
+def test_a_filter_takes_what_it_names_and_no_more(asked: StuckFilter, taken: bool) -> None:
+    assert asked.takes(ESSAY, Reason.SILENT) is taken
+
+
+def test_a_filter_by_reason_takes_the_states_that_can_have_it() -> None:
+    def states(reason: Reason | None, waiting: Reason) -> list[JobState]:
+        return [state for state in ACCUSED_STATES if StuckFilter(reason=reason).takes_state(state, waiting)]
+
+    assert states(None, Reason.UNSERVED) == [JobState.QUEUED, JobState.RUNNING]
+    assert states(Reason.UNSERVED, Reason.UNSERVED) == [JobState.QUEUED]
+    assert states(Reason.OVERTAKEN, Reason.UNSERVED) == []
+    assert states(Reason.SILENT, Reason.UNSERVED) == [JobState.RUNNING]
+
+
+def test_a_filter_names_classes_where_it_names_a_kind_or_a_queue() -> None:
+    named = (StuckFilter(queue="*"), StuckFilter(kind="*"), StuckFilter(reason=Reason.HUNG, text="x"), StuckFilter())
+
+    assert [each.names_classes for each in named] == [True, True, False, False]
+
+
 # Why.
 
 
@@ -124,6 +244,54 @@ def test_without_word_of_a_lease_none_is_said_to_have_run_out() -> None:
     assert diagnose(JobState.RUNNING, NOW).reason is Reason.SILENT
 
 
+UNSURE = Evidence(witness="registry", holding=Holding.UNKNOWN, at=None)
+
+
+def test_a_job_is_left_where_age_accuses_it_and_who_was_asked_does_not_know() -> None:
+    silent, gone = (
+        diagnose(JobState.RUNNING, NOW, words=words)
+        for words in ((), (UNSURE, replace(UNSURE, holding=Holding.RELEASED)))
+    )
+
+    assert is_undecided(silent, (UNSURE,))
+    assert not is_undecided(silent, ())
+    assert not is_undecided(gone, (UNSURE,))
+
+
+def test_a_diagnosis_says_what_witnesses_said_or_that_none_knows_more() -> None:
+    gone = replace(UNSURE, holding=Holding.RELEASED)
+    said = [
+        *(
+            diagnose(JobState.RUNNING, NOW, words=(each,)).sentence
+            for each in (UNSURE, gone, replace(gone, value="404"))
+        ),
+        diagnose(JobState.QUEUED, NOW, words=(UNSURE,)).sentence,
+    ]
+
+    assert said == [
+        "its last sign of life was at 2026-11-23 21:24:13 UTC, and no witness knows more",
+        "its worker is gone: registry; its last sign of life was at 2026-11-23 21:24:13 UTC",
+        "its worker is gone: registry says 404; its last sign of life was at 2026-11-23 21:24:13 UTC",
+        "no worker has claimed it since 2026-11-23 21:24:13 UTC",
+    ]
+
+
+def test_progress_stands_still_since_the_witness_on_progress_says_so() -> None:
+    still = Evidence(witness=PROGRESS, holding=Holding.UNKNOWN, at=NOW)
+
+    assert stands_still_since((replace(UNSURE, at=NOW - MOMENT), replace(still, at=None), still)) == NOW
+    assert stands_still_since((replace(still, holding=Holding.HELD), UNSURE)) is None
+
+
+def test_a_worker_that_began_after_a_job_by_more_than_clocks_differ_is_another() -> None:
+    taken = job(JobState.RUNNING, started_at=NOW - MOMENT, heartbeat_at=NOW)
+    began = (NOW - MOMENT, NOW, NOW + CLOCKS_APART, NOW + CLOCKS_APART + MOMENT)
+
+    assert [held_since(each, taken) for each in began] == [
+        *(Holding.HELD, Holding.UNKNOWN, Holding.UNKNOWN, Holding.RELEASED)
+    ]
+
+
 def test_evidence_is_each_time_of_the_row_and_the_lease_that_ran_out() -> None:
     times = {name: NOW - timedelta(hours=n) for n, name in enumerate(("enqueued_at", "scheduled_at", "started_at"))}
     beat = NOW - timedelta(hours=9)
@@ -137,6 +305,94 @@ def test_evidence_is_each_time_of_the_row_and_the_lease_that_ran_out() -> None:
         Evidence(witness="row.heartbeat_at", holding=Holding.UNKNOWN, at=NOW),
     )
     assert evidence_of(job(JobState.RUNNING)) == ()
+
+
+def minutes_ago(minutes: float) -> datetime:
+    return NOW - timedelta(minutes=minutes)
+
+
+DRAINING = {"slow": minutes_ago(7), None: minutes_ago(7)}
+REACHED = "drains in order and has come to 2026-11-23 21:17:13 UTC"
+CHANGED = "changed while it was looked at; ask again"
+PAUSED = Waits(reason="paused", value="its queue is paused")
+STANDINGS: list[tuple[JobState, dict[str, Any], Standing, str]] = [
+    (JobState.SUCCEEDED, {}, Standing.OVER, "succeeded"),
+    (JobState.CANCELLED, {"completed_at": minutes_ago(2)}, Standing.OVER, "was cancelled 2 minutes ago"),
+    (JobState.RUNNING, {"completed_at": NOW}, Standing.OVER, "says 'running', but it ended just now"),
+    (JobState.SCHEDULED, {"scheduled_at": NOW}, Standing.SCHEDULED, "is scheduled"),
+    (JobState.SCHEDULED, {"scheduled_at": minutes_ago(-1)}, Standing.SCHEDULED,
+     "is scheduled and not due until 2026-11-23 21:25:13 UTC, in 1 minute"),
+    (JobState.QUEUED, {}, Standing.UNKNOWN, "is queued, and no time tells since when it waits, so it can't be judged"),
+    (JobState.QUEUED, {"enqueued_at": NOW}, Standing.WAITING,
+     "is queued and has waited for 0 seconds, of the 5 minutes it may"),
+    (JobState.QUEUED, {"enqueued_at": minutes_ago(5)}, Standing.WAITING,
+     "is queued and has waited for 5 minutes, of the 5 minutes it may"),
+    (JobState.QUEUED, {"enqueued_at": minutes_ago(-1), "scheduled_at": minutes_ago(-1)}, Standing.SCHEDULED,
+     "is queued and not due until 2026-11-23 21:25:13 UTC, in 1 minute"),
+    (JobState.QUEUED, {"enqueued_at": minutes_ago(6), "queue": "slow"}, Standing.BACKLOG,
+     f"is queued and has waited for its turn for 6 minutes: its queue slow {REACHED}"),
+    (JobState.QUEUED, {"enqueued_at": minutes_ago(6)}, Standing.BACKLOG,
+     f"is queued and has waited for its turn for 6 minutes: its queue {REACHED}"),
+    (JobState.QUEUED, {"enqueued_at": minutes_ago(6), "queue": "fast"}, Standing.UNKNOWN, CHANGED),
+    (JobState.RUNNING, {}, Standing.UNKNOWN,
+     "is running, and no time tells its last sign of life, so it can't be judged"),
+    (JobState.RUNNING, {"started_at": minutes_ago(30)}, Standing.BEATING, "is running and was started 30 minutes ago"),
+    (JobState.RUNNING, {"started_at": minutes_ago(30), "heartbeat_at": NOW - timedelta(seconds=1)}, Standing.BEATING,
+     "is running and beat 1 second ago"),
+    (JobState.RUNNING, {"started_at": minutes_ago(30) - MOMENT}, Standing.UNKNOWN, CHANGED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "facts", "standing", "words"), STANDINGS)
+def test_why_a_job_is_not_stuck_is_told_by_its_own_times(
+    state: JobState, facts: dict[str, Any], standing: Standing, words: str
+) -> None:
+    row = JobRow(job_id=1, read_at=NOW, status=state.value, job=job(state, **facts))
+
+    assert why_not_stuck(row, replace(LOOK, draining=DRAINING)) == (standing, words)
+
+
+def test_a_job_that_its_system_or_its_worker_holds_is_told_to_be_held_by_that() -> None:
+    old = minutes_ago(60)
+    lease = Lease(worker="w", began_at=old, beat_at=NOW, expires_at=NOW + MOMENT)
+    waiting = JobRow(job_id=1, read_at=NOW, status="queued", job=job(JobState.QUEUED, enqueued_at=old), waits=PAUSED)
+    running = JobRow(job_id=1, read_at=NOW, status="running", job=job(JobState.RUNNING, started_at=old), lease=lease)
+
+    assert why_not_stuck(waiting, LOOK) == (Standing.PAUSED, "is queued and can't be claimed: its queue is paused")
+    assert why_not_stuck(running, LOOK) == (Standing.HELD, "is running, and its worker beat just now")
+    over = replace(running, lease=replace(lease, expires_at=NOW))
+    assert why_not_stuck(over, LOOK) == (Standing.UNKNOWN, CHANGED)
+
+
+def test_a_lease_holds_until_it_expires() -> None:
+    lease = Lease(worker="w", began_at=NOW, beat_at=NOW, expires_at=NOW + MOMENT)
+
+    assert [lease.holds(NOW), lease.holds(NOW + MOMENT)] == [True, False]
+
+
+# What is remembered.
+
+
+def test_a_look_remembers_which_attempt_it_saw_and_how_far_that_was() -> None:
+    seen = replace(ESSAY, attempt=1, worker="w", progress="x" * LONGEST_PROGRESS)
+    others = ({"attempt": 2}, {"worker": "v"}, {"started_at": NOW})
+    longer = [Sighted.of(replace(seen, progress="x" * LONGEST_PROGRESS + end)).progress for end in "ab"]
+
+    assert Sighted.of(seen).progress == seen.progress
+    assert Sighted.of(replace(seen, heartbeat_at=NOW)) == Sighted.of(seen)
+    assert len({Sighted.of(replace(seen, **each)).attempt for each in ({}, *others)}) == 1 + len(others)
+    assert longer[0] != longer[1]
+
+
+def test_a_job_that_showed_any_life_is_stuck_anew() -> None:
+    found = [
+        FoundStuck.of(suspect, since).mark
+        for suspect in (SUSPECT, SUSPECT._replace(state=JobState.QUEUED), SUSPECT._replace(attempt=2))
+        for since in (NOW, NOW + MOMENT)
+    ]
+
+    assert len(set(found)) == len(found)
+    assert FoundStuck.of(SUSPECT._replace(seen=(1,)), NOW).mark == found[0]
 
 
 # What is done.
@@ -168,6 +424,22 @@ def test_a_job_is_retried_as_often_as_its_budget_allows_and_then_failed_as_poiso
         times = "once" if spent == 1 else f"{spent} times"
         sentence = f"{DIAGNOSIS.sentence}; it was recovered {times} within 3 days and got stuck again"
         assert decision == Decision(SUSPECT, Action.MARK_FAILED, Reason.POISON, sentence, timedelta(0))
+
+
+@pytest.mark.parametrize(
+    ("state", "attempt", "begun"),
+    [(JobState.RUNNING, None, 1), (JobState.RUNNING, 2, 3), (JobState.QUEUED, 2, 2), (JobState.QUEUED, None, 0)],
+)
+def test_a_job_is_retried_where_it_was_begun_less_often_than_its_policy_allows(
+    state: JobState, attempt: int | None, begun: int
+) -> None:
+    suspect = SUSPECT._replace(state=state, attempt=attempt)
+    done = [
+        decide(suspect, DIAGNOSIS, replace(POLICY, max_attempts=most), Action.RETRY, 0) for most in (begun, begun + 1)
+    ]
+
+    assert [each.action for each in done] == [Action.MARK_FAILED, Action.RETRY]
+    assert [each.reason for each in done] == [DIAGNOSIS.reason] * 2
 
 
 def test_marking_failed_needs_no_budget() -> None:
@@ -220,6 +492,62 @@ def test_no_ruling_decides_on_a_retry_for_each_job_has_a_budget(state: JobState)
     assert rule(state, LOOK, POLICY, Action.RETRY) is None
 
 
+def test_a_ruling_says_why_the_jobs_of_all_queues_wait() -> None:
+    ruling = rule(JobState.QUEUED, LOOK, POLICY, Action.MARK_FAILED, Reason.UNSERVED)
+
+    assert ruling is not None
+    assert ruling.reason is Reason.UNSERVED
+
+
+# What is kept of a plan.
+
+PLAN = Plan(
+    id="a", source="main", made_by="ann", made_at=NOW, expires_at=NOW + MOMENT, terms="t", jobs=1, pages=2
+)  # fmt: skip
+
+
+def test_a_plans_signature_is_of_all_that_was_planned_and_of_nothing_that_became_of_it() -> None:
+    changes: list[dict[str, Any]] = [
+        *({"id": "b"}, {"source": "other"}, {"made_by": "bob"}, {"made_at": NOW + MOMENT}, {"expires_at": NOW}),
+        *({"terms": "u"}, {"jobs": 2}, {"pages": 1}, {"id": "am", "source": "ain"}),
+    ]
+    signed = {sign_plan(b"key", replace(PLAN, **change)) for change in ({}, *changes)}
+
+    assert len(signed) == 1 + len(changes)
+    assert sign_plan(b"key", replace(PLAN, applied_by="eve", is_expired=True)) == sign_plan(b"key", PLAN)
+    assert sign_plan(b"other", PLAN) not in signed
+
+
+def test_a_pages_signature_is_good_for_its_place_in_its_plan_alone() -> None:
+    pages = [("a", 1, "x"), ("b", 1, "x"), ("a", 2, "x"), ("a", 1, "y"), ("a1", 1, "x")]
+
+    assert len({sign_page(b"key", *page) for page in pages}) == len(pages)
+
+
+@pytest.mark.parametrize("hung_after", [None, timedelta(minutes=3, microseconds=7)])
+@pytest.mark.parametrize("named", [None, frozenset({JobClass("essay", None), JobClass(None, "slow")})])
+def test_a_plan_is_applied_on_the_terms_it_was_made_on(hung_after: Any, named: Any) -> None:  # noqa: ANN401
+    look = replace(
+        LOOK, queued_after=timedelta(seconds=9, microseconds=1), running_after=timedelta(days=3, microseconds=1),
+        classes=named, draining={"q": NOW, None: NOW - MOMENT}, left_alone=frozenset({1, "a"}),
+        only=None if named is None else frozenset({2, "b"}), states=(JobState.RUNNING,),
+        by_start=hung_after is not None,
+    )  # fmt: skip
+    scope = PlannedScope(
+        look=look, max_recoveries=2, recovery_window=timedelta(hours=5, microseconds=3), hung_after=hung_after
+    )
+    terms = Terms(look=LOOK, action=Action.RETRY, mapping="m", scopes=(scope,))
+
+    assert read_terms(terms_text(terms)) == terms
+
+
+def test_a_plan_is_open_until_it_is_applied_or_expires() -> None:
+    over = replace(PLAN, is_expired=True)
+
+    assert (PLAN.state, over.state) == (PlanState.OPEN, PlanState.EXPIRED)
+    assert replace(over, operation_id=1).state is PlanState.APPLIED
+
+
 # What a request may ask for.
 
 
@@ -235,6 +563,17 @@ def test_any_other_threshold_is_refused_by_what_it_is(minutes: object) -> None:
         requested_threshold(minutes)
 
     assert str(refused.value) == f"A threshold is a whole number of minutes from 1 to 525600, not {minutes!r}."
+
+
+def test_a_reason_is_one_line_that_the_audit_log_takes() -> None:
+    longest = "x" * LONGEST_REASON
+
+    assert requested_reason(longest) == longest
+    assert requested_reason("  a\n b\0") == "a b\N{REPLACEMENT CHARACTER}"
+    assert requested_reason("lone \ud800") == "lone ?"
+    assert [requested_reason(said) for said in (None, "", " \n")] == [None] * 3
+    with pytest.raises(InvalidRequestError, match="this one has 501"):
+        requested_reason(longest + "x")
 
 
 def test_an_action_is_asked_for_by_its_name() -> None:
@@ -358,6 +697,28 @@ def test_an_intent_is_settled_by_what_stands_in_the_row_and_says_so(
     assert settled(replace(INTENT, action=action), image, since) == recovery
 
 
+@pytest.mark.parametrize(
+    ("was", "left", "told"),
+    [
+        ('{"status": "running"}', '{"status": "failed"}', ({"status": "running"}, {"status": "failed"})),
+        ('{"status": "running"}', '{"status": "failed", "worker": null}', None),
+        (None, '{"status": "failed"}', None),
+        ('{"status": "running"}', None, None),
+    ],
+)
+def test_a_recovery_is_undone_by_what_it_overwrote_where_its_record_tells_all_of_it(
+    was: str | None, left: str | None, told: object
+) -> None:
+    undoable = Undoable(
+        recovery_id=3, operation_id=1, job_id=7, state=JobState.RUNNING, action=Action.RETRY, reason=Reason.SILENT,
+        pre_image=was, post_image=left,
+    )  # fmt: skip
+
+    assert images(undoable) == told
+    assert [deed(word) for word in ("undo", "retry")] == [Undo.UNDO, Action.RETRY]
+    assert undoable.came_to(Outcome.LOST_RACE, "gone").undoes == 3
+
+
 def test_the_record_of_an_intent_says_what_was_known_last() -> None:
     """What was overwritten is what was read under the lock, where that is known."""
     as_intended = INTENT.came_to(Outcome.APPLIED)
@@ -365,6 +726,7 @@ def test_the_record_of_an_intent_says_what_was_known_last() -> None:
 
     assert (as_intended.detail, as_intended.pre_image) == ("nobody answers", '{"status": "running"}')
     assert (as_found.detail, as_found.pre_image) == ("too long", '{"status": "running", "attempt": 2}')
+    assert replace(INTENT, undoes=9).came_to(Outcome.APPLIED).undoes == 9
 
 
 def test_a_stop_tells_how_many_jobs_stay_recovered() -> None:

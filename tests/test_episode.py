@@ -9,16 +9,18 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from tests.jobs import make_tables
 from tests.test_cli_alert import SECRET, serving
 from tests.test_leadership import failed, put_stuck, run_out
 from tests.test_races import on_databases
 from tests.test_worker import until
-from unstick.sql import schema, tables
+from unstick.sql import tables
 from unstick.sql.engine import open_engine
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from tests.servers import Database
+    from tests.test_cli_alert import Receiver
 
 
 @contextmanager
@@ -63,6 +66,18 @@ async def led(engine: AsyncEngine, term: int) -> int:
     return found[0]
 
 
+async def told_and_recorded(engine: AsyncEngine) -> bool:
+    """Tell whether the opening was told and no courier is under way: else nobody is told before its claim runs out."""
+    done, holder = tables.notifications.c.done_at, tables.couriers.c.holder
+    said = sa.exists().where(done.is_not(None)) & ~sa.exists().where(done.is_(None))
+    async with engine.connect() as connection:
+        return bool((await connection.execute(sa.select(said & ~sa.exists().where(holder.is_not(None))))).scalar())
+
+
+async def told(receiver: Receiver, number: int) -> bool:
+    return len(receiver.told) >= number
+
+
 @on_databases("postgres18")
 async def test_when_the_leader_is_killed_recoveries_go_on_none_is_doubled_and_one_alert_opens_and_ends(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -70,7 +85,7 @@ async def test_when_the_leader_is_killed_recoveries_go_on_none_is_doubled_and_on
     """Three replicas, and an episode that lasts over the death of the first leader; few jobs more are no news."""
     monkeypatch.chdir(tmp_path)
     engine = open_engine(database.url)
-    await schema.upgrade(engine, schema.branches(own_jobs=True))
+    await make_tables(engine, own_jobs=True)
     with serving() as receiver:
         configure(tmp_path, database, receiver.url)
         async with engine.begin() as connection:
@@ -80,6 +95,7 @@ async def test_when_the_leader_is_killed_recoveries_go_on_none_is_doubled_and_on
             first = await led(engine, 1)
             before = await put_stuck(engine, 5)
             await until(lambda: failed(engine, before))
+            await until(partial(told_and_recorded, engine))
             os.kill(first, signal.SIGKILL)
             await asyncio.to_thread(processes[first].wait)
             after = await put_stuck(engine, 5)
@@ -89,11 +105,7 @@ async def test_when_the_leader_is_killed_recoveries_go_on_none_is_doubled_and_on
             async with engine.begin() as connection:
                 done = sa.update(tables.jobs).where(tables.jobs.c.job_type == "by_hand").values(status="completed")
                 await connection.execute(done)
-
-            async def told_of_the_end() -> bool:
-                return len(receiver.told) >= 2
-
-            await until(told_of_the_end)
+            await until(partial(told, receiver, 2))
             for pid, process in processes.items():
                 if pid != first:
                     process.send_signal(signal.SIGTERM)

@@ -518,7 +518,7 @@ async def test_a_hosts_connection_is_given_back_with_its_own_plans_waits_and_com
     """A guest: what a ruling sets (no scans, commits that aren't waited for) ends with its transaction."""
     ids = await stuck(bench, 2)
     names = ("enable_seqscan", "enable_indexscan", "enable_bitmapscan", "enable_hashjoin", "synchronous_commit",
-             "jit", "lock_timeout", "statement_timeout")  # fmt: skip
+             "jit", "jit_above_cost", "lock_timeout", "statement_timeout")  # fmt: skip
     ask = sa.text("SELECT " + ", ".join(f"current_setting('{name}')" for name in names))
     async with host(bench, pool_size=1, max_overflow=0) as app, host(bench) as other, other.connect() as worker:
         if held:

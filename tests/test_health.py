@@ -21,6 +21,7 @@ from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import ConfigurationError, LedgerMissingError, SourceUnavailableError
 from unstick.domain.events import Held, Observed, QueueReason
 from unstick.domain.health import Check, Health, WatchRecord, checks_of, worst
+from unstick.domain.queue import Workers
 from unstick.domain.schedule import Every, Timetable
 from unstick.pipeline import health as health_module
 from unstick.sql.connections import EngineConnections
@@ -93,7 +94,7 @@ def test_stuck_jobs_and_a_brake_warn_with_their_numbers() -> None:
     observed = Observed(source="main", at=NOON, took=SECOND, open_jobs={}, stuck=stuck, held=held)
     checks = found(replace(WELL, observed=observed))
     assert (checks["stuck"].health, checks["stuck"].value) == (Health.WARN, 4)
-    assert checks["stuck"].said == "4 job(s) are stuck: 3 silent, 1 hung; `unstick stuck` lists them"
+    assert checks["stuck"].said == "4 job(s) are stuck: 3 silent, 1 hung; `unstick stuck --source main` lists them"
     assert checks["brake"].health is Health.WARN
     assert "99 jobs were stuck at once; it looks like an outage" in (checks["brake"].said or "")
 
@@ -211,8 +212,12 @@ async def test_stuck_jobs_warn_and_a_watch_that_is_not_kept_is_503_only_where_as
     watched = kept(bench)
     assert watched.watches is not None
     stuck = {QueueReason("mail", Reason.SILENT): 2}
-    observed = Observed(source="main", at=NOON, took=SECOND, open_jobs={}, stuck=stuck)
+    workers = Workers(living=2, by_queue={None: 1, "mail": 0})
+    observed = Observed(source="main", at=NOON, took=SECOND, open_jobs={}, stuck=stuck, workers=workers)
     await watched.watches.note_observed(observed)
+    record = await watched.watches.find("main")
+    assert record is not None
+    assert record.observed == observed
     await watched.watches.note_swept("main")
     app = app_over(main=partial(lend, watched))
     assert [(await asked(app, f"/health/jobs{query}"))[0] for query in ("", "?strict=true")] == [200, 200]

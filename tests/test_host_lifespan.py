@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
+from tests.jobs import make_tables
 from tests.servers import EACH_KIND
 from tests.test_admin_service import Base, Host
 from tests.test_http_witness import answer, serving
@@ -21,7 +22,6 @@ from unstick.admin import admin_router, health_router
 from unstick.domain.access import Principal, Role
 from unstick.domain.brake import Pass
 from unstick.hosting import host_settings
-from unstick.sql import schema
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import EngineConnections, SessionConnections
 from unstick.sql.tables import audit, events, leaders
@@ -70,7 +70,7 @@ async def status_of(app: FastAPI, path: str) -> tuple[int, str]:
 
 async def test_stuck_jobs_of_a_host_app_are_cleaned_up_while_it_runs(host: Host) -> None:
     """The contract: cleanup by itself, in the service's lifespan; and in the app's, where the router is in it."""
-    await schema.upgrade(host.engine, schema.branches(own_jobs=False))
+    await make_tables(host.engine)
     connections = EngineConnections(host.engine)
     async with connections.reading() as (_, now):
         await SqlBrakes(connections).note_pass("main", Pass(at=now, back_at=now - timedelta(days=3)))
@@ -119,7 +119,7 @@ async def test_a_host_app_tells_of_stuck_jobs_on_its_own_sessions(host: Host, mo
             kinds = await connection.scalars(sa.select(events.c.kind))
             return "notified" in set(kinds)
 
-    await schema.upgrade(host.engine, schema.branches(own_jobs=False))
+    await make_tables(host.engine)
     await host.add("queued", age=HOUR)
     async with serving(respond) as receiver:
         # Seldom, so that the runner is idle when the app stops: drivers don't bear to be cut off.

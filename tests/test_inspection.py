@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import tomllib
 import uuid
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,10 @@ from unstick.sql.inspection import (
     _reading,
     inspect_database,
     inspect_table,
-    inspect_tables,
-    to_toml,
 )
 from unstick.sql.mapping import JobTable, places_of
 from unstick.sql.proposal import propose
+from unstick.sql.proposed_file import to_toml
 from unstick.sql.reflection import unknown_version
 
 if TYPE_CHECKING:
@@ -95,6 +95,22 @@ async def run_alone(engine: AsyncEngine, statement: str) -> None:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.exec_driver_sql(statement)
         await connection.commit()
+
+
+@asynccontextmanager
+async def another_user(engine: AsyncEngine, *grants: str) -> AsyncIterator[AsyncEngine]:
+    """The same database as a user who may do only this."""
+    user = f"ann_{engine.url.database}"
+    made, gone = f"CREATE USER {user} IDENTIFIED BY 'hunter2'", [f"DROP USER {user}"]
+    if engine.dialect.name == "postgresql":
+        made, gone = f"CREATE ROLE {user} LOGIN PASSWORD 'hunter2'", [f"DROP OWNED BY {user}", f"DROP ROLE {user}"]
+    await run(engine, made, *(f"GRANT {grant} TO {user}" for grant in grants))
+    theirs = open_engine(engine.url.set(username=user, password="hunter2").render_as_string(hide_password=False))
+    try:
+        yield theirs
+    finally:
+        await theirs.dispose()
+        await run(engine, *gone)
 
 
 async def fill(engine: AsyncEngine, table: sa.Table, rows: Sequence[dict[str, Any]] = ()) -> None:
@@ -369,7 +385,6 @@ class TestChoosing:
         found = await likeliest(engine)
         assert found.facts.name == "render_jobs"
         assert found.others == ("orders",)
-        assert [candidate.table for candidate in await inspect_tables(engine)] == ["render_jobs", "orders"]
 
     async def test_a_table_of_any_name_is_known_by_its_words(self, engine: AsyncEngine) -> None:
         await fill(engine, jobs_table(name="renderings"), rows(*WORDS))
@@ -393,7 +408,6 @@ class TestChoosing:
     async def test_in_an_empty_database_none_is_taken(self, engine: AsyncEngine) -> None:
         with pytest.raises(ConfigurationError, match="No table here looks like a jobs table"):
             await likeliest(engine)
-        assert await inspect_tables(engine) == ()
 
     async def test_a_table_that_somebody_has_locked_hinders_only_its_own_sample(
         self, postgres: AsyncEngine, monkeypatch: pytest.MonkeyPatch
@@ -420,8 +434,45 @@ class TestChoosing:
         await fill(postgres, jobs_table())
         async with postgres.begin() as other:
             await other.exec_driver_sql("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
-            with pytest.raises(SourceUnavailableError, match="stopped the inspection: canceling statement"):
+            why = r"No table here looks like .* jobs could not be read \(canceling statement .*look again when nobody"
+            with pytest.raises(ConfigurationError, match=why):
                 await likeliest(postgres)
+
+    async def test_a_table_whose_columns_can_not_be_told_hinders_no_other(self, sqlite: AsyncEngine) -> None:
+        await fill(sqlite, jobs_table(), rows(*WORDS))
+        await run(
+            sqlite,
+            "PRAGMA writable_schema = ON",
+            "INSERT INTO sqlite_master VALUES ('table', 'odd', 'odd', 0, 'CREATE VIRTUAL TABLE odd USING gone')",
+        )
+        await sqlite.dispose()
+        found = await inspect_database(sqlite)
+        assert found.inspection is not None
+        assert found.inspection.facts.name == "jobs"
+        [unread] = found.unread
+        assert (unread.table, unread.cause) == ("odd", "no such module: gone")
+        with pytest.raises(SourceUnavailableError, match=r"odd could not be read \(no such module: gone\): mend that"):
+            await inspect_table(sqlite, "odd")
+
+    async def test_tables_that_the_user_may_not_read_are_named_with_what_to_grant(
+        self, mariadb: AsyncEngine, postgres: AsyncEngine
+    ) -> None:
+        """MariaDB tells such a user nothing of the table, PostgreSQL all of it but the rows."""
+        for engine, insert_on in ((mariadb, "INSERT, UPDATE ON jobs"), (postgres, "INSERT ON jobs")):
+            await fill(engine, jobs_table(), rows(*WORDS))
+            await fill(engine, jobs_table(name="old_jobs"), rows(*WORDS))
+            async with another_user(engine, insert_on, "SELECT ON old_jobs") as theirs:
+                found = await inspect_database(theirs)
+                assert found.inspection is not None
+                assert (found.inspection.facts.name, found.blocked) == ("old_jobs", False)
+                [unread] = found.unread
+                assert unread.table == "jobs"
+                assert "denied" in unread.cause
+                assert unread.remedy.startswith("grant SELECT on jobs to the user that the URL names")
+        async with another_user(postgres, insert_on, "SELECT ON old_jobs") as theirs:
+            named = await inspect_table(theirs, "jobs")
+        assert [doubt.key for doubt in named.doubts if doubt.severity == "blocker"] == ["sample"]
+        assert "grant SELECT on jobs" in messages(named, "sample")
 
     async def test_a_table_that_is_named_needs_no_likeness(self, engine: AsyncEngine) -> None:
         await run(engine, "CREATE TABLE notes (id INTEGER PRIMARY KEY, body VARCHAR(20))")
@@ -532,6 +583,17 @@ class TestShapes:
         told = sa.CheckConstraint("status <> 'failed' OR completed_at IS NOT NULL", name="told")
         await fill(engine, jobs_table(told))
         assert (await inspect_table(engine, "jobs")).facts.columns[1].values == ()
+
+    async def test_what_no_command_would_start_with_blocks(self, sqlite: AsyncEngine) -> None:
+        """Each half would do by itself: running jobs without a time, and the time of queued ones without a word."""
+        await run(
+            sqlite,
+            "CREATE TABLE jobs (id INTEGER PRIMARY KEY, status TEXT, created_at DATETIME)",
+            "INSERT INTO jobs (status, created_at) VALUES ('running', '2026-11-23'), ('failed', '2026-11-23')",
+        )
+        found = await inspect_table(sqlite, "jobs")
+        assert [doubt.key for doubt in found.doubts if doubt.severity == "blocker"] == ["mapping"]
+        assert "lets no job be judged" in messages(found, "mapping")
 
     async def test_codes_block_and_are_listed(self, engine: AsyncEngine) -> None:
         table = jobs_table(status=sa.SmallInteger())
@@ -669,6 +731,26 @@ class TestTimes:
         )
         found = doubts(await inspect_table(sqlite, "jobs"), "started_at")
         assert [doubt.severity for doubt in found] == ([severity] if severity else [])
+
+    async def test_times_that_can_not_be_used_are_each_named_with_the_cause(self, postgres: AsyncEngine) -> None:
+        await run(
+            postgres,
+            "CREATE TABLE jobs (id bigint PRIMARY KEY, status text, queued_at bigint, created_at timestamptz,"
+            " created bigint, started_at date, started int, finished numeric, deleted_at timestamptz,"
+            " updated_at boolean)",
+            "INSERT INTO jobs VALUES (1, 'running', 7, now(), 1732363200, now(), 1, 1732363200.5, NULL, true)",
+        )
+        found = await inspect_table(postgres, "jobs")
+        assert "jobs.queued_at sounds like `enqueued_at` and holds whole numbers" in messages(found, "enqueued_at")
+        assert messages(found, "enqueued_at").endswith("; created_at is taken in its place")
+        assert "jobs.started_at sounds like `started_at` and holds dates without a time" in messages(
+            found, "started_at"
+        )
+        assert "jobs.created sounds" not in messages(found, "enqueued_at")
+        assert "jobs.started sounds" not in messages(found, "started_at")
+        assert "jobs.finished sounds like `completed_at` and holds numbers" in messages(found, "completed_at")
+        assert "jobs.updated_at sounds like `heartbeat_at` and holds true or false" in messages(found, "heartbeat_at")
+        assert "deleted_at of jobs is a time, and its name doesn't tell of what" in messages(found, "columns")
 
 
 class TestHeartbeat:

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, open_bench
+from tests.jobs import COLUMNS, SqlBench, declared, jobs_table, make_tables, open_bench
 from tests.servers import EACH_KIND
 from tests.test_ledger_elsewhere import STUCK, Apart, ProcessEndedError, apart, killed_before
 from tests.test_races import DEADLINE, GATES, SHUT, host, on_databases, somebody_waits, until
@@ -173,7 +173,8 @@ async def test_a_hosts_own_transaction_goes_on_with_its_own_limits(bench: SqlBen
     """A session bound to a connection with a transaction of its own, as in most test suites."""
     await bench.put({}, {})
     limits = sa.text("SELECT current_setting('lock_timeout'), current_setting('statement_timeout'), "
-                     "current_setting('synchronous_commit'), current_setting('enable_seqscan')")  # fmt: skip
+                     "current_setting('synchronous_commit'), current_setting('enable_seqscan'), "
+                     "current_setting('jit_above_cost')")  # fmt: skip
     async with host(bench) as app, app.connect() as connection:
         outer = await connection.begin()
         await connection.execute(sa.text("SET LOCAL lock_timeout = '7s'"))
@@ -309,12 +310,10 @@ async def test_a_state_that_the_database_fills_up_with_blanks_is_recognised(
     tmp_path: Any,  # noqa: ANN401
 ) -> None:
     """CHAR(12): the row says more blanks than we wrote."""
-    from unstick.sql import schema  # noqa: PLC0415
-
     bench = await open_bench(postgres_database)
     await bench.execute("ALTER TABLE ai_generation_jobs ALTER COLUMN status TYPE char(12)")
     ledger = open_engine(f"sqlite:///{tmp_path / 'ledger.db'}", create=True)
-    await schema.upgrade(ledger, schema.branches(own_jobs=False))
+    await make_tables(ledger)
     there = Apart(bench, ledger)
     await bench.add(JobState.RUNNING, STUCK)
     with killed_before(ledger, "DELETE FROM unstick_intents"), pytest.raises(ProcessEndedError):

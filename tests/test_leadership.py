@@ -8,21 +8,20 @@ import signal
 import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
 import time_machine
 
-from tests.replicas import Replicas, open_replicas
+from tests.jobs import make_tables
+from tests.replicas import Replicas, acted_late, late_ends, open_replicas
 from tests.test_races import on_databases
 from tests.test_worker import until
 from unstick.config import SourceSettings
-from unstick.domain.audit import AuditOutcome
 from unstick.domain.policy import Policy
 from unstick.pipeline.leadership import Lead
-from unstick.sql import schema, tables
+from unstick.sql import tables
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine, use_write_ahead_log
 from unstick.sql.leaders import SqlLeaders
@@ -45,7 +44,7 @@ ALL = ("sqlite", "postgres18", "postgres18-asyncpg", "postgres15", "mariadb", "p
 async def engine(database: Database) -> AsyncIterator[AsyncEngine]:
     """A database with Unstick's tables and its own jobs."""
     engine = open_engine(database.url, create=True)
-    await schema.upgrade(engine, schema.branches(own_jobs=True))
+    await make_tables(engine, own_jobs=True)
     if database.backend == "sqlite":
         await use_write_ahead_log(engine)
     yield engine
@@ -123,7 +122,7 @@ async def test_who_slept_through_the_end_of_its_lease_knows_before_it_asks(
 ) -> None:
     """K2: a stopped process wakes up and would go on; its clock that never stands still tells it not to."""
     engine = open_engine(sqlite_database.url, create=True)
-    await schema.upgrade(engine, schema.branches(own_jobs=True))
+    await make_tables(engine, own_jobs=True)
     watched = watch("main", JobTable.from_settings(SourceSettings()), EngineConnections(engine), Policy())
     lead, now = Lead("main", "one", LEASE), 1_000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
@@ -176,16 +175,13 @@ async def led(replicas: Replicas, besides: int | None = None) -> int:
 
 
 async def assert_no_two_swept_at_once(engine: AsyncEngine) -> None:
-    """By the audit log, in the ledger's time: a sweep begins when the one before is over, and no job is twice done."""
-    audit = tables.audit
+    """By the audit log, in the ledger's time: who sweeps acts no more once another has begun; no job is twice done."""
     async with engine.connect() as connection:
-        rows = (await connection.execute(sa.select(audit).order_by(audit.c.id))).all()
-        done = sa.select(tables.job_recoveries.c.job_id).where(tables.job_recoveries.c.outcome == "applied")
-        recovered = [row.job_id for row in await connection.execute(done)]
-    begun = {row.id: row.at for row in rows if row.outcome == AuditOutcome.STARTED}
-    ended = {row.operation_id: row.at for row in rows if row.outcome != AuditOutcome.STARTED}
-    spans = sorted((at, ended.get(operation)) for operation, at in begun.items())
-    assert all(end is None or end <= start for (_, end), (start, _) in pairwise(spans))
+        rows = (await connection.execute(sa.select(tables.audit).order_by(tables.audit.c.id))).all()
+        done = sa.select(tables.job_recoveries).where(tables.job_recoveries.c.outcome == "applied")
+        records = (await connection.execute(done)).all()
+    recovered = [record.job_id for record in records]
+    assert acted_late(late_ends(rows), records) == []
     assert len(recovered) == len(set(recovered))
 
 

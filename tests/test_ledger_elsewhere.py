@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from tests.jobs import COLUMNS, STATES, SqlBench, jobs_table, open_bench
+from tests.jobs import COLUMNS, STATES, SqlBench, jobs_table, make_tables, open_bench
 from tests.servers import EACH_KIND
 from tests.test_races import FINISH, after_first, commits, elsewhere, host
 from unstick.config import LedgerSettings, Settings, SourceSettings
@@ -30,7 +30,7 @@ from unstick.domain.recovery import CHANGES, Action, Outcome
 from unstick.pipeline.settling import IN_FLIGHT, settle_intents
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.watched import Watched
-from unstick.sql import schema, tables
+from unstick.sql import tables
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine, use_write_ahead_log
 from unstick.sql.ledger import SqlLedger
@@ -101,7 +101,7 @@ async def apart(database: Database, tmp_path: Path) -> AsyncIterator[Apart]:
     bench = await open_bench(database)
     await bench.execute(*(f"DROP TABLE {name}" for name in ("unstick_audit", "unstick_intents")))
     ledger = open_engine(f"sqlite:///{tmp_path / 'ledger.db'}", create=True)
-    await schema.upgrade(ledger, schema.branches(own_jobs=False))
+    await make_tables(ledger)
     yield Apart(bench, ledger)
     await ledger.dispose()
     await bench.close()

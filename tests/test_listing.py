@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from datetime import timedelta
@@ -15,6 +16,7 @@ from tests.servers import EACH_KIND
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import InvalidRequestError
+from unstick.domain.evidence import Holding
 from unstick.domain.filter import StuckFilter
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.record import EntryFilter
@@ -29,6 +31,7 @@ from unstick.sql import records
 from unstick.sql.connections import EngineConnections
 from unstick.sql.plans import SqlPlans
 from unstick.sql.records import SqlRecords
+from unstick.testing.witnesses import FakeWitness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 DATABASES = EACH_KIND
 ALL = StuckFilter()
+HELD: dict[int | str, Holding] = {2: Holding.HELD, 9: Holding.HELD, **dict.fromkeys((5, 6, 8), Holding.RELEASED)}
 RULES = Policy(rules=(Rule(kind="thesis.*", action=Action.RETRY),))
 
 
@@ -128,14 +132,39 @@ async def test_only_a_plan_can_be_of_some_jobs_and_of_no_text(bench: SqlBench) -
     assert {row["status"] for row in await bench.rows()} == {"running", "queued"}
 
 
-async def test_many_jobs_are_counted_up_to_a_bound_that_is_said(
+async def test_each_listed_job_is_judged_by_its_own_rule(bench: SqlBench) -> None:
+    """Odd ids are essays, silent for an even number of minutes from 60 on, and every third one waits."""
+    await fill(bench)
+    longer = Rule(kind="thesis.*", running_after=timedelta(hours=2), queued_after=timedelta(hours=2))
+    shorter = replace(longer, running_after=timedelta(minutes=62, seconds=30), queued_after=timedelta(minutes=1))
+    assert await listed(kept(bench, Policy(rules=(longer,))), ALL) == [9, 7, 5, 3, 1]
+    patient = Policy(queued_after=timedelta(hours=2), running_after=timedelta(hours=2), rules=(shorter,))
+    assert await listed(kept(bench, patient), ALL) == [10, 8, 6, 4]
+    assert await listed(kept(bench, patient), StuckFilter(older_than=timedelta(minutes=66, seconds=30))) == [10, 8]
+
+
+async def test_whom_a_witness_acquits_is_not_listed_and_whom_it_convicts_is_in_every_page(bench: SqlBench) -> None:
+    """Running are 2, 3, 5, 6, 8 and 9, by turns of two queues; two of them are held, one it knows nothing of."""
+    await fill(bench)
+    watched = replace(kept(bench), witnesses=(FakeWitness(words=HELD),))
+    assert await listed(watched, ALL, limit=2) == [10, 8, 7, 6, 5, 4, 1]
+    assert await listed(watched, StuckFilter(kind="thesis.*", reason=Reason.WORKER_GONE), limit=1) == [8, 6]
+
+
+async def test_more_jobs_than_are_looked_through_at_once_are_told_as_a_least_and_all_come_up_in_time(
     bench: SqlBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(bench)
     exact = await list_stuck(kept(bench), ALL, limit=2)
-    monkeypatch.setattr(listing, "MOST_COUNTED", 4)
+    assert (exact.number, exact.exact, exact.looked_through) == (10, True, 10)
+    monkeypatch.setattr(listing, "MOST_SEARCHED", 3)
     bounded = await list_stuck(kept(bench), ALL, limit=2)
-    assert [(page.number, page.exact) for page in (exact, bounded)] == [(10, True), (4, False)]
+    assert (bounded.number, bounded.exact, bounded.looked_through) == (6, False, 6)
+    for newest_first in (False, True):
+        for policy in (Policy(), RULES):
+            for limit in (1, 2, 7):
+                found = await listed(kept(bench, policy), ALL, limit=limit, newest_first=newest_first)
+                assert sorted(found) == list(range(1, 11))
 
 
 async def test_a_search_that_was_cut_short_says_so_and_goes_on(
@@ -143,9 +172,21 @@ async def test_a_search_that_was_cut_short_says_so_and_goes_on(
 ) -> None:
     await fill(bench)
     monkeypatch.setattr(listing, "MOST_SEARCHED", 2)
-    first = await list_stuck(kept(bench), StuckFilter(text="w-1"), limit=5)
-    assert (first.jobs, first.complete, first.next_cursor is None) == ((), False, False)
+    for wanted in (StuckFilter(text="w-1"), StuckFilter(kind="thesis.*", older_than=timedelta(minutes=60))):
+        first = await list_stuck(kept(bench), wanted, limit=5)
+        assert (first.exact, first.next_cursor is None) == (False, False)
+    assert (await list_stuck(kept(bench), StuckFilter(text="w-1"), limit=5)).jobs == ()
     assert await listed(kept(bench), StuckFilter(text="w-1"), limit=5) == [2]
+
+
+@pytest.mark.parametrize(
+    "said", ["nonsense", {"running": 1}, {"running": [["x", True], None, 0]}, {"done": [None, None, 0]}]
+)
+async def test_a_cursor_of_somebody_elses_is_refused(bench: SqlBench, said: object) -> None:
+    cursor = said if isinstance(said, str) else base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
+    await fill(bench)
+    with pytest.raises(InvalidRequestError, match="cursor"):
+        await list_stuck(kept(bench), ALL, limit=5, cursor=cursor)
 
 
 async def entry(watched: Watched, actor: str, call: str, *, reads: bool = False) -> None:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from tests.jobs import COLUMNS, declared, jobs_table, open_bench
 from tests.servers import EACH_KIND
-from tests.test_races import host
+from tests.test_races import READING, after_each, elsewhere, host
 from tests.test_worker import BEAT, LEASE, runner, shop, until
 from unstick.domain.diagnosis import Reason
 from unstick.domain.recovery import Action, Outcome
@@ -225,6 +225,29 @@ async def test_jobs_of_which_no_lease_speaks_are_counted_listed_and_recovered(
     assert sorted(str(finding.job.worker) for finding in stuck.running) == ["", "None", "silent", "unheard of"]
     assert report.tally.of(outcome=Outcome.APPLIED) == 4
     assert [row["status"] for row in await leased.rows()] == ["failed"] * 4 + ["running"]
+
+
+async def test_a_job_that_is_taken_under_a_ruling_by_a_worker_whose_lease_is_over_is_told_so(leased: SqlBench) -> None:
+    """R2, L2: it was found by its age alone; of the attempt that stands there now, age knows nothing."""
+    if leased.engine.dialect.name == "sqlite":
+        await use_write_ahead_log(leased.engine)  # the ids are still being read when the other writes
+    await leased.put({}, {})
+    now = await leased.source.clock()
+    lease = {"id": "over", "host": "h", "pid": 1, "began_at": now - HOUR, "beat_at": now - HOUR}
+    taken = sa.update(leased.table).where(leased.table.c.id == 1).values(worker="over", started_at=now, attempt=1)
+
+    async def take() -> None:
+        async with host(leased) as app, app.begin() as connection:
+            await connection.execute(sa.insert(tables.leases).values(**lease, expires_at=now - MINUTE))
+            assert (await connection.execute(taken)).rowcount == 1
+
+    with after_each(leased.engine, READING, [lambda: None, lambda: elsewhere(take)]):
+        await leased.sweep()
+
+    assert [(r.job_id, r.reason) for r in await leased.recoveries()] == [
+        ("2", Reason.SILENT),
+        ("1", Reason.LEASE_EXPIRED),
+    ]
 
 
 async def test_workers_that_never_beat_are_judged_by_age_beside_workers_that_do(leased: SqlBench) -> None:

@@ -188,7 +188,7 @@ async def test_a_job_that_is_kept_waiting_is_not_stuck_and_it_is_said_by_what(op
         {"reason": "paused", "sql": "SELECT max(told) FROM notes WHERE job_id = 0 AND {jobs}.job_type = 'mail'"},
         {"reason": "blocked", "sql": "CASE WHEN {jobs}.job_type = 'sum' THEN 'a lock' END"},
     ]
-    blocks = "CASE WHEN {jobs}.job_type = 'sum' THEN 'jobs 7, 8' END"
+    blocks = "CASE WHEN {jobs}.job_type = 'sum' THEN '7, 8' END"
     bench = await opened(waiting=waiting, blocks=blocks)
     await bench.execute("INSERT INTO notes VALUES (0, 'its queue is paused')")
     aged = await bench.source.clock() - 60 * MINUTE
@@ -203,7 +203,7 @@ async def test_a_job_that_is_kept_waiting_is_not_stuck_and_it_is_said_by_what(op
     ]  # fmt: skip
     sentences = [found.sentence for found in told.values() if found is not None]
     assert "Job 1 is queued and can't be claimed: its queue is paused; it isn't stuck." in sentences
-    assert sentences[3].endswith("; jobs 7, 8 can't be claimed before it is over.")
+    assert sentences[3].endswith("; jobs that can't be claimed before it is over: 7, 8.")
     assert [suspect.job_id for suspect in await suspects_of(bench, await look_at(bench))] == [3, 4]
     assert (await bench.source.count_suspects(await look_at(bench))).queued == 1
 

@@ -19,7 +19,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.api_support import AUTH, SECRET, assert_problem, client
-from tests.jobs import AWARE, COLUMNS, NAIVE, SqlBench, declared, jobs_table, open_bench
+from tests.jobs import AWARE, COLUMNS, NAIVE, SqlBench, declared, jobs_table, make_tables, open_bench
 from tests.servers import EACH_KIND
 from tests.test_plans import AGO, ONE_TO
 from tests.test_races import FINISH, MOVES, commits, elsewhere, host, on_databases
@@ -66,7 +66,6 @@ from unstick.pipeline.planning import KEPT_FOR, find_plan
 from unstick.pipeline.shapes import cleanup_shape
 from unstick.pipeline.sweep import SweepOrder, SweepReport, sweep
 from unstick.pipeline.watched import Planning, Watched
-from unstick.sql import schema
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import EngineConnections, SessionConnections
 from unstick.sql.engine import open_engine, use_write_ahead_log
@@ -1009,7 +1008,7 @@ async def test_with_the_ledger_elsewhere_the_plan_is_there_too(
     bench = await open_bench(database)
     await bench.execute(*(f"DROP TABLE {name}" for name in ("unstick_audit", "unstick_intents", "unstick_plans")))
     ledger = open_engine(f"sqlite:///{tmp_path / 'ledger.db'}", create=True)
-    await schema.upgrade(ledger, schema.branches(own_jobs=False))
+    await make_tables(ledger)
     await bench.put(*({} for _ in range(3)))
     watched = watched_on(bench, ledger=ledger)
     plan = await made(watched, action)

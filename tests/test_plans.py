@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -12,10 +13,14 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from tests.jobs import declared, jobs_table, open_bench
+from unstick.domain.diagnosis import Reason
+from unstick.domain.filter import StuckFilter
 from unstick.domain.job import JobState
 from unstick.domain.recovery import CHANGES, Action
 from unstick.domain.suspect import Position
+from unstick.pipeline import listing
 from unstick.pipeline.aftermath import follow_up
+from unstick.pipeline.listing import list_stuck
 from unstick.pipeline.report import report_stats, report_stuck
 from unstick.sql import source as source_module
 from unstick.sql.connections import EngineConnections
@@ -110,6 +115,10 @@ async def use_everything(bench: SqlBench) -> None:
         first = await bench.source.list_suspects(look, state, limit=5, after=None)
         position = Position(since=since_of(first[-1]), job_id=first[-1].id)
         await bench.source.list_suspects(look, state, limit=5, after=position)
+        for newest_first in (False, True):
+            stretch = await bench.source.stretch(look, state, size=5, newest_first=newest_first)
+            await bench.source.stretch(look, state, size=5, after=stretch.end, newest_first=newest_first)
+    await bench.source.open_classes(most=5)
     some = (await suspects_of(bench, look))[:6]
     for action, part in zip(CHANGES, (some[:3], some[3:]), strict=True):
         result = await bench.source.recover(batch_of(part, look, action))
@@ -192,3 +201,50 @@ async def test_no_statement_reads_the_finished_jobs(
     assert len(writes) >= 3
     assert len(statements) >= 15
     assert {text: whole for text, whole in found.items() if whole} == {}
+
+
+async def test_what_a_page_of_stuck_jobs_costs_does_not_grow_with_their_number(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the steps that SQLite takes, which are the same on every machine."""
+    monkeypatch.setattr(listing, "MOST_SEARCHED", 20)
+    monkeypatch.setattr("unstick.sql.statements.FLOW_JOBS", 20)
+    table = jobs_table()
+    bench = await open_bench(sqlite_database, table, declared(table))
+    try:
+        taken = []
+        for number in (100, 2_000):
+            for state, begun in (("queued", "NULL"), ("running", "datetime('now', '-' || (9000 - n) || ' minutes')")):
+                values = f"'{state}', 'x', datetime('now', '-9000 minutes'), {begun}, 1"
+                into = f"INSERT INTO {JOBS} (status, job_type, created_at, started_at, attempt)"
+                await bench.execute(f"{into} {ONE_TO['sqlite'].format(number, values)}")
+            taken.append({wanted: await _steps(bench, wanted) for wanted in (*FILTERS, None)})
+    finally:
+        await bench.close()
+
+    few, many = taken
+    assert {wanted: many[wanted] for wanted in many if many[wanted] > 1.5 * few[wanted] + 50} == {}
+
+
+FILTERS = (StuckFilter(), StuckFilter(kind="none"), StuckFilter(reason=Reason.SILENT, older_than=timedelta(hours=1)))
+
+
+async def _steps(bench: SqlBench, wanted: StuckFilter | None) -> int:
+    """Count by the hundred what it takes to list stuck jobs from either end, or to name some open classes."""
+    steps = 0
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    async with bench.engine.connect() as connection:
+        raw: Any = (await connection.get_raw_connection()).driver_connection
+        await raw.set_progress_handler(step, 100)
+    if wanted is None:
+        await bench.source.open_classes(most=20)
+    else:
+        for newest_first in (False, True):
+            page = await list_stuck(bench.watched(), wanted, limit=5, newest_first=newest_first)
+            await list_stuck(bench.watched(), wanted, limit=5, cursor=page.next_cursor, newest_first=newest_first)
+    return steps

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from tests.jobs import SqlBench, open_bench
+from tests.jobs import SqlBench, make_tables, open_bench
 from tests.one_job import KEYS, keyed_bench, whole
 from tests.servers import EACH_KIND
 from tests.test_races import BEAT, FINISH, ROW_LOCKING, after_first, commits, elsewhere, host, on_databases, say
@@ -23,7 +23,7 @@ from unstick.domain.policy import Policy, Rule
 from unstick.domain.recovery import CHANGES, Action, Outcome
 from unstick.pipeline.recovering import RecoverOrder, RecoverReport, recover_job
 from unstick.pipeline.snoozing import SnoozeOrder, snooze
-from unstick.sql import schema, tables
+from unstick.sql import tables
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine, use_write_ahead_log
 from unstick.testing.conformance import MINUTE, Ages
@@ -369,7 +369,7 @@ async def test_a_write_that_fails_whole_changes_nothing_and_says_so(sqlite_datab
 
 async def test_where_the_ledger_is_elsewhere_the_intent_goes_first(bench: SqlBench, tmp_path: Path) -> None:
     engine = open_engine(f"sqlite:///{tmp_path / 'ledger.db'}", create=True)
-    await schema.upgrade(engine, schema.branches(own_jobs=False))
+    await make_tables(engine)
     apart = EngineConnections(engine)
     watched = watch("main", bench.jobs, EngineConnections(bench.engine), Policy(), apart)
     job_id, other = [await bench.add(JobState.RUNNING, STUCK) for _ in range(2)]

@@ -46,6 +46,7 @@ def test_what_only_looks_like_it_stays(key: str) -> None:
 def test_a_secret_in_json_within_text_is_found_and_other_text_stays_to_the_letter() -> None:
     said = {
         "body": ' {"user": "ann",  "password": "s3cret"}',
+        "list": '["é", {"password": "s3cret"}]',
         "note": '{"a":1}',
         "odd": "{not json",
         "n": 1.5,
@@ -54,6 +55,7 @@ def test_a_secret_in_json_within_text_is_found_and_other_text_stays_to_the_lette
     shown = redacted(said)
     assert isinstance(shown, dict)
     assert json.loads(shown["body"]) == {"user": "ann", "password": REDACTED}
+    assert shown["list"] == f'["é", {{"password": "{REDACTED}"}}]'
     assert {name: shown[name] for name in ("note", "odd", "n", "t")} == {
         name: said[name] for name in ("note", "odd", "n", "t")
     }
@@ -62,6 +64,7 @@ def test_a_secret_in_json_within_text_is_found_and_other_text_stays_to_the_lette
 def test_the_keys_can_be_chosen() -> None:
     assert redacted({"iban": "DE", "password": "x"}, ["iban"]) == {"iban": REDACTED, "password": "x"}
     assert redacted({"a": {"b": 1}}, ["*"]) == {"a": REDACTED}
+    assert shown_payload('{"iban": "DE", "password": "x"}', ["iban"]) == {"iban": REDACTED, "password": "x"}
 
 
 def test_what_is_nested_without_end_is_left_out_and_breaks_nothing() -> None:
@@ -73,6 +76,18 @@ def test_what_is_nested_without_end_is_left_out_and_breaks_nothing() -> None:
     assert shown_payload("[" * 16_000) == REDACTED
 
 
+def test_what_is_nested_fifty_deep_is_shown_and_what_is_deeper_is_not() -> None:
+    def nested(depth: int, said: Any) -> Any:  # noqa: ANN401
+        for level in range(depth):
+            said = [said] if level % 2 else {"a": said}
+        return said
+
+    assert redacted(nested(50, 1)) == nested(50, 1)
+    assert redacted(nested(51, 1)) == nested(51, REDACTED)
+    assert redacted(nested(48, "[1]")) == nested(48, "[1]")
+    assert redacted(nested(49, "[[1]]")) == nested(49, f'["{REDACTED}"]')
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -80,9 +95,10 @@ def test_what_is_nested_without_end_is_left_out_and_breaks_nothing() -> None:
         ("[1, 2]", [1, 2]),
         ('{"\\ud800": "a\\udfff", "much": 1e999, "none": NaN}', {"?": "a?", "much": "inf", "none": "nan"}),
         ("password=s3cret", REDACTED),
-        ('"' + "x" * LONGEST_PAYLOAD + '"', f"({LONGEST_PAYLOAD} characters or more)"),
+        ('"' + "x" * (LONGEST_PAYLOAD - 2) + '"', "x" * (LONGEST_PAYLOAD - 2)),
+        ('"' + "x" * (LONGEST_PAYLOAD - 1) + '"', f"({LONGEST_PAYLOAD} characters or more)"),
     ],
-    ids=["json", "list", "what can't be sent", "no json", "long"],
+    ids=["json", "list", "what can't be sent", "no json", "as long as it may be", "longer"],
 )
 def test_a_payload_is_shown_as_far_as_its_keys_tell_that_it_may_be(text: str, shown: object) -> None:
     assert shown_payload(text) == shown

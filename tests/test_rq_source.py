@@ -223,6 +223,7 @@ async def test_jobs_of_each_queue_are_counted_and_listed_for_their_own_reason(be
         ("default", Reason.NEVER_CLAIMED): 1, ("other", Reason.UNSERVED): 1, ("default", Reason.MESSAGE_LOST): 1
     }  # fmt: skip
     assert [each.queues for each in report.unserved] == [("other",)]
+    assert [observed.workers.serving(queue) for queue in ("default", "other", "gone")] == [1, 0, None]
 
 
 async def in_other_queue(bench: RqBench) -> JobId:

@@ -272,6 +272,18 @@ async def test_a_backlog_is_told_by_the_newest_claims_however_long_it_is(
     assert await stuck(bench.watched()) == {lost: Reason.OVERTAKEN}
 
 
+async def test_a_slow_queue_drains_however_many_jobs_others_have_claimed_since(
+    bench: SqlBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unstick.sql.statements.FLOW_JOBS", 3)
+    for _ in range(2):
+        await put(bench, "running", created=60, started=4, queue="slow")
+    for _ in range(6):
+        await put(bench, "running", created=20, started=1, queue="fast")
+    await put(bench, "queued", created=30, queue="slow")
+    assert await stuck(bench.watched()) == {}
+
+
 async def test_a_retried_job_waits_from_when_it_was_due(bench: SqlBench) -> None:
     """It isn't passed over by jobs that were claimed while it backed off."""
     waiting = await backlog(bench)

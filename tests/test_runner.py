@@ -225,7 +225,7 @@ async def test_whoever_starts_anew_sweeps_when_it_is_due_and_not_before(light: S
 async def test_a_sweep_that_takes_too_long_is_cut_off_and_the_next_one_comes(
     light: SqlBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "_SHORTEST_DEADLINE", timedelta(milliseconds=200))
+    monkeypatch.setattr(runner_module, "ROUND_MAY_TAKE", timedelta(milliseconds=200))
     await light.add(JobState.RUNNING, STUCK)
     await has_been_watched(light)
     hangs, real = True, light.source.count_suspects
@@ -249,7 +249,7 @@ async def test_a_sweep_that_takes_too_long_is_cut_off_and_the_next_one_comes(
 async def test_an_observation_that_takes_too_long_is_cut_off_and_told_and_the_next_one_comes(
     light: SqlBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "_SHORTEST_DEADLINE", timedelta(milliseconds=200))
+    monkeypatch.setattr(runner_module, "ROUND_MAY_TAKE", timedelta(milliseconds=200))
     hangs, real = True, light.source.open_jobs
 
     async def open_jobs(*given: Any) -> Any:  # noqa: ANN401
@@ -271,7 +271,7 @@ async def test_old_records_are_struck_and_a_prune_that_takes_too_long_is_cut_off
     light: SqlBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And keeps nobody from sweeping."""
-    monkeypatch.setattr(runner_module, "_SHORTEST_DEADLINE", timedelta(milliseconds=200))
+    monkeypatch.setattr(runner_module, "ROUND_MAY_TAKE", timedelta(milliseconds=200))
     monkeypatch.setattr(runner_module, "_PRUNED_FIRST", timedelta(0))
     connections, heard = EngineConnections(light.engine), Heard()
     await SqlEventLog(connections).append("main", "old", {})

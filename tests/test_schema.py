@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from tests.jobs import jobs_table
+from tests.jobs import jobs_table, statements
 from unstick.sql import schema
 from unstick.sql.engine import open_engine
 from unstick.sql.tables import jobs_metadata, metadata
@@ -88,19 +88,13 @@ async def test_the_printed_statements_make_the_same_tables(database: Database) -
     engine = open_engine(database.url, create=True)
     script = schema.upgrade_script(engine.dialect.name, BOTH)
     async with engine.begin() as connection:
-        for statement in _statements(script):
+        for statement in statements(script):
             await connection.exec_driver_sql(statement)
 
     assert await schema.missing(engine, BOTH) == ()
     async with engine.connect() as connection:
         assert await connection.run_sync(_differences) == []
     await engine.dispose()
-
-
-def _statements(script: str) -> list[str]:
-    lines = [line for line in script.splitlines() if not line.startswith("--")]
-    found = [each.strip() for each in "\n".join(lines).split(";")]
-    return [each for each in found if each and each not in {"BEGIN", "COMMIT"}]
 
 
 def _differences(connection: sa.Connection) -> list[Any]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
+from tests.jobs import make_tables
 from tests.servers import EACH_KIND
 from tests.witnessing import statements_of
 from unstick.config import ProgressSettings
 from unstick.domain.evidence import Holding
 from unstick.domain.sighting import Sighted, Sighting
-from unstick.sql import schema
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine
 from unstick.sql.sightings import KEPT, SqlSightings
@@ -86,7 +86,7 @@ class Memory:
 @pytest.fixture
 async def memory(database: Database) -> AsyncIterator[Memory]:
     engine = open_engine(database.url, create=True)
-    await schema.upgrade(engine, schema.branches(own_jobs=False))
+    await make_tables(engine)
     async with EngineConnections(engine).reading() as (_, now):
         memory = Memory(engine=engine, now=now.replace(microsecond=0))
     yield memory

@@ -31,6 +31,7 @@ from hypothesis.stateful import (
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests import model
+from tests.jobs import make_tables
 from tests.model import Asked, End, Heard, Scene, Step, Swept, Verdict
 from unstick.admin import AdminService
 from unstick.config import SourceSettings
@@ -46,7 +47,7 @@ from unstick.pipeline.looking import take_look, take_scopes
 from unstick.pipeline.rescue import decide_page, rescue
 from unstick.pipeline.sweep import CLEANUP_CALL, SweepOrder, sweep
 from unstick.pipeline.watched import Watched
-from unstick.sql import schema, tables
+from unstick.sql import tables
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine, use_write_ahead_log
 from unstick.sql.ledger import SqlLedger
@@ -142,7 +143,7 @@ class World:
         engines = [open_engine(database.url, create=True) for _ in range(3)]
         if database.backend == "sqlite":
             await use_write_ahead_log(engines[0])
-        await schema.upgrade(engines[0], schema.branches(own_jobs=True))
+        await make_tables(engines[0], own_jobs=True)
         return cls(
             runner=runner,
             engines=engines,

@@ -18,6 +18,7 @@ from tests.systems.page import rows, show
 from unstick.config import Settings, load_settings
 from unstick.domain.diagnosis import Reason
 from unstick.domain.errors import InvalidRequestError
+from unstick.domain.policy import Rule
 from unstick.domain.recovery import Action, Outcome
 from unstick.domain.standing import Standing
 from unstick.domain.undo import IRREVERSIBLE
@@ -28,7 +29,8 @@ from unstick.pipeline.undo import UndoOrder, undo
 from unstick.pipeline.verdict import judge
 from unstick.presets.preset import load_preset, shipped
 from unstick.sql.engine import open_engine
-from unstick.sql.inspection import inspect_database, to_toml
+from unstick.sql.inspection import inspect_database
+from unstick.sql.proposed_file import to_toml
 from unstick.testing.conformance import batch_of
 from unstick.wiring import open_watched, upgrade_database
 
@@ -203,6 +205,9 @@ async def _runs_again_or_not_at_all(scene: Scene, watched: Watched, job_id: int 
     if not scene.system.retries:
         with pytest.raises(InvalidRequestError, match="can't retry its jobs"):
             await scene.recover(watched, job_id, Action.RETRY)
+        ruled = replace(watched.policy, action=Action.RETRY, rules=(Rule(source="main", action=Action.MARK_FAILED),))
+        swept = await sweep(replace(watched, policy=ruled), SweepOrder(actor="test", dry_run=True))
+        assert swept.action is Action.MARK_FAILED, "its own rule goes before what others do"
         return
     if scene.system.hears_once:
         app.start_workers("retried")
@@ -274,7 +279,7 @@ async def test_locks_keep_jobs_waiting_and_refuse_a_retry_but_stop_nobody_else(s
     async with scene.watched() as watched:
         holds, waits = await judge(watched, locks), await judge(watched, locked)
         assert holds is not None
-        assert holds.sentence.endswith(f"; jobs {locked} can't be claimed before it is over.")
+        assert holds.sentence.endswith(f"; jobs that can't be claimed before it is over: {locked}.")
         assert waits is not None
         assert (waits.standing, waits.sentence) == (
             Standing.BLOCKED,
@@ -344,7 +349,7 @@ async def test_a_job_that_waits_with_good_reason_is_not_stuck(scene: Scene) -> N
             if wait.blocks:
                 blocking = await judge(watched, other)
                 assert blocking is not None
-                assert f"jobs {waits} can't be claimed before it is over" in blocking.sentence
+                assert f"jobs that can't be claimed before it is over: {waits}" in blocking.sentence
 
 
 def _tells_of_queued_jobs(system: System) -> bool:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from tests.jobs import AWARE, COLUMNS, STATES, jobs_table
+from tests.jobs import AWARE, COLUMNS, STATES, jobs_table, make_tables
 from tests.witnessing import statements_of
 from unstick.config import Settings
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.evidence import Holding
 from unstick.pipeline.gather import gather
-from unstick.sql import schema
 from unstick.sql.engine import open_engine
 from unstick.testing.witnesses import running_job
 from unstick.wiring import open_watched
@@ -46,7 +45,7 @@ async def settings(database: Database, **witnesses: Any) -> Settings:  # noqa: A
     engine = open_engine(database.url, create=True)
     async with engine.begin() as connection:
         await connection.run_sync(table.metadata.create_all)
-    await schema.upgrade(engine, schema.branches(own_jobs=False))
+    await make_tables(engine)
     await engine.dispose()
     columns = COLUMNS | {"worker": "worker", "progress": "progress"}
     states = {state.value: words for state, words in STATES.items()}

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.jobs import COLUMNS, declared, jobs_table, open_bench
+from tests.jobs import COLUMNS, declared, jobs_table, make_tables, open_bench
 from tests.servers import EACH_KIND
 from tests.test_races import POSTGRES, ROW_LOCKING, elsewhere, host, on_databases
 from unstick.config import SourceSettings
@@ -35,11 +35,12 @@ from unstick.domain.recovery import Action, Outcome, Ruled
 from unstick.hosting import host_settings
 from unstick.kit import enqueue, open_worker
 from unstick.pipeline.looking import take_look
+from unstick.pipeline.observing import observe
 from unstick.pipeline.report import report_stuck
 from unstick.pipeline.sweep import SweepOrder, sweep
 from unstick.pipeline.watched import Watched
-from unstick.sql import schema, tables
 from unstick.sql import source as source_module
+from unstick.sql import tables
 from unstick.sql.connections import EngineConnections
 from unstick.sql.engine import open_engine, use_write_ahead_log
 from unstick.sql.ledger import SqlLedger
@@ -140,7 +141,7 @@ async def shop(database: Database) -> AsyncIterator[Shop]:
     engine = open_engine(database.url, create=True)
     if database.backend == "sqlite":
         await use_write_ahead_log(engine)
-    await schema.upgrade(engine, schema.branches(own_jobs=True))
+    await make_tables(engine, own_jobs=True)
     yield Shop(database.url, engine)
     await engine.dispose()
 
@@ -928,9 +929,13 @@ async def test_a_lease_runs_out_with_its_worker_and_with_nothing_else(shop: Shop
 async def test_a_queue_whose_workers_have_all_stopped_is_unserved_as_one_whose_workers_were_killed(shop: Shop) -> None:
     """What it waits for is a worker, and a sweep that nobody watches leaves it."""
     waiting = await shop.put(values={"created_at": await shop.watched.source.clock() - timedelta(hours=1)})
+    workers = [(await observe(shop.watched)).workers]
     async with shop.worker():
         before = await report_stuck(shop.watched)
+        workers.append((await observe(shop.watched)).workers)
     after = await report_stuck(shop.watched)
+    workers.append((await observe(shop.watched)).workers)
+    assert [each.serving("default") for each in workers] == [None, 1, 0]
     assert [(each.job.id, each.diagnosis.reason) for each in before.queued] == [(waiting, Reason.NEVER_CLAIMED)]
     assert [(each.job.id, each.diagnosis.reason) for each in after.queued] == [(waiting, Reason.UNSERVED)]
     assert [each.jobs for each in after.unserved] == [1]
@@ -1390,7 +1395,7 @@ async def test_a_killed_workers_job_is_running_again_within_five_seconds(
 ) -> None:
     """SIGKILL; a lease of three seconds, a look every second. None of the others does it in less than thirty."""
     engine = open_engine(postgres_database.url)
-    await schema.upgrade(engine, schema.branches(own_jobs=True))
+    await make_tables(engine, own_jobs=True)
     shop = Shop(postgres_database.url, engine)
     job_id = await shop.put(payload="hang")
     script = (

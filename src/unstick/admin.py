@@ -166,6 +166,7 @@ def admin_router(
         lifespan=lifespan,
         keeps_tokens=auth is None,
         read_only=host_settings().read_only,
+        timetable=host_settings().sweep.timetable(),
     )
 
 

@@ -19,7 +19,7 @@ from unstick.domain.job import Job, JobClass, JobId, JobState
 from unstick.domain.leadership import Leadership
 from unstick.domain.plan import KeptPage, Plan, PlanDraft
 from unstick.domain.policy import Ruling
-from unstick.domain.queue import Flows
+from unstick.domain.queue import NOT_TOLD, Flows, Workers
 from unstick.domain.record import EntryFilter, EntryPage, Recorded, Span
 from unstick.domain.recovery import Action, Batch, BatchResult, Intent, Outcome, Recovery, Ruled
 from unstick.domain.retention import Retention
@@ -27,7 +27,7 @@ from unstick.domain.sighting import Sighted, Sighting, Stuck
 from unstick.domain.sign_in_failures import SignInTry
 from unstick.domain.snooze import Snooze
 from unstick.domain.story import Event, JobRow
-from unstick.domain.suspect import GroupedSuspects, Look, Page, Position, StuckCounts
+from unstick.domain.suspect import GroupedSuspects, Look, Mark, Page, Position, Stretch, StuckCounts
 from unstick.domain.undo import UndoBatch, UndoPage, UndoResult
 from unstick.domain.work import Beat, ClaimedJob, WorkerIdentity
 
@@ -68,6 +68,15 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenClasses:
+    """The kinds and queues of the jobs that are not over."""
+
+    found: frozenset[JobClass]
+    complete: bool = True
+    """Otherwise there may be others among the jobs that were not looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OpenJobs:
     """The jobs that are not over, exactly."""
 
@@ -76,6 +85,8 @@ class OpenJobs:
     """Since when the longest waiting queued job could have been claimed."""
     running_since: datetime | None
     """The oldest last sign of life of a running job."""
+    workers: Workers = NOT_TOLD
+    """Who lives that could take those that wait."""
 
     @property
     def by_state(self) -> Mapping[JobState, int]:
@@ -141,8 +152,8 @@ class JobSource(Protocol):
     async def up_since(self) -> datetime | None:
         """Tell since when the system has been up without a break, by its own clock; None where it can't."""
 
-    async def open_classes(self) -> frozenset[JobClass]:
-        """Tell the kinds and queues of the jobs that are not over."""
+    async def open_classes(self, most: int | None = None) -> OpenClasses:
+        """Tell the kinds and queues of the jobs that are not over; with `most`, of so many of these jobs."""
 
     async def flows(self, look: Look) -> Flows:
         """Tell how queues move, as far as that is known at a bounded cost."""
@@ -153,21 +164,23 @@ class JobSource(Protocol):
         The id may be text, as a person gave it; what is returned bears the source's own.
         """
 
-    async def count_suspects(self, look: Look, most: int | None = None) -> StuckCounts:
-        """Count the suspects, exactly where that can be had at a bounded cost.
-
-        With `most`, no more of them are counted than that, and the cost is theirs alone.
-        """
+    async def count_suspects(self, look: Look) -> StuckCounts:
+        """Count the suspects, exactly where that can be had at a bounded cost."""
 
     async def suspects_by_queue(self, look: Look) -> GroupedSuspects:
         """Count the suspects by queue, exactly where that can be had at a bounded cost."""
 
     async def list_suspects(
-        self, look: Look, state: JobState, *, limit: int, after: Position | None, newest_first: bool = False
+        self, look: Look, state: JobState, *, limit: int, after: Position | None
     ) -> tuple[Job, ...]:
-        """Return at most `limit` jobs that are suspects in a state, by their signs of life, after a position.
+        """Return at most `limit` jobs that are suspects in a state, oldest sign of life first, after a position."""
 
-        The oldest sign of life comes first, or the newest.
+    async def stretch(
+        self, look: Look, state: JobState, *, size: int, after: Mark | None = None, newest_first: bool = False
+    ) -> Stretch:
+        """Return at most `size` jobs that are suspects in a state, those that began first or last, after a mark.
+
+        The cost is theirs alone, however many others there are, where an index leads to open jobs by their beginning.
         """
 
     async def describe(self, look: Look, job_ids: Sequence[JobId]) -> Mapping[JobId, Job]:
@@ -352,8 +365,8 @@ class Ledger(AftermathLedger, Protocol):
     async def append(self, entry: AuditEntry) -> int:
         """Write one entry of its own and return its id."""
 
-    async def count_read(self, entry: AuditEntry) -> None:
-        """Write a call that changed nothing; the same one by the same caller within a minute shares its row."""
+    async def count_read(self, entry: AuditEntry, times: int = 1) -> None:
+        """Write a call that changed nothing, made so many times; the same one within a minute shares its row."""
 
     async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
         """Write what came of decisions that changed nothing."""

@@ -34,6 +34,7 @@ from unstick.pipeline.ending import MOMENT_SECONDS, in_time
 from unstick.pipeline.runner import Runner
 from unstick.pipeline.settling import settle_intents
 from unstick.pipeline.signing_in import make_sign_in_link
+from unstick.pipeline.state_words import doubts_about_words
 from unstick.pipeline.watched import Access, OpenWatched, Planning, Watched
 from unstick.ports import Channel, JobSource, Listener, Witness
 from unstick.presets.preset import registry_of
@@ -43,16 +44,18 @@ from unstick.sql.alerts import SqlAlerts
 from unstick.sql.backends import Backends
 from unstick.sql.brakes import SqlBrakes
 from unstick.sql.connections import Connections, EngineConnections, reachable
+from unstick.sql.doubted import doubted_words
 from unstick.sql.engine import async_url, open_engine, use_write_ahead_log
 from unstick.sql.event_log import SqlEventLog
 from unstick.sql.guard import Guard, guard, run_statements
 from unstick.sql.history import SqlHistory
-from unstick.sql.inspection import Found, inspect_database, inspect_table, password_left_out, to_toml
+from unstick.sql.inspection import Found, inspect_database, inspect_table
 from unstick.sql.leaders import SqlLeaders
 from unstick.sql.ledger import SqlLedger
 from unstick.sql.looks import SqlLooks
 from unstick.sql.mapping import JobTable
 from unstick.sql.plans import SqlPlans
+from unstick.sql.proposed_file import password_left_out, to_toml
 from unstick.sql.queue import SqlJobQueue
 from unstick.sql.records import SqlRecords
 from unstick.sql.reflection import mapped_table
@@ -120,6 +123,7 @@ def watch(
         _recorded_in(ledger or connections, source, policy, planning),
         history=SqlHistory(declared, connections),
         unmapped_words=partial(unmapped_words, connections, declared),
+        doubted_words=partial(doubted_words, connections, declared),
         witnesses=() if settings is None else tuple(_witnesses(settings, source, connections, ledger or connections)),
     )
 
@@ -324,7 +328,7 @@ async def open_watched(
 
 
 async def check_sources(settings: Settings) -> None:
-    """Find out what is wrong while it can still be said in one sentence, and not in a log.
+    """Find out what is wrong while it can still be said in one sentence, and not in a log; warn of what may be.
 
     Raises:
         ConfigurationError: something in the settings doesn't fit.
@@ -332,16 +336,17 @@ async def check_sources(settings: Settings) -> None:
     """
     open_channels(settings)
     silent: list[SourceUnavailableError] = []
+    doubts: list[str] = []
     for name in settings.sources:
         try:
-            async with open_watched(settings, name):
-                pass
+            async with open_watched(settings, name) as watched:
+                doubts += await doubts_about_words(watched)
         except SourceUnavailableError as error:
             silent.append(error)
     if len(silent) == len(settings.sources):
         raise silent[0]
-    for away in silent:
-        logging.getLogger("unstick").warning("%s It is tried again and again.", away)
+    for sentence in (*doubts, *(f"{away} It is tried again and again." for away in silent)):
+        logging.getLogger("unstick").warning("%s", sentence)
 
 
 @asynccontextmanager
@@ -625,6 +630,23 @@ async def inspect_url(url: str, table: str | None = None) -> Found:
             return Found(systems=(), inspection=await inspect_table(engine, table))
     finally:
         await _close(engine)
+
+
+async def doubts_about(settings: Settings, url: str) -> tuple[str, ...]:
+    """Say which words of the settings' own mappings of this database's tables are most likely mistyped.
+
+    Raises:
+        ConfigurationError: such a mapping doesn't fit its table.
+        SourceUnavailableError: the database doesn't answer.
+    """
+    said: list[str] = []
+    for name, chosen in settings.sources.items():
+        if chosen.url.get_secret_value() == url and not chosen.is_behind_broker:
+            async with _open(_homes(settings, name)[0]) as engine:
+                declared = JobTable.from_settings(chosen)
+                watched = watch(name, declared, EngineConnections(engine), settings.policy.policy())
+                said += await doubts_about_words(watched)
+    return tuple(said)
 
 
 def proposed_toml(url: str, found: Found) -> str:

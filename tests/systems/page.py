@@ -1,8 +1,9 @@
-"""The page of job systems: a row for each system and database, as a run has seen it."""
+"""The page of job systems: a row for each system and database, and one service over five, as a run has seen them."""
 
 from __future__ import annotations
 
 import os
+import re
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "systems.md"
 RECORD = "RECORD_SYSTEMS"
 """With this variable set, a run writes its rows into the page."""
 _HEAD = "|---|---|---|---|---|---|---|\n"
+_SERVICE_HEAD = "| what its own system says in the end |\n|---|---|---|---|---|\n"
 _DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MariaDB"}
 
 
@@ -60,3 +62,20 @@ def _write(line: str, key: str) -> None:
     after = after[len("".join(others)) :]
     kept = sorted([*(row for row in others if key not in row), line], key=str.casefold)
     PAGE.write_text(before + head + "".join(kept) + after, encoding="utf-8")
+
+
+def configuration() -> str:
+    """Return the configuration of one service over several systems."""
+    (found,) = re.findall(r"^```toml\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return str(found)
+
+
+def show_service(seen: Sequence[Sequence[str]]) -> None:
+    """Demand that the page has these rows of what a service did, and no others, or write them."""
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in seen)
+    before, head, after = PAGE.read_text(encoding="utf-8").partition(_SERVICE_HEAD)
+    shown = "".join(takewhile(lambda line: line.startswith("|"), after.splitlines(keepends=True)))
+    if RECORD in os.environ:
+        PAGE.write_text(before + head + lines + after[len(shown) :], encoding="utf-8")
+        return
+    assert shown == lines, f"{PAGE.name} says otherwise; write it with `make systems`"

@@ -8,27 +8,31 @@ from fastapi import Depends, Request
 
 from unstick.api.problems import RefusedError
 from unstick.api.sources import Sources
+from unstick.api.together import Together
 from unstick.api.words import said, said_pairs
 from unstick.domain.access import Principal, Role
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import ConfigurationError, InvalidRequestError
+from unstick.domain.wording import Phrase
 from unstick.pipeline.watched import Watched
 
 _ANONYMOUS = "anonymous"
 _LONGEST_ROLE = 32
 _LONGEST_ID = 1024
 _SCOPE_KEY = "unstick.call"
-_READ_ONLY = "Unstick is read-only here (`read_only` in its settings): it shows what is, and changes nothing."
+_READ_ONLY = Phrase("Unstick is read-only here (`read_only` in its settings): it shows what is, and changes nothing.")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Call:
     """A call from its arrival to its record."""
 
-    def __init__(self, name: str, request: Request, sources: Sources) -> None:
+    def __init__(self, name: str, request: Request, sources: Sources, together: Together) -> None:
         self._name = name
         self._request = request
         self._sources = sources
+        self.together = together
+        """Finds one answer for all who ask the same at the same time."""
         self._actor: str | None = None
         self._role: str | None = None
         self._admitted: Principal | None = None
@@ -89,7 +93,10 @@ class Call:
             )
         self.name_caller(caller.name, caller.role)
         if not Role(caller.role).allows(needed):
-            raise RefusedError(403, f"This call needs the role {needed}; {caller.role} is not enough.")
+            raise RefusedError(
+                403,
+                Phrase("This call needs the role %(needed)s; %(role)s is not enough.", needed=needed, role=caller.role),
+            )
         if self.read_only and self._request.method not in SAFE_METHODS:
             raise RefusedError(403, _READ_ONLY)
         if any("\0" in value for value in self._sent()):
@@ -126,11 +133,17 @@ class Call:
         )
         named = self._request.path_params.get("source")
         names = self._request.query_params.getlist("source") if named is None else [named]
-        async with self._sources.meant_by(names)() as watched:
-            if self._request.method == "GET":
-                await watched.ledger.count_read(entry)
-            else:
+        meant = self._sources.meant_by(names)
+        if self._request.method != "GET":
+            async with meant() as watched:
                 await watched.ledger.append(entry)
+            return
+
+        async def count(times: int) -> None:
+            async with meant() as watched:
+                await watched.ledger.count_read(entry, times)
+
+        await self.together.get((meant, repr(entry)), count)
 
     def _job(self) -> tuple[str | None, str | None]:
         """Name the job a call is about, if it is one job and the caller was let in: nobody else writes its story."""

@@ -51,7 +51,13 @@ def create_app(
         lifespan=lifespan,
     )
     app.include_router(
-        admin_router(watched=watched, principal=principal, keeps_tokens=keeps_tokens, read_only=read_only)
+        admin_router(
+            watched=watched,
+            principal=principal,
+            keeps_tokens=keeps_tokens,
+            read_only=read_only,
+            timetable=timetable,
+        )
     )
     app.include_router(health_router(watched, timetable or Timetable()))
     if metrics is not None:

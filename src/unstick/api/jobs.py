@@ -4,8 +4,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, params
-from pydantic import Field
+from fastapi import APIRouter, Depends, Query, Response, params
+from pydantic import Field, TypeAdapter
 
 from unstick.api.call import Call, CurrentCall
 from unstick.api.parameters import (
@@ -22,6 +22,8 @@ from unstick.domain.access import Role
 from unstick.pipeline.report import DEFAULT_LIMIT, report_stuck
 from unstick.pipeline.shapes import CleanupShape, StuckShape, cleanup_shape, stuck_shape
 from unstick.pipeline.sweep import CLEANUP_CALL, SweepOrder, sweep
+
+_STUCK = TypeAdapter(StuckShape)
 
 
 class _ThresholdQuery(SourceQuery):
@@ -54,11 +56,17 @@ class CleanupQuery(_ThresholdQuery):
     )
 
 
-async def find_stuck_jobs(call: CurrentCall, query: Annotated[StuckQuery, Query()]) -> StuckShape:
+async def find_stuck_jobs(call: CurrentCall, query: Annotated[StuckQuery, Query()]) -> Response:
     """Tell which jobs are stuck and why: exact counts, and a bounded list a state, oldest first."""
-    async with call.open(query.source) as watched:
-        report = await report_stuck(watched, queued_after=query.queued_after, limit=query.limit, cursor=query.cursor)
-    return stuck_shape(report)
+
+    async def find(_: int) -> bytes:
+        async with call.open(query.source) as watched:
+            report = await report_stuck(
+                watched, queued_after=query.queued_after, limit=query.limit, cursor=query.cursor
+            )
+        return _STUCK.dump_json(stuck_shape(report))
+
+    return Response(await call.together.get(query, find), media_type="application/json")
 
 
 async def clean_up_stuck_jobs(call: CurrentCall, query: Annotated[CleanupQuery, Query()]) -> CleanupShape:
@@ -79,6 +87,7 @@ def add_jobs(router: APIRouter, needs: Callable[[Role], params.Depends]) -> None
     router.add_api_route(
         "/jobs/stuck",
         find_stuck_jobs,
+        response_model=StuckShape,
         name="jobs.stuck",
         operation_id="find_stuck_jobs",
         dependencies=[needs(Role.VIEWER), Depends(no_repeats)],

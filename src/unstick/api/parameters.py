@@ -9,6 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from unstick.domain.access import LONGEST_TOKEN
+from unstick.domain.audit import AuditOutcome
+from unstick.domain.diagnosis import STUCK, Reason
 from unstick.domain.policy import MAX_THRESHOLD_MINUTES
 from unstick.domain.recovery import CHANGES, Action
 from unstick.domain.snooze import LONGEST_REASON
@@ -43,6 +45,16 @@ def _change(sent: object) -> object:
     return sent
 
 
+_FOUND = tuple(each for each in Reason if each in STUCK and each is not Reason.POISON)
+"""Why a job can be found stuck; that it is poison is decided only when it would be recovered once more."""
+
+
+def _reason(sent: object) -> object:
+    if sent is not None and sent not in _FOUND:
+        raise ValueError(f"must be one of {', '.join(_FOUND)}")
+    return sent
+
+
 # None stands for a parameter that was left out; nobody can send it, so OpenAPI doesn't offer it.
 ThresholdMinutes = Annotated[int | None, *_whole_number(MAX_THRESHOLD_MINUTES)]
 SnoozeMinutes = Annotated[int, *_whole_number(MAX_THRESHOLD_MINUTES)]
@@ -52,6 +64,11 @@ ActionWord = Annotated[
     BeforeValidator(_change),
     WithJsonSchema({"type": "string", "enum": list(CHANGES)}),
 ]
+StuckReason = Annotated[
+    Reason | None, BeforeValidator(_reason), WithJsonSchema({"type": "string", "enum": list(_FOUND)})
+]
+OutcomeWord = Annotated[AuditOutcome | None, WithJsonSchema({"type": "string", "enum": list(AuditOutcome)})]
+EntryNumber = Annotated[int | None, *_whole_number(LARGEST_OPERATION)]
 OperationNumber = Annotated[int, *_whole_number(LARGEST_OPERATION)]
 TokenDays = Annotated[int, *_whole_number(LONGEST_TOKEN.days)]
 Days = Annotated[int, *_whole_number(MAX_DAYS)]
@@ -67,7 +84,7 @@ TrueOrFalse = Annotated[bool, BeforeValidator(_true_or_false)]
 class SourceQuery(BaseModel):
     """What every call takes."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Word = Field(default=None, description="The source's name; left out, `main` or else the first.")
 

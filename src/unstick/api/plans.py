@@ -1,4 +1,4 @@
-"""`/plans`: what dry runs have planned, to be read and applied."""
+"""`/plans`: the recovery of some of the stuck jobs, planned, read and applied; and what dry runs have planned."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -7,12 +7,15 @@ from fastapi import APIRouter, Depends, Path, Query, params
 from pydantic import Field
 
 from unstick.api.call import CurrentCall
-from unstick.api.parameters import Limit, SourceQuery, Word, no_body, no_repeats
+from unstick.api.listing import FilterQuery
+from unstick.api.parameters import ActionWord, Limit, SourceQuery, Word, no_body, no_repeats
 from unstick.domain.access import Role
+from unstick.domain.filter import StuckFilter
 from unstick.pipeline.applying import APPLY_CALL, ApplyOrder, apply_plan
 from unstick.pipeline.plan_shapes import PlanShape, show_plan
 from unstick.pipeline.report import DEFAULT_LIMIT
 from unstick.pipeline.shapes import CleanupShape, cleanup_shape
+from unstick.pipeline.sweep import CLEANUP_CALL, SweepOrder, sweep
 
 PlanId = Annotated[str, Path(description="What a dry run with `plan` answered.", pattern="^[0-9a-f]{32}$")]
 
@@ -22,6 +25,28 @@ class PlanQuery(SourceQuery):
 
     limit: Limit = Field(default=DEFAULT_LIMIT, description="The most jobs in `rows`; the count is exact.")
     cursor: Word = Field(default=None, description="`next_cursor` of the page before.")
+
+
+class PlanCleanupQuery(FilterQuery):
+    """What `POST /plans` takes."""
+
+    action: ActionWord = Field(default=None, description="What is done to each job; left out, as configured.")
+
+    @property
+    def wanted(self) -> StuckFilter:
+        """What a job must be."""
+        return StuckFilter(queue=self.queue, kind=self.kind, reason=self.reason, older_than=self.older_than)
+
+
+async def plan_cleanup(call: CurrentCall, query: Annotated[PlanCleanupQuery, Query()]) -> CleanupShape:
+    """Plan the recovery of all stuck jobs that are meant, to be applied as it was found; change nothing."""
+    order = SweepOrder(
+        actor=call.actor, role=call.role, action=query.action, dry_run=True, plan=True, only=query.wanted
+    )
+    async with call.open(query.source) as watched:
+        shape = cleanup_shape(await sweep(watched, order))
+    call.result |= {"plan": shape["plan"]["id"], "would_clean": shape["would_clean"]}
+    return shape
 
 
 async def read_plan(call: CurrentCall, plan_id: PlanId, query: Annotated[PlanQuery, Query()]) -> PlanShape:
@@ -40,6 +65,14 @@ async def carry_out_plan(call: CurrentCall, plan_id: PlanId, query: Annotated[So
 
 def add_plans(router: APIRouter, needs: Callable[[Role], params.Depends]) -> None:
     """Add the calls to a router."""
+    router.add_api_route(
+        "/plans",
+        plan_cleanup,
+        methods=["POST"],
+        name=CLEANUP_CALL,
+        operation_id="plan_cleanup",
+        dependencies=[needs(Role.OPERATOR), Depends(no_repeats), Depends(no_body)],
+    )
     router.add_api_route(
         "/plans/{plan_id}",
         read_plan,

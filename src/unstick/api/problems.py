@@ -30,13 +30,17 @@ from unstick.domain.errors import (
     UnknownRecoveryError,
     UnstickError,
 )
+from unstick.domain.wording import Phrase
 
 MEDIA_TYPE = "application/problem+json"
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 _MOST_ERRORS = 20
-_UNEXPECTED = "Something went wrong that is not the caller's doing. The service's log says more."
-_SENTENCES = {404: "There is nothing at this address.", 405: "This address does not take that method."}
+_UNEXPECTED = Phrase("Something went wrong that is not the caller's doing. The service's log says more.")
+_SENTENCES = {
+    404: Phrase("There is nothing at this address."),
+    405: Phrase("This address does not take that method."),
+}
 
 _logger = logging.getLogger("unstick")
 
@@ -104,9 +108,15 @@ def problem_of(error: Exception) -> Problem:
             return _stopped(error)
         case UnstickError():
             later = {"Retry-After": str(error.seconds)} if isinstance(error, TooManyFailuresError) else {}
-            return Problem(status=_status_of(error), detail=str(error), headers=later)
+            return Problem(status=_status_of(error), detail=_message(error), headers=later)
         case _:
             return Problem(status=500, detail=_UNEXPECTED)
+
+
+def _message(error: UnstickError) -> str:
+    """Return what an error says, as a phrase where it is one: `str` would make plain English of it."""
+    said_so: object = error.args[0] if error.args else None
+    return said_so if isinstance(said_so, Phrase) else str(error)
 
 
 def _status_of(error: BaseException | None) -> int:

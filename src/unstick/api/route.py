@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from unstick.api.call import Call
 from unstick.api.problems import Problem, RefusedError, as_json, log_failure, problem_of, says_it_all
 from unstick.api.sources import Sources
+from unstick.api.together import Together
 from unstick.api.words import said
 from unstick.domain.audit import AuditOutcome
 from unstick.domain.errors import RecoveryStoppedError, UnstickError
@@ -40,6 +41,7 @@ def recorded_route(sources: Sources, render: Render = as_json, face: str = "") -
 
     `face` is what names begin with besides, where a call of the same name has another route elsewhere.
     """
+    together = Together()
     taken: defaultdict[str, set[str]] = defaultdict(set)
     """Which methods each address takes, by however many routes."""
 
@@ -67,7 +69,7 @@ def recorded_route(sources: Sources, render: Render = as_json, face: str = "") -
             await _kept_by_no_cache(response)(scope, receive, send)
 
         def call(self, request: Request) -> Call:
-            return Call(self.name.removeprefix(face), request, sources)
+            return Call(self.name.removeprefix(face), request, sources, together)
 
     return RecordedRoute
 

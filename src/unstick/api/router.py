@@ -7,12 +7,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, params
 from starlette.types import Lifespan
 
+from unstick.api.audit import add_audit
 from unstick.api.brakes import add_brakes
 from unstick.api.call import CurrentCall
 from unstick.api.events import LONGEST_UNTOLD, add_events
 from unstick.api.hindsight import add_hindsight
 from unstick.api.job import add_job
 from unstick.api.jobs import add_jobs
+from unstick.api.listing import add_listing
+from unstick.api.overview import add_overview
 from unstick.api.plans import add_plans
 from unstick.api.problems import PROBLEMS
 from unstick.api.route import recorded_route
@@ -21,6 +24,7 @@ from unstick.api.stats import add_stats
 from unstick.api.tokens import add_tokens
 from unstick.api.undo import add_undo
 from unstick.domain.access import Role
+from unstick.domain.schedule import Timetable
 from unstick.pipeline.watched import OpenWatched
 
 PREFIX = "/api/v1/admin"
@@ -33,6 +37,7 @@ def admin_router(
     lifespan: Lifespan[Any] | None = None,
     keeps_tokens: bool = False,
     read_only: bool = False,
+    timetable: Timetable | None = None,
     longest_untold: timedelta = LONGEST_UNTOLD,
 ) -> APIRouter:
     """Return the router for these sources.
@@ -41,7 +46,8 @@ def admin_router(
 
     `principal` is a FastAPI dependency that returns the caller as a `Principal`, or refuses them by raising an
     `HTTPException`: `bearer_principal`, or the host's own. Where it takes tokens that the ledger keeps, they are made
-    and revoked here, too. If `read_only`, nothing can be changed.
+    and revoked here, too. If `read_only`, nothing can be changed. `timetable` says how often sources are to be observed
+    and swept; without it nobody is expected to.
 
     Raises:
         ConfigurationError: there is no source.
@@ -56,7 +62,10 @@ def admin_router(
     needs = gate(principal, read_only=read_only)
     add_jobs(router, needs)
     add_plans(router, needs)
+    add_listing(router, needs)
     add_stats(router, needs)
+    add_overview(router, needs, timetable)
+    add_audit(router, needs)
     add_brakes(router, needs)
     add_undo(router, needs)
     add_hindsight(router, needs)

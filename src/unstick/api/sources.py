@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from fastapi import HTTPException
 
 from unstick.domain.errors import ConfigurationError
+from unstick.domain.wording import Phrase
 from unstick.pipeline.watched import OpenWatched
 
 _DEFAULT = "main"
@@ -42,7 +43,8 @@ class Sources:
         if name is None:
             name = self._default
         if name not in self._watched:
-            raise HTTPException(404, f"There is no such source. The sources are: {', '.join(self._watched)}.")
+            names = ", ".join(self._watched)
+            raise HTTPException(404, Phrase("There is no such source. The sources are: %(names)s.", names=names))
         return self._watched[name]
 
     def meant_by(self, names: list[str]) -> OpenWatched:

@@ -68,6 +68,7 @@ def _told(brake: "Brake") -> str:
         f"It looks like {brake.cause}."
     )
     if brake.released_at is None:
-        return f"The brake holds {brake.source}: {said}\nLook into it; then `unstick brake --release`."
+        release = f"`unstick brake --release --source {brake.source}`"
+        return f"The brake holds {brake.source}: {said}\nLook into it; then {release}."
     released = f"Released by {brake.released_by} at {say_instant(brake.released_at)}"
     return f"{said}\n{released}: the next unattended sweep may recover as many."

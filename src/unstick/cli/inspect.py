@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unstick.cli.options import AsJson, config_file
-from unstick.cli.output import note, say, say_json, warn
-from unstick.domain.errors import ConfigurationError
+from unstick.cli.output import complain, note, say, say_json, warn
+from unstick.domain.errors import ConfigurationError, UnstickError
 
 if TYPE_CHECKING:
     from unstick.sql.inspection import Found, Inspection
+
+_ERROR = 2
 
 
 def inspect(
@@ -25,7 +27,7 @@ def inspect(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look at a database and propose what to configure, with every doubt about it."""
+    """Look at a database and propose what to configure, with every doubt about it; exit with 2 if it can't work so."""
     import asyncio
 
     from unstick.config import DEFAULT_FILE, settings_file
@@ -39,14 +41,42 @@ def inspect(
         _write(file, toml)
         for left_out in proposed_passwords(url, found):
             warn(left_out)
+    if file is None:
+        _warn_of_what_is_configured(ctx, url)
     if as_json:
         say_json(_shape(found, toml, file))
+    else:
+        _tell(found, toml, file)
+    if found.blocked:
+        complain(f"{file or 'What is proposed'} can't work as it stands: settle in it what is called a blocker.")
+        raise typer.Exit(_ERROR)
+
+
+def _warn_of_what_is_configured(ctx: typer.Context, url: str) -> None:
+    """Hold the configuration there is against the same database; it may be wrong, which is why somebody inspects."""
+    import asyncio
+
+    from unstick.config import load_settings, settings_file
+    from unstick.wiring import doubts_about
+
+    if settings_file(config_file(ctx)) is None:
         return
+    try:
+        doubts = asyncio.run(doubts_about(load_settings(config_file(ctx)), url))
+    except UnstickError as error:
+        doubts = (f"What is configured doesn't work: {error}",)
+    for sentence in doubts:
+        warn(sentence)
+
+
+def _tell(found: "Found", toml: str, file: Path | None) -> None:
     if file is None:
         say(toml.rstrip("\n"))
     else:
         say(f"Wrote {file}.")
-        _note_doubts(found, file)
+        _note_doubts(found)
+    for each in found.unread:
+        warn(f"{each.sentence}.")
     if found.inspection is not None and found.inspection.others:
         note(f"It could also be: {', '.join(found.inspection.others)}. Name one with --table.")
 
@@ -64,15 +94,13 @@ def _write(file: Path, toml: str) -> None:
         raise ConfigurationError(f"{file} can't be written: {error.strerror}.") from error
 
 
-def _note_doubts(found: "Found", file: Path) -> None:
+def _note_doubts(found: "Found") -> None:
     for each in found.systems:
         note(f"{each.system} is there{'' if each.problem is None else f', and will only be read: {each.problem}'}")
     if found.inspection is None:
         return
     for doubt in found.inspection.doubts:
         note(f"{doubt.severity}, {doubt.key}: {doubt.message}")
-    if found.inspection.blocked:
-        warn(f"{file} can't work as it stands: settle in it what is called a blocker.")
 
 
 def _shape(found: "Found", toml: str, file: Path | None) -> dict[str, object]:
@@ -81,7 +109,9 @@ def _shape(found: "Found", toml: str, file: Path | None) -> dict[str, object]:
         for each in found.systems
     ]
     table = {} if found.inspection is None else _shape_of_table(found.inspection)
-    return {"systems": systems, **table, "toml": toml, "written_to": None if file is None else str(file)}
+    unread = [{"table": each.table, "cause": each.cause, "remedy": each.remedy} for each in found.unread]
+    written_to = None if file is None else str(file)
+    return {"systems": systems, **table, "unread": unread, "toml": toml, "written_to": written_to}
 
 
 def _shape_of_table(inspection: "Inspection") -> dict[str, object]:

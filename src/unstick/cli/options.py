@@ -97,15 +97,12 @@ def unconfigured(ctx: typer.Context, settings: "Settings") -> str | None:
     )
 
 
-async def warn_of_unmapped(watched: "Watched") -> None:
-    """Warn where open jobs hold words that the mapping doesn't name: they would be missing in silence."""
-    words = await watched.unmapped_words()
-    if words:
-        listed = ", ".join(repr(word) for word in words)
-        warn(
-            f"Jobs of source {watched.source.name!r} are in the state {listed}, which `states` doesn't name: they are "
-            "never looked at. Name it there; what is named under `scheduled` is left alone."
-        )
+async def warn_of_words(watched: "Watched") -> None:
+    """Warn where jobs would be missing in silence: of mistyped words, and of those that the mapping doesn't name."""
+    from unstick.pipeline.state_words import doubts_about_words  # noqa: PLC0415 - only what looks at jobs needs it
+
+    for sentence in await doubts_about_words(watched):
+        warn(sentence)
 
 
 def os_user() -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, source_settings_of, warn_of_unmapped
+from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, source_settings_of, warn_of_words
 from unstick.cli.output import UNLIMITED, plain, result_console, say, say_json
 from unstick.domain.wording import say_duration, say_instant
 
@@ -65,7 +65,7 @@ async def _report(
     from unstick.wiring import open_watched
 
     async with open_watched(settings, source) as watched:
-        await warn_of_unmapped(watched)
+        await warn_of_words(watched)
         return await report_stuck(
             watched,
             queued_after=threshold,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, os_user, source_settings_of, warn_of_unmapped
+from unstick.cli.options import AsJson, SourceName, ThresholdMinutes, os_user, source_settings_of, warn_of_words
 from unstick.cli.output import complain, is_watched, say, say_json, warn
 from unstick.domain.brake import say_grace
 from unstick.domain.recovery import Action, Outcome
@@ -100,7 +100,7 @@ async def _sweep(settings: "Settings", source: str | None, order: "SweepOrder", 
     if order.unattended and not order.dry_run:
         return await _unattended_sweep(settings, source, order, watch_it=watch_it)
     async with open_watched(settings, source) as watched:
-        await warn_of_unmapped(watched)
+        await warn_of_words(watched)
         return await (_watched_sweep(watched, order) if watch_it else carry_out(watched, order))
 
 
@@ -114,7 +114,7 @@ async def _unattended_sweep(
     from unstick.wiring import open_unattended
 
     async with open_unattended(settings, source, [Warner()]) as (watched, courier):
-        await warn_of_unmapped(watched)
+        await warn_of_words(watched)
         await observe_and_tell(watched, _OBSERVE_WITHIN)
         try:
             report = await (_watched_sweep(watched, order) if watch_it else carry_out(watched, order))

@@ -10,6 +10,7 @@ from unstick.console.forms import Form
 from unstick.console.rendering import SESSION, redirect, render
 from unstick.domain.access import LONGEST_NAME, LONGEST_TOKEN, TOKEN_LASTS, Role, read_secret
 from unstick.domain.errors import InvalidRequestError
+from unstick.domain.wording import Phrase
 from unstick.pipeline.credentials import (
     MAX_LISTED,
     TokenOrder,
@@ -35,7 +36,7 @@ async def make_a_token(call: CurrentCall, form: Form) -> Response:
         try:
             made = await make_token(watched, _order(call, form))
         except InvalidRequestError as error:
-            return await _tokens(call, watched, status=422, problem=str(error))
+            return await _tokens(call, watched, status=422, problem=error.args[0])
         call.swept = True
         return await _tokens(call, watched, made=made[1])
 
@@ -120,7 +121,9 @@ def _own_id(call: Call) -> str | None:
 def _order(call: Call, form: Form) -> TokenOrder:
     role, days = form.get("role", ""), form.get("days", "")
     if role not in list(Role) or not (days.isascii() and days.isdigit() and len(days) <= len(str(LONGEST_TOKEN.days))):
-        raise InvalidRequestError(f"Choose a role, and a number of days up to {LONGEST_TOKEN.days}.")
+        raise InvalidRequestError(
+            Phrase("Choose a role, and a number of days up to %(days)s.", days=LONGEST_TOKEN.days)
+        )
     return TokenOrder(
         actor=call.actor,
         role=call.role,

@@ -4,6 +4,7 @@ Catalogues are `.po` files, read when they are first needed, so that nothing has
 """
 
 import io
+import re
 from functools import cache
 from importlib import resources
 
@@ -13,13 +14,14 @@ from babel.messages.pofile import read_po
 from babel.numbers import format_decimal
 from babel.support import NullTranslations, Translations
 from fastapi import Request
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 LANGUAGES = {"en": "English", "uk": "Українська"}
 """Each in its own word."""
 COOKIE = "unstick_language"
 DEFAULT = "en"
 _MOST_WANTED = 20
+_CODE = re.compile("`([^`]+)`")
 
 
 def language_of(request: Request) -> str:
@@ -56,6 +58,11 @@ class Words:
     def gettext(self, text: str, **values: object) -> Markup:
         """Return a text in this language."""
         return self.text(text) % values
+
+    def phrase(self, text: str, **values: object) -> Markup:
+        """Return in this language what the product said; the text itself is escaped, too, for it may have been kept."""
+        html = _CODE.sub(r"<code>\1</code>", str(escape(self._catalogue.gettext(text))))
+        return Markup(html) % values  # noqa: S704 - escaped just before
 
     def ngettext(self, one: str, many: str, number: int, **values: object) -> Markup:
         """Return a text in the form that fits a number, which it names `number`."""

@@ -33,6 +33,8 @@ class OpenQueue:
     queue: str
     jobs: Mapping[JobState, int]
     stuck: int
+    workers: int | None
+    """How many living workers serve it, None where that isn't known."""
 
     @property
     def total(self) -> int:
@@ -54,6 +56,7 @@ def open_queues(found: Sequence[SourceOverview]) -> list[OpenQueue]:
                 queue=name or "",
                 jobs={state: number for (queue, state), number in seen.open_jobs.items() if queue == name},
                 stuck=sum(number for (queue, _), number in seen.stuck.items() if queue == name),
+                workers=seen.workers.serving(name),
             )
             for name in names
         ]

@@ -19,6 +19,8 @@ from unstick.domain.policy import Policy
 from unstick.pipeline.history import ReplayOrder, ReplayReport, SuggestionReport, replay, report_suggestions
 
 _MOST_CLASSES = 100
+_MOST_OPEN = 10_000
+"""So many open jobs are asked for their kind and queue."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,8 @@ def add_policy(router: APIRouter, needs: Callable[[Role], params.Depends]) -> No
         """Show what holds for which jobs, and which thresholds would fit."""
         async with call.open(query.source) as watched:
             source, base = watched.source.name, watched.policy
-            classes = sorted(await watched.source.open_classes(), key=lambda each: (each.kind or "", each.queue or ""))
+            known = await watched.source.open_classes(_MOST_OPEN)
+            classes = sorted(known.found, key=lambda each: (each.kind or "", each.queue or ""))
             suggested = None
             if watched.history is not None:
                 suggested = await suggestions.get(source, partial(report_suggestions, watched))
@@ -59,6 +62,7 @@ def add_policy(router: APIRouter, needs: Callable[[Role], params.Depends]) -> No
             policy=base,
             in_force=[_in_force(base, source, each) for each in classes[:_MOST_CLASSES]],
             more=max(0, len(classes) - _MOST_CLASSES),
+            looked_at=None if known.complete else _MOST_OPEN,
             suggested=suggested,
         )
 

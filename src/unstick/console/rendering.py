@@ -1,7 +1,7 @@
 """Pages: a template, in the viewer's language and theme, with the headers that let nothing but our own files run."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from urllib.parse import quote, urlencode
 
@@ -13,13 +13,14 @@ from markupsafe import Markup
 from unstick import __version__
 from unstick.api.call import Call, call_of
 from unstick.api.problems import Problem
-from unstick.console import health, saying, sentences
+from unstick.console import health, problems, saying, sentences
 from unstick.console.assets import assets
 from unstick.console.language import LANGUAGES, Words, language_of, words_of
 from unstick.domain.access import Role
 
 SESSION = "unstick.session"
 """Where a request's scope says by which session of ours it came."""
+_PATHS = "unstick.paths"
 THEME_COOKIE = "unstick_theme"
 THEMES = ("system", "light", "dark")
 HEADERS = {
@@ -70,7 +71,7 @@ def _barred(words: Words, call: Call | None, needed: Role) -> Markup:
     if call is not None and call.read_only:
         return words.gettext("The service is read-only: it shows what is, and nothing can be changed here.")
     if call is None or not call.may(needed):
-        return words.gettext("This needs the role %(role)s.", role=needed)
+        return words.gettext("This needs the role %(role)s.", role=saying.role(words, needed))
     return Markup()
 
 
@@ -87,8 +88,11 @@ def redirect(request: Request, name: str, /, query: Mapping[str, str] | None = N
 
 def path_to(request: Request, name: str, /, **parameters: object) -> str:
     """Return the path of a route, with what a proxy or a host's mount puts before it; ids may hold any character."""
-    quoted = {key: quote(str(value), safe="") for key, value in parameters.items()}
-    return request.url_for(name, **quoted).path
+    known: dict[tuple[str, ...], str] = request.scope.setdefault(_PATHS, {})
+    key = (name, *parameters)
+    if key not in known:  # a page names a route for each of its rows, and to find one all are gone through
+        known[key] = request.url_for(name, **{each: f"{{{each}}}" for each in parameters}).path
+    return known[key].format_map({each: quote(str(value), safe="") for each, value in parameters.items()})
 
 
 def render_problem(request: Request, problem: Problem) -> HTMLResponse:
@@ -125,6 +129,7 @@ def _environment(language: str) -> Environment:
     words = words_of(language)
     said = (
         saying.duration,
+        saying.said,
         saying.ago,
         saying.reason,
         saying.meaning,
@@ -136,6 +141,7 @@ def _environment(language: str) -> Environment:
         saying.entry_name,
         saying.parameter,
         saying.reason_word,
+        saying.witness,
         saying.state_word,
     )
     environment.globals.update({each.__name__: partial(each, words) for each in said})
@@ -146,10 +152,13 @@ def _environment(language: str) -> Environment:
         clock=saying.clock,
         worker=saying.worker,
         instant=saying.instant,
+        seconds=lambda value: timedelta(seconds=float(value)),
         sentence=lambda found, now: sentences.stuck_sentence(words, sentences.case_of(found, now)),
         trouble=partial(health.trouble_sentence, words),
         watch_sentences=partial(health.watch_sentences, words),
-        step_of=lambda policy: sentences.next_step(words, policy, None),
+        problem_title=partial(problems.problem_title, words),
+        problem_sentence=partial(problems.problem_sentence, words),
+        role_word=partial(saying.role, words),
         step=lambda found: sentences.next_step(words, found.policy, found.finding.outlook),
     )
     return environment

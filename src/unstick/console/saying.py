@@ -6,12 +6,13 @@ from datetime import UTC, datetime, timedelta
 from markupsafe import Markup, escape
 
 from unstick.console.language import Words
+from unstick.domain.access import Role
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import JobState
 from unstick.domain.record import Recorded
 from unstick.domain.recovery import Action, Outcome
 from unstick.domain.standing import Standing
-from unstick.domain.wording import say_worker
+from unstick.domain.wording import Fact, Phrase, say_worker
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
@@ -43,10 +44,35 @@ def clock(at: datetime) -> Markup:
 def ago(words: Words, at: datetime, now: datetime) -> Markup:
     """Say how long ago an instant was, with the exact time on hover."""
     utc = at.astimezone(UTC)
-    said = words.gettext("%(duration)s ago", duration=duration(words, now - at))
+    is_now = now - at < timedelta(seconds=1)
+    said = (
+        words.gettext("just now") if is_now else words.gettext("%(duration)s ago", duration=duration(words, now - at))
+    )
     return Markup('<time datetime="{}" data-ago title="{} UTC">{}</time>').format(
         utc.isoformat(timespec="milliseconds"), f"{utc:%Y-%m-%d %H:%M:%S}", said
     )
+
+
+def said(words: Words, what: Fact) -> Markup:
+    """Say what the product said, in the viewer's language; what is no phrase of ours is told as it was said."""
+    match what:
+        case Phrase(text=text, facts=facts):
+            return words.phrase(text, **{name: said(words, fact) for name, fact in facts.items()})
+        case Role():
+            return role(words, what)
+        case datetime():
+            return clock(what)
+        case timedelta():
+            return duration(words, what)
+        case _:
+            return escape(what)
+
+
+def role(words: Words, value: str) -> Markup:
+    """Name a role."""
+    _ = words.gettext
+    names = {Role.VIEWER.value: _("viewer"), Role.OPERATOR.value: _("operator"), Role.ADMIN.value: _("admin")}
+    return names.get(value, escape(value))
 
 
 def reason(words: Words, value: Reason) -> Markup:
@@ -80,6 +106,19 @@ def reason_word(words: Words, value: str) -> Markup:
     return reason(words, Reason(value))
 
 
+def witness(words: Words, value: str) -> Markup:
+    """Name who saw something: a time in the job's own row, or a witness by its name in the settings."""
+    _ = words.gettext
+    names = {
+        "row.enqueued_at": _("its row: enqueued"),
+        "row.scheduled_at": _("its row: due"),
+        "row.started_at": _("its row: started"),
+        "row.heartbeat_at": _("its row: last beat"),
+        "lease": _("its worker's lease"),
+    }
+    return names.get(value, Markup("<code>{}</code>").format(value))
+
+
 def state_word(words: Words, value: str) -> Markup:
     """Name a state by its word."""
     return state(words, JobState(value))
@@ -90,16 +129,17 @@ def parameter(words: Words, value: str) -> Markup:
     _ = words.gettext
     names = {
         "action": _("What to do"),
-        "queued_after_seconds": _("May wait, seconds"),
-        "running_after_seconds": _("May be silent, seconds"),
+        "queued_after_seconds": _("May wait"),
+        "running_after_seconds": _("May be silent"),
         "unattended": _("Unattended"),
         "operation": _("Undoes"),
         "job": _("Job"),
         "job_id": _("Job"),
         "reason": _("Why"),
         "plan": _("Plan"),
+        "jobs": _("Jobs"),
     }
-    return names.get(value, escape(value))
+    return names.get(value, Markup("<code>{}</code>").format(value))
 
 
 def meaning(words: Words, value: Reason) -> Markup:
@@ -188,8 +228,8 @@ def call_name(words: Words, value: str) -> Markup:
         "plans.apply": _("Cleanup by a plan"),
         "plans.read": _("A plan"),
         "jobs.recover": _("Recovery of one job"),
-        "jobs.undo": _("Undo"),
-        "jobs.snooze": _("Snooze"),
+        "jobs.undo": _("Undo of a recovery"),
+        "jobs.snooze": _("Snoozing of a job"),
         "jobs.unsnooze": _("End of a snooze"),
         "jobs.story": _("A job's story"),
         "operations.read": _("An operation"),
@@ -206,6 +246,21 @@ def call_name(words: Words, value: str) -> Markup:
         "sources": _("Sources"),
         "events": _("Live updates"),
         "snoozes": _("List of snoozes"),
+        "operations.undo": _("Undo of a recovery"),
+        "tokens": _("Tokens"),
+        "tokens.make": _("Making of a token"),
+        "tokens.revoke": _("Revoking of a token"),
+        "sessions": _("Sessions"),
+        "sessions.revoke": _("End of a session"),
+        "sessions.revoke_all": _("End of all sessions of a name"),
+        "access.make_link": _("Making of a sign-in link"),
+        "access.sign_in": _("Signing in"),
+        "access.sign_out": _("Signing out"),
+        "alerts.notify": _("Telling of an alert"),
+        "db.prune": _("Striking of old records"),
+        "jobs.follow_up": _("Follow-up of recovered jobs"),
+        "users.add": _("Adding of a user"),
+        "users.remove": _("Removal of a user"),
     }
     return names.get(value, escape(value))
 
@@ -222,6 +277,6 @@ def instant(said: str) -> datetime:
     return datetime.fromisoformat(said)
 
 
-def worker(name: str) -> str:
-    """Say a worker's name as a person looks for it."""
-    return say_worker(name)
+def worker(name: str) -> Markup:
+    """Say a worker's name as a person looks for it, in one piece where a line has room for it."""
+    return Markup('<span class="named">{}</span>').format(say_worker(name))

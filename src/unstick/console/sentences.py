@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 from markupsafe import Markup
 
 from unstick.console.language import DEFAULT, Words
-from unstick.console.saying import ago, clock, duration, reason, worker
+from unstick.console.saying import ago, clock, duration, reason, said, witness, worker
 from unstick.domain.diagnosis import Reason
+from unstick.domain.evidence import Evidence, Holding, weigh
 from unstick.domain.job import Job, JobState, sign_of_life
 from unstick.domain.policy import Policy
 from unstick.domain.recovery import Action
@@ -28,7 +29,8 @@ class Case:
     now: datetime
     policy: Policy
     said: str
-    """The diagnosis in its own words, which quote witnesses."""
+    """The same in the product's own words, for what is said in no other."""
+    evidence: tuple[Evidence, ...] = ()
 
     @property
     def threshold(self) -> timedelta:
@@ -48,6 +50,7 @@ def case_of(found: Found, now: datetime) -> Case:
         now=now,
         policy=found.policy,
         said=finding.diagnosis.sentence,
+        evidence=finding.evidence,
     )
 
 
@@ -55,17 +58,18 @@ def stuck_sentence(words: Words, case: Case) -> Markup:
     """Say why a job is stuck, with the times that prove it."""
     text = _stuck_texts(words).get(case.reason)
     if text is None:
-        return Markup("{}").format(case.said)
-    said = text % {
+        return said(words, case.said)
+    sentence = text % {
         "at": clock(case.since),
         "ago": ago(words, case.since, case.now),
         "may": duration(words, case.threshold),
         "name": worker(case.job.worker or "?"),
         "queue": case.job.queue or "?",
-        "said": case.said,
+        "said": _word(words, weigh(case.evidence)),
+        "how": said(words, case.job.lost or "?"),
     }
     names_worker = case.reason is Reason.LEASE_EXPIRED or case.job.worker is None
-    return said if names_worker else said + " " + _on_worker(words, case.job.worker or "?")
+    return sentence if names_worker else sentence + " " + _on_worker(words, case.job.worker or "?")
 
 
 def _stuck_texts(words: Words) -> Mapping[Reason, Markup]:
@@ -77,8 +81,18 @@ def _stuck_texts(words: Words) -> Mapping[Reason, Markup]:
         Reason.OVERTAKEN: _("It could have been claimed since %(at)s, %(ago)s, and jobs that came later were."),
         Reason.UNSERVED: _("It has waited since %(at)s, %(ago)s, and no living worker serves queue %(queue)s."),
         Reason.HUNG: _("It beats, but its progress has stood still since %(at)s, %(ago)s; it may for %(may)s."),
-        Reason.WORKER_GONE: _("Its last sign of life was at %(at)s, %(ago)s, and %(said)s."),
+        Reason.WORKER_GONE: _("Its last sign of life was at %(at)s, %(ago)s, and its worker is gone: %(said)s."),
+        Reason.MESSAGE_LOST: _("It has waited since %(at)s, %(ago)s, and its message is lost: %(how)s."),
     }
+
+
+def _word(words: Words, word: Evidence | None) -> Markup:
+    """Quote a witness."""
+    if word is None or word.value is None:
+        return Markup("?") if word is None else witness(words, word.witness)
+    return words.gettext(
+        "%(witness)s says: %(said)s", witness=witness(words, word.witness), said=said(words, word.value)
+    )
 
 
 def _on_worker(words: Words, name: str) -> Markup:
@@ -103,8 +117,8 @@ def story_sentence(words: Words, story: Story) -> Markup:
     """Say how a job stands, from its story."""
     verdict = story.verdict
     if verdict is None or verdict.row.job is None:
-        return Markup("{}").format(story.sentence)
-    job, now = verdict.row.job, verdict.row.read_at
+        return said(words, story.sentence)
+    job, now, evidence = verdict.row.job, verdict.row.read_at, verdict.evidence
     if verdict.standing is Standing.STUCK and verdict.scope is not None and verdict.suspect and verdict.reason:
         return stuck_sentence(
             words,
@@ -115,62 +129,85 @@ def story_sentence(words: Words, story: Story) -> Markup:
                 now=now,
                 policy=verdict.scope.policy,
                 said=story.sentence,
+                evidence=evidence,
             ),
         )
     since = sign_of_life(job)
     policy = None if verdict.scope is None else verdict.scope.policy
     if since is None or policy is None:
-        return Markup("{}").format(story.sentence)
+        return said(words, story.sentence)
     return _healthy(
         words,
         verdict.standing,
-        Case(job=job, reason=Reason.BEATING, since=since, now=now, policy=policy, said=story.sentence),
+        Case(
+            job=job,
+            reason=Reason.BEATING,
+            since=since,
+            now=now,
+            policy=policy,
+            said=story.sentence,
+            evidence=evidence,
+        ),
     )
 
 
 def _healthy(words: Words, standing: Standing, case: Case) -> Markup:
-    _ = words.gettext
-    may = duration(words, case.threshold)
+    if standing is Standing.HELD:
+        return _held(words, case)
+    if standing is Standing.OVER and case.job.completed_at is not None:
+        return _ended(words, case.job.state, case.job.completed_at, case.now)
+    text = _healthy_texts(words).get(standing)
+    if text is None:
+        return said(words, case.said)
     times = {"at": clock(case.since), "ago": ago(words, case.since, case.now)}
-    match standing:
-        case Standing.BEATING:
-            return _(
-                "It is running; its last sign of life was at %(at)s, %(ago)s, and it may be silent for %(may)s.",
-                may=may,
-                **times,
-            )
-        case Standing.HELD:
-            return _("It is running, and its worker has it: %(said)s", said=case.said)
-        case Standing.WAITING:
-            return _("It has waited since %(at)s, %(ago)s, and may wait for %(may)s.", may=may, **times)
-        case Standing.PAUSED:
-            return _("It has waited since %(at)s, %(ago)s: its queue is paused.", **times)
-        case Standing.OVER if case.job.completed_at is not None:
-            return _ended(words, case.job.state, case.job.completed_at, case.now)
-        case _:
-            return Markup("{}").format(case.said)
+    return text % {**times, "may": duration(words, case.threshold)}
+
+
+def _healthy_texts(words: Words) -> Mapping[Standing, Markup]:
+    _ = words.text
+    return {
+        Standing.BEATING: _(
+            "It is running; its last sign of life was at %(at)s, %(ago)s, and it may be silent for %(may)s."
+        ),
+        Standing.UNDECIDED: _(
+            "Its last sign of life was at %(at)s, %(ago)s, and no witness knows more, so it is left alone."
+        ),
+        Standing.WAITING: _("It has waited since %(at)s, %(ago)s, and may wait for %(may)s."),
+        Standing.BACKLOG: _("It has waited since %(at)s, %(ago)s, for its turn: its queue drains in order."),
+        Standing.PAUSED: _("It has waited since %(at)s, %(ago)s: its queue is paused."),
+    }
+
+
+def _held(words: Words, case: Case) -> Markup:
+    word = next((each for each in case.evidence if each.holding is Holding.HELD), None)
+    if word is not None and word.value is None and word.at is not None:
+        beat = {"at": clock(word.at), "ago": ago(words, word.at, case.now)}
+        return words.gettext("It is running, and its worker beat at %(at)s, %(ago)s.", **beat)
+    return words.gettext("It is running, and its worker has it: %(said)s.", said=_word(words, word))
 
 
 def _ended(words: Words, state: JobState, at: datetime, now: datetime) -> Markup:
     _ = words.text
-    said = {
+    texts = {
         JobState.SUCCEEDED: _("It succeeded at %(at)s, %(ago)s."),
         JobState.FAILED: _("It failed at %(at)s, %(ago)s."),
         JobState.CANCELLED: _("It was cancelled at %(at)s, %(ago)s."),
     }
-    return said.get(state, _("It ended at %(at)s, %(ago)s.")) % {"at": clock(at), "ago": ago(words, at, now)}
+    return texts.get(state, _("It ended at %(at)s, %(ago)s.")) % {"at": clock(at), "ago": ago(words, at, now)}
 
 
 def event_sentence(words: Words, event: Event) -> Markup:
-    """Say what happened to a job; the record's own sentence says most, and other languages what its values tell."""
-    if words.language == DEFAULT or event.kind not in _EVENTS:
+    """Say what happened to a job, and why who did it says it was; what went wrong is on record in English."""
+    if event.kind not in _EVENTS or (words.language == DEFAULT and event.kind in _WENT_WRONG):
         return Markup("{}").format(event.sentence)
-    said = _EVENTS[event.kind](words, event.data)
+    sentence = _EVENTS[event.kind](words, event.data)
     why = event.data.get("why")
-    return said if not why else said + Markup(" ({})").format(why)
+    return sentence if not why else sentence + Markup(" <q>{}</q>").format(why)
 
 
 _Data = Mapping[str, object]
+_WENT_WRONG = frozenset({"completed", "recovery_failed", "refused", "failed"})
+"""What the record says more of than its values tell."""
 
 
 def _who(data: _Data) -> object:
@@ -192,8 +229,8 @@ def _recovered(words: Words, data: _Data) -> Markup:
 
 
 def _reason(words: Words, data: _Data) -> Markup:
-    said = str(data.get("reason"))
-    return reason(words, Reason(said)) if said in list(Reason) else Markup("{}").format(said)
+    word = str(data.get("reason"))
+    return reason(words, Reason(word)) if word in list(Reason) else Markup("{}").format(word)
 
 
 _EVENTS: Mapping[str, Callable[[Words, _Data], Markup]] = {
@@ -202,7 +239,9 @@ _EVENTS: Mapping[str, Callable[[Words, _Data], Markup]] = {
     "waiting": lambda words, _data: words.gettext("It was put back to wait."),
     "started": _started,
     "heartbeat": lambda words, _data: words.gettext("It last beat."),
-    "completed": lambda words, data: words.gettext("It ended as %(status)s.", status=data.get("status")),
+    "completed": lambda words, data: words.gettext(
+        "It ended as %(status)s.", status=Markup("<code>{}</code>").format(data.get("status"))
+    ),
     "worker_began": lambda words, data: words.gettext(
         "Worker %(worker)s began to work.", worker=worker(str(data.get("worker")))
     ),
@@ -213,6 +252,9 @@ _EVENTS: Mapping[str, Callable[[Words, _Data], Markup]] = {
         "The lease of %(worker)s ends.", worker=worker(str(data.get("worker")))
     ),
     "recovered": _recovered,
+    "intended": lambda words, data: words.gettext(
+        "%(who)s was about to change it; what came of it is not on record yet.", who=_who(data)
+    ),
     "undone": lambda words, data: words.gettext("%(who)s put it back as it was.", who=_who(data)),
     "lost_race": lambda words, data: words.gettext("%(who)s left it: it had changed meanwhile.", who=_who(data)),
     "recovery_failed": lambda words, data: words.gettext(

@@ -10,6 +10,7 @@ from unstick.console.rendering import redirect, render
 from unstick.domain.access import Role
 from unstick.domain.schedule import Timetable
 from unstick.domain.snooze import Snooze
+from unstick.domain.wording import Phrase
 from unstick.pipeline.braking import release_brake
 from unstick.pipeline.overview import SourceOverview, overviews
 from unstick.pipeline.snoozing import live_snoozes
@@ -43,7 +44,7 @@ async def release(call: CurrentCall, source: str) -> Response:
     async with call.open(source) as watched:
         brake = await release_brake(watched, call.actor)
     if brake is None:
-        raise HTTPException(409, f"No brake holds source {source!r}.")
+        raise HTTPException(409, Phrase("No brake holds source %(source)s.", source=repr(source)))
     call.result["suspects"] = brake.suspects
     return redirect(call.request, "console.sources")
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from unstick.domain.job import Job, JobState, sign_of_life
-from unstick.domain.wording import say_duration, say_instant
+from unstick.domain.schedule import ROUND_MAY_TAKE
+from unstick.domain.wording import Phrase
 
 TOGETHER = timedelta(seconds=90)
 """Signs of life that lie this close together stopped together: several missed beats of 10 to 30 s."""
@@ -34,7 +35,7 @@ class Unattended:
     """How sweeps that nobody watches are run."""
 
     every: timedelta = timedelta(minutes=10)
-    """How far apart they are meant to be: more than three times as much is a gap in the watch."""
+    """How far apart they are meant to be: more than three times as much is a gap, if one can't take so long."""
     brake: BrakeLimits = BrakeLimits()
 
 
@@ -49,7 +50,7 @@ class Brake:
     still_open: int
     """How many there were in their states."""
     cause: str
-    """What seems to have happened, in a sentence."""
+    """What seems to have happened, to follow `It looks like`; a phrase, where it wasn't kept by an older version."""
     released_at: datetime | None = None
     released_by: str | None = None
 
@@ -84,7 +85,7 @@ def next_pass(last: Pass | None, now: datetime, every: timedelta, up_since: date
         up_since: since when the database has been up, None where it doesn't say.
     """
     before = None if last is None else last.at
-    if last is None or now - last.at > 3 * every:
+    if last is None or now - last.at > max(3 * every, ROUND_MAY_TAKE + every):
         return Pass(at=now, back_at=now, before=before)
     if up_since is not None and up_since > last.at:
         return Pass(at=now, back_at=up_since, before=before)
@@ -101,12 +102,12 @@ def grace_until(this: Pass, threshold: timedelta) -> datetime | None:
     return this.back_at + threshold
 
 
-def say_grace(until: datetime) -> str:
+def say_grace(until: datetime) -> Phrase:
     """Say until when jobs are left alone, and why."""
-    return f"until {say_instant(until)}, a grace after the watch or the database was away"
+    return Phrase("until %(at)s, a grace after the watch or the database was away", at=until)
 
 
-def likely_cause(suspects: Sequence[Job], *, others_live: bool) -> str:
+def likely_cause(suspects: Sequence[Job], *, others_live: bool) -> Phrase:
     """Say what seems to have happened to many jobs at once, most telling first.
 
     Args:
@@ -120,34 +121,40 @@ def likely_cause(suspects: Sequence[Job], *, others_live: bool) -> str:
     return next(_running_causes(running, signs, others_live=others_live), _no_cause(signs))
 
 
-def _running_causes(running: Sequence[Job], signs: Sequence[datetime], *, others_live: bool) -> Iterator[str]:
+def _running_causes(running: Sequence[Job], signs: Sequence[datetime], *, others_live: bool) -> Iterator[Phrase]:
     together = _together(signs)
     if together is not None and not others_live:
-        yield f"an outage: all signs of life stopped together at {say_instant(together)}, and nothing beats since"
+        yield Phrase("an outage: all signs of life stopped together at %(at)s, and nothing beats since", at=together)
     hosts = Counter(host for job in running if (host := _host(job)) is not None)
     if len(hosts) > 1 and (host := _typical(hosts, len(running))) is not None:
-        yield f"host {host} is gone: it had {hosts[host]} of {len(running)} of them"
+        yield Phrase("host %(host)s is gone: it had %(n)s of %(of)s of them", host=host, n=hosts[host], of=len(running))
     workers = {job.worker for job in running if job.worker is not None}
     if together is not None and len(workers) > 1:
-        yield f"a deploy: {len(workers)} workers stopped together at {say_instant(together)}, while others go on"
+        yield Phrase(
+            "a deploy: %(n)s workers stopped together at %(at)s, while others go on", n=len(workers), at=together
+        )
     if together is not None:
-        yield f"one event: their signs of life stopped together at {say_instant(together)}, while others go on"
+        yield Phrase("one event: their signs of life stopped together at %(at)s, while others go on", at=together)
     kinds = Counter(job.kind for job in running if job.kind is not None)
     if others_live and (kind := _typical(kinds, len(running))) is not None:
-        yield f"jobs of kind {kind}: they are {kinds[kind]} of {len(running)} of them"
+        yield Phrase(
+            "jobs of kind %(kind)s: they are %(n)s of %(of)s of them", kind=kind, n=kinds[kind], of=len(running)
+        )
 
 
-def _queued_cause(suspects: Sequence[Job]) -> str:
+def _queued_cause(suspects: Sequence[Job]) -> Phrase:
     queues = Counter(job.queue for job in suspects if job.queue is not None)
     queue = _typical(queues, len(suspects))
-    named = "the queue is" if queue is None else f"queue {queue} is"
-    return f"{named} not served: most of them wait to be claimed"
+    if queue is None:
+        return Phrase("the queue is not served: most of them wait to be claimed")
+    return Phrase("queue %(queue)s is not served: most of them wait to be claimed", queue=queue)
 
 
-def _no_cause(signs: Sequence[datetime]) -> str:
+def _no_cause(signs: Sequence[datetime]) -> Phrase:
     if len(signs) < 2:  # noqa: PLR2004 - two make a span
-        return "nothing that they have in common"
-    return f"nothing that they have in common; their signs of life stopped over {say_duration(signs[-1] - signs[0])}"
+        return Phrase("nothing that they have in common")
+    over = signs[-1] - signs[0]
+    return Phrase("nothing that they have in common; their signs of life stopped over %(time)s", time=over)
 
 
 def _last_sign(job: Job) -> datetime | None:

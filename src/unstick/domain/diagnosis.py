@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from unstick.domain.evidence import PROGRESS, Evidence, Holding, weigh
 from unstick.domain.job import Job, JobState
-from unstick.domain.wording import say_instant
+from unstick.domain.wording import Phrase, say_instant
 
 
 class Reason(StrEnum):
@@ -89,20 +89,19 @@ def diagnose(
         words: what witnesses say of a running job; without any, age alone decides.
     """
     if lost is not None:
-        return Diagnosis(Reason.MESSAGE_LOST, f"its message is lost: {lost}")
+        return Diagnosis(Reason.MESSAGE_LOST, Phrase("its message is lost: %(how)s", how=lost))
     word = weigh(words) if state is JobState.RUNNING else None
     if word is not None and word.holding is Holding.HELD:
-        return Diagnosis(Reason.HELD, f"its worker still has it: {_quoted(word)}")
+        return Diagnosis(Reason.HELD, Phrase("its worker still has it: %(said)s", said=_quoted(word)))
     if lease_expired:
         return Diagnosis(Reason.LEASE_EXPIRED, f"its worker last beat at {say_instant(since)}, and its lease ran out")
     if word is not None:
-        last = say_instant(since)
-        return Diagnosis(
-            Reason.WORKER_GONE, f"its worker is gone: {_quoted(word)}; its last sign of life was at {last}"
-        )
+        said = Phrase("its worker is gone: %(said)s; its last sign of life was at %(at)s", said=_quoted(word), at=since)
+        return Diagnosis(Reason.WORKER_GONE, said)
     reason = suspected_reason(state, waiting)
-    unknown = ", and no witness knows more" if words and state is JobState.RUNNING else ""
-    return Diagnosis(reason, _SENTENCES[reason].format(since=say_instant(since)) + unknown)
+    if words and state is JobState.RUNNING:
+        return Diagnosis(reason, Phrase("its last sign of life was at %(at)s, and no witness knows more", at=since))
+    return Diagnosis(reason, _SENTENCES[reason].format(since=say_instant(since)))
 
 
 def is_undecided(diagnosis: Diagnosis, words: Sequence[Evidence]) -> bool:
@@ -115,7 +114,7 @@ def diagnose_hung(words: Sequence[Evidence], look_at: datetime, hung_after: time
     word = _of_progress(words)
     if word is None or word.at is None or look_at - word.at < hung_after:
         return None
-    return Diagnosis(Reason.HUNG, f"it shows signs of life, but no progress: {_quoted(word)}")
+    return Diagnosis(Reason.HUNG, Phrase("it shows signs of life, but no progress: %(said)s", said=_quoted(word)))
 
 
 def stands_still_since(words: Sequence[Evidence]) -> datetime | None:
@@ -131,7 +130,9 @@ def _of_progress(words: Sequence[Evidence]) -> Evidence | None:
 
 
 def _quoted(word: Evidence) -> str:
-    return word.witness if word.value is None else f"{word.witness} says {word.value}"
+    if word.value is None:
+        return word.witness
+    return Phrase("%(witness)s says %(said)s", witness=word.witness, said=word.value)
 
 
 _SENTENCES = {

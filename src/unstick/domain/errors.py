@@ -28,6 +28,8 @@ UnstickError
 from datetime import timedelta
 from math import ceil
 
+from unstick.domain.wording import Phrase
+
 
 class UnstickError(Exception):
     """The base of every error Unstick raises on purpose."""
@@ -74,7 +76,7 @@ class TooManyFailuresError(UnstickError):
 
     def __init__(self, retry_after: timedelta) -> None:
         self.seconds = max(1, ceil(retry_after.total_seconds()))
-        super().__init__(f"Signing in failed too often; try again in {self.seconds} s.")
+        super().__init__(Phrase("Signing in failed too often; try again in %(seconds)s s.", seconds=self.seconds))
 
 
 class UnknownUserError(UnstickError):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from unstick.domain.alert import Happened, Subject
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import JobId, JobState
+from unstick.domain.queue import NOT_TOLD, Workers
 from unstick.domain.recovery import Action, Outcome, Tally
 
 
@@ -71,6 +72,8 @@ class Observed:
     """Until when unattended sweeps leave some of the stuck jobs alone, for the watch or the database was away."""
     late_finishes: int = 0
     """Recovered jobs that finished after all, within a day."""
+    workers: Workers = NOT_TOLD
+    """Who lives that could take the jobs that wait."""
     swept_at: datetime | None = None
     """When an unattended sweep last came to its end, whichever process made it; None where none is known of."""
 

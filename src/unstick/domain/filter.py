@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from unstick.domain.diagnosis import Reason
 from unstick.domain.job import Job, JobClass, JobState
+from unstick.domain.suspect import ACCUSED_STATES
 
 WAITING = frozenset({Reason.NEVER_CLAIMED, Reason.OVERTAKEN, Reason.UNSERVED, Reason.MESSAGE_LOST})
 """The reasons of queued jobs; the others are those of running ones."""
@@ -41,9 +42,18 @@ class StuckFilter:
             return True
         return self.reason is waiting if state is JobState.QUEUED else self.reason not in WAITING
 
+    @property
+    def states(self) -> tuple[JobState, ...]:
+        """The states that a job which is meant can be in."""
+        if self.reason is None:
+            return ACCUSED_STATES
+        return (JobState.QUEUED,) if self.reason in WAITING else (JobState.RUNNING,)
+
     def takes(self, job: Job, reason: Reason) -> bool:
         """Tell whether a job that is stuck for a reason is meant."""
         if self.reason is not None and self.reason is not reason:
+            return False
+        if not self.takes_class(JobClass(job.kind, job.queue)):
             return False
         if self.text is None:
             return True

@@ -100,7 +100,8 @@ def _stuck(observed: Observed) -> Check:
     by_reason = ", ".join(f"{jobs} {reason}" for reason, jobs in sorted(reasons.items(), key=lambda each: -each[1]))
     least = "" if observed.exact else "at least "
     grace = "" if observed.grace_until is None else f"; unattended sweeps leave some {say_grace(observed.grace_until)}"
-    said = f"{least}{number} job(s) are stuck: {by_reason}; `unstick stuck` lists them{grace}"
+    lists = f"`unstick stuck --source {observed.source}` lists them"
+    said = f"{least}{number} job(s) are stuck: {by_reason}; {lists}{grace}"
     return Check(name="stuck", health=Health.WARN, value=number, unit="jobs", said=said)
 
 
@@ -110,6 +111,6 @@ def _brake(observed: Observed) -> Check:
         return Check(name="brake", health=Health.PASS, value=0)
     said = (
         f"a brake has held unattended sweeps since {say_instant(held.since)}: {held.suspects} jobs were stuck at once; "
-        f"it looks like {held.cause}. Release it with `unstick brake --release`"
+        f"it looks like {held.cause}. Release it with `unstick brake --release --source {observed.source}`"
     )
     return Check(name="brake", health=Health.WARN, value=1, said=said)

@@ -12,7 +12,7 @@ from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import JobClass, JobId, JobState
 from unstick.domain.recovery import CHANGES, Action, Decision
 from unstick.domain.suspect import Look, Suspect
-from unstick.domain.wording import say_duration, say_instant
+from unstick.domain.wording import Phrase, say_instant
 
 MAX_THRESHOLD_MINUTES = 525_600
 """A year: the largest threshold a request may ask for."""
@@ -77,6 +77,10 @@ class Policy:
         """Return the rule that governs these jobs of a source, None where there is none."""
         return next((rule for rule in self.rules if rule.governs(source, jobs)), None)
 
+    def action_for(self, source: str) -> Action:
+        """Return what is done to jobs of a source unless a rule about their kind or queue says otherwise."""
+        return self.under(self.rule_of(source, JobClass(None, None))).action
+
     def under(self, rule: Rule | None) -> "Policy":
         """Return what holds for the jobs that a rule governs."""
         said: Mapping[str, Any] = {} if rule is None else rule.said
@@ -112,18 +116,26 @@ def decide(suspect: Suspect, diagnosis: Diagnosis, policy: Policy, action: Actio
     if action is not Action.RETRY:
         return Decision(suspect, action, diagnosis.reason, diagnosis.sentence)
     if spent >= policy.max_recoveries:
-        window = say_duration(policy.recovery_window)
-        sentence = f"{diagnosis.sentence}; it was recovered {_times(spent)} within {window} and got stuck again"
+        sentence = Phrase(
+            "%(said)s; it was recovered %(times)s within %(window)s and got stuck again",
+            said=diagnosis.sentence,
+            times=_times(spent),
+            window=policy.recovery_window,
+        )
         return Decision(suspect, Action.MARK_FAILED, Reason.POISON, sentence)
     if policy.max_attempts is not None and _begun(suspect) >= policy.max_attempts:
-        sentence = f"{diagnosis.sentence}; it was begun {_times(_begun(suspect))}, and its policy allows no more"
+        sentence = Phrase(
+            "%(said)s; it was begun %(times)s, and its policy allows no more",
+            said=diagnosis.sentence,
+            times=_times(_begun(suspect)),
+        )
         return Decision(suspect, Action.MARK_FAILED, diagnosis.reason, sentence)
     wait = backoff(suspect.job_id, spent, policy.retry_backoff)
     return Decision(suspect, action, diagnosis.reason, diagnosis.sentence, wait)
 
 
-def _times(number: int) -> str:
-    return "once" if number == 1 else f"{number} times"
+def _times(number: int) -> Phrase:
+    return Phrase("once") if number == 1 else Phrase("%(n)s times", n=number)
 
 
 def _begun(suspect: Suspect) -> int:

@@ -1,7 +1,7 @@
 """Whether a queue is being served: what tells a job that waits for its turn from one that will wait for ever."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from unstick.domain.diagnosis import Reason
@@ -18,6 +18,24 @@ class QueueFlow:
     """How many jobs were claimed within the queued threshold."""
     reached: datetime
     """When the youngest job that was ever claimed could first be claimed: how far the queue has come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """How many workers live, so far as they tell."""
+
+    living: int | None = None
+    """Those that may take a job of any queue; None where workers don't tell that they live."""
+    by_queue: Mapping[str | None, int] = field(default_factory=dict)
+    """Those of each queue, where workers tell which they serve."""
+
+    def serving(self, queue: str | None) -> int | None:
+        """Return how many living workers serve a queue, None where that isn't known."""
+        return self.by_queue.get(queue, self.living)
+
+
+NOT_TOLD = Workers()
+"""Nobody tells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from unstick.domain.audit import AuditOutcome
+from unstick.domain.errors import InvalidRequestError
 from unstick.domain.recovery import Action
 
 
@@ -19,6 +20,12 @@ class EntryFilter:
     job_id: str | None = None
     changes: bool = False
     """Calls that only read something are left out."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no entry can hold and not every database can be asked for."""
+        for said in (self.actor, self.job_id, *(self.calls or ())):
+            if said is not None and "\0" in said:
+                raise InvalidRequestError("No entry of the audit log has a NUL in it.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,8 @@ class Every:
         return last + self.apart
 
 
+ROUND_MAY_TAKE = timedelta(minutes=1)
+"""How long an observation or a sweep may take at least, however often there is to be one."""
 OBSERVE_EVERY = Every(timedelta(minutes=1))
 CLEAN_EVERY = Every(timedelta(minutes=10))
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from unstick.domain.job import Job, JobState, sign_of_life
 from unstick.domain.story import JobRow, Waits
 from unstick.domain.suspect import Look, is_backlog
-from unstick.domain.wording import say_duration, say_instant
+from unstick.domain.wording import Phrase
 
 
 class Standing(StrEnum):
@@ -41,73 +41,94 @@ class Why(NamedTuple):
     """How a job stands, and why, to follow `Job 7 `."""
 
     standing: Standing
-    words: str
+    words: Phrase
 
 
 def why_not_stuck(row: JobRow, look: Look) -> Why:
     """Say why age doesn't accuse a job at a look; `look` is the one of the scope that it is in."""
     job = row.job
     if job is None:
-        return Why(Standing.UNKNOWN, f"can't be judged: {row.problem}")
+        return Why(Standing.UNKNOWN, Phrase("can't be judged: %(problem)s", problem=row.problem or ""))
     if job.completed_at is not None or job.state in _ENDED:
         return Why(Standing.OVER, _over(job, look.taken_at))
     if job.state is JobState.SCHEDULED:
-        return Why(Standing.SCHEDULED, f"is scheduled{_due(job, look.taken_at)}")
+        return Why(Standing.SCHEDULED, _scheduled(job, look.taken_at))
     if job.state is JobState.QUEUED:
         return _queued(job, look) if row.waits is None else _waits(row.waits)
     return _running(row, job, look)
 
 
-_ENDED = {JobState.SUCCEEDED: "succeeded", JobState.FAILED: "failed", JobState.CANCELLED: "was cancelled"}
+_ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 
-def _over(job: Job, now: datetime) -> str:
-    said = _ENDED.get(job.state, f"says {job.status!r}, but it ended")
-    return said if job.completed_at is None else f"{said} {say_ago(job.completed_at, now)}"
+def _over(job: Job, now: datetime) -> Phrase:
+    at = job.completed_at
+    when = Phrase("at a time that isn't known") if at is None else say_ago(at, now)
+    match job.state:
+        case JobState.SUCCEEDED:
+            return Phrase("succeeded %(when)s", when=when)
+        case JobState.FAILED:
+            return Phrase("failed %(when)s", when=when)
+        case JobState.CANCELLED:
+            return Phrase("was cancelled %(when)s", when=when)
+        case _:
+            return Phrase("says %(status)s, but it ended %(when)s", status=repr(job.status), when=when)
 
 
-def _due(job: Job, now: datetime) -> str:
+def _scheduled(job: Job, now: datetime) -> Phrase:
     if job.scheduled_at is None or job.scheduled_at <= now:
-        return ""
-    return f" and not due until {say_instant(job.scheduled_at)}, in {say_duration(job.scheduled_at - now)}"
+        return Phrase("is scheduled")
+    until, time = job.scheduled_at, job.scheduled_at - now
+    return Phrase("is scheduled and not due until %(at)s, in %(time)s", at=until, time=time)
 
 
 def _waits(waits: Waits) -> Why:
-    return Why(Standing(waits.reason), f"is queued and can't be claimed: {waits.value}")
+    return Why(Standing(waits.reason), Phrase("is queued and can't be claimed: %(why)s", why=waits.value))
 
 
 def _queued(job: Job, look: Look) -> Why:
     since = sign_of_life(job)
     if since is None:
-        return Why(Standing.UNKNOWN, "is queued, and no time tells since when it waits, so it can't be judged")
+        said = Phrase("is queued, and no time tells since when it waits, so it can't be judged")
+        return Why(Standing.UNKNOWN, said)
     if since > look.taken_at:
-        return Why(Standing.SCHEDULED, f"is queued{_due(job, look.taken_at)}")
-    waits = say_duration(look.taken_at - since)
+        due = Phrase("is queued and not due until %(at)s, in %(time)s", at=since, time=since - look.taken_at)
+        return Why(Standing.SCHEDULED, due)
+    waits = look.taken_at - since
     if since >= look.horizon(JobState.QUEUED):
-        return Why(
-            Standing.WAITING, f"is queued and has waited for {waits}, of the {say_duration(look.queued_after)} it may"
-        )
+        said = Phrase("is queued and has waited for %(time)s, of the %(may)s it may", time=waits, may=look.queued_after)
+        return Why(Standing.WAITING, said)
     if is_backlog(job, since, look):
-        reached = say_instant(look.draining[job.queue])
-        queue = "its queue" if job.queue is None else f"its queue {job.queue}"
-        said = f"is queued and has waited for its turn for {waits}: {queue} drains in order and has come to {reached}"
+        said = Phrase(
+            "is queued and has waited for its turn for %(time)s: %(queue)s drains in order and has come to %(at)s",
+            time=waits,
+            queue=Phrase("its queue") if job.queue is None else Phrase("its queue %(queue)s", queue=job.queue),
+            at=look.draining[job.queue],
+        )
         return Why(Standing.BACKLOG, said)
-    return Why(Standing.UNKNOWN, "changed while it was looked at; ask again")
+    return Why(Standing.UNKNOWN, _CHANGED)
+
+
+_CHANGED = Phrase("changed while it was looked at; ask again")
 
 
 def _running(row: JobRow, job: Job, look: Look) -> Why:
     now = look.taken_at
     if row.lease is not None and row.lease.holds(now):
-        return Why(Standing.HELD, f"is running, and its worker beat {say_ago(row.lease.beat_at, now)}")
+        beat = say_ago(row.lease.beat_at, now)
+        return Why(Standing.HELD, Phrase("is running, and its worker beat %(when)s", when=beat))
     since = sign_of_life(job)
     if since is None:
-        return Why(Standing.UNKNOWN, "is running, and no time tells its last sign of life, so it can't be judged")
+        said = Phrase("is running, and no time tells its last sign of life, so it can't be judged")
+        return Why(Standing.UNKNOWN, said)
     if since >= look.horizon(JobState.RUNNING):
-        sign = "was started" if since == job.started_at else "beat"
-        return Why(Standing.BEATING, f"is running and {sign} {say_ago(since, now)}")
-    return Why(Standing.UNKNOWN, "changed while it was looked at; ask again")
+        when = say_ago(since, now)
+        started = since == job.started_at
+        said = Phrase("is running and was started %(when)s", when=when)
+        return Why(Standing.BEATING, said if started else Phrase("is running and beat %(when)s", when=when))
+    return Why(Standing.UNKNOWN, _CHANGED)
 
 
-def say_ago(at: datetime, now: datetime) -> str:
+def say_ago(at: datetime, now: datetime) -> Phrase:
     """Say how long ago something was, by the clock that saw it; a moment either way is now."""
-    return "just now" if (now - at).total_seconds() < 1 else f"{say_duration(now - at)} ago"
+    return Phrase("just now") if (now - at).total_seconds() < 1 else Phrase("%(duration)s ago", duration=now - at)

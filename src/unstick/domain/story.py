@@ -51,7 +51,7 @@ class JobRow:
     """Its worker's, whether it holds or has run out."""
     waits: Waits | None = None
     blocks: str | None = None
-    """Which other jobs wait for it, as its system tells it."""
+    """The ids of other jobs that wait for it, as its system tells them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple, Self
 
+from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
 
 ACCUSED_STATES = (JobState.QUEUED, JobState.RUNNING)
 """The states in which a job can be stuck, in the order reports list them."""
+NOT_OUR_CURSOR = "cursor is not one this service gave out; leave it out to start anew."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +115,38 @@ class Position:
 
     since: datetime
     job_id: JobId
+
+
+class Mark(NamedTuple):
+    """The last job of a stretch of suspects, from which the next one goes on."""
+
+    begun: str | None
+    """By what its source orders suspects without sorting them all; opaque outside the source."""
+    job_id: JobId
+
+    @property
+    def position(self) -> "Position":
+        """Where it is in a list by signs of life; raise InvalidRequestError where `Stretch.by_age` didn't set it."""
+        try:
+            return Position(since=datetime.fromisoformat(self.begun or "").astimezone(UTC), job_id=self.job_id)
+        except (ValueError, OverflowError) as error:
+            raise InvalidRequestError(NOT_OUR_CURSOR) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """A bounded number of suspects, those that began first or last, in no order that is promised."""
+
+    jobs: tuple[Job, ...]
+    end: Mark | None
+    """None where no suspect comes after these."""
+
+    @classmethod
+    def by_age(cls, jobs: tuple[Job, ...], size: int) -> Self:
+        """Return the stretch that some jobs are whose source sorts all suspects by their signs of life anyway."""
+        last = jobs[-1] if len(jobs) == size else None
+        since = None if last is None else sign_of_life(last)
+        return cls(jobs=jobs, end=None if last is None or since is None else Mark(since.isoformat(), last.id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

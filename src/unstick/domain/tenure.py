@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from unstick.domain.evidence import Holding
 from unstick.domain.job import Job, running_since
-from unstick.domain.wording import say_instant
+from unstick.domain.wording import Phrase
 
 CLOCKS_APART = timedelta(seconds=2)
 """By so much two clocks may differ that are set by the network; nothing is concluded from less."""
@@ -28,11 +28,13 @@ def held_since(began_at: datetime, job: Job) -> Holding:
     return Holding.RELEASED if began_at > last + CLOCKS_APART else Holding.UNKNOWN
 
 
-def say_another(worker: str, began_at: datetime) -> str:
+def say_another(worker: str, began_at: datetime) -> Phrase:
     """Say that a worker began after the job was last known to run."""
-    return f"{worker} began at {say_instant(began_at)}, after the job: it is another one"
+    return Phrase("%(worker)s began at %(at)s, after the job: it is another one", worker=worker, at=began_at)
 
 
-def say_unclear(worker: str, began_at: datetime) -> str:
+def say_unclear(worker: str, began_at: datetime) -> Phrase:
     """Say that nobody knows whether a worker is the one that took the job."""
-    return f"{worker} began at {say_instant(began_at)}: the job's times don't tell whether it is the same one"
+    return Phrase(
+        "%(worker)s began at %(at)s: the job's times don't tell whether it is the same one", worker=worker, at=began_at
+    )

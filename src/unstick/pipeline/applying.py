@@ -19,7 +19,7 @@ from unstick.domain.job import JobId, JobState
 from unstick.domain.plan import Plan, PlannedScope, PlanState, Terms
 from unstick.domain.recovery import Action, Decision, Outcome, Recovery, Tally
 from unstick.domain.suspect import Look, Page
-from unstick.domain.wording import say_duration, say_instant
+from unstick.domain.wording import Phrase, say_duration, say_instant
 from unstick.pipeline.course import Course, Operation, Progress, ahead, carry_out, meant
 from unstick.pipeline.emitting import emit
 from unstick.pipeline.judging import judge
@@ -56,7 +56,9 @@ async def apply_plan(watched: Watched, order: ApplyOrder, progress: Progress | N
         pass  # all of it is found genuine before anything is done
     terms = terms_of(plan)
     if terms.mapping != kept_plans(watched).mapping:
-        raise PlanRefusedError(f"Plan {plan.id} was made by another mapping of the source: make a new one.")
+        raise PlanRefusedError(
+            Phrase("Plan %(plan)s was made by another mapping of the source: make a new one.", plan=plan.id)
+        )
     await settle_intents(watched)
     now = await take_look(watched)
     draining = (await watched.source.flows(replace(now, queued_after=terms.look.queued_after))).draining()
@@ -115,7 +117,9 @@ async def _refusal(watched: Watched, plan: Plan) -> UnstickError:
             f"{said} as operation {plan.operation_id}, whose end isn't recorded: it is under way, or was cut off. "
             "Make a new plan for what it left."
         )
-    return PlanRefusedError(f"Plan {plan.id} expired at {say_instant(plan.expires_at)}: make a new one.")
+    return PlanRefusedError(
+        Phrase("Plan %(plan)s expired at %(at)s: make a new one.", plan=plan.id, at=plan.expires_at)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

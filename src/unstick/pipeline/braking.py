@@ -2,7 +2,7 @@
 
 Guarantee: a held brake is in the ledger before anything else happens, and no unattended sweep of its source acts until
 a person has released it. Known weakness: without a server to ask (SQLite), a database that was away for less than
-three intervals isn't noticed.
+three intervals, or for a minute, isn't noticed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from unstick.domain.errors import InvalidRequestError
 from unstick.domain.events import BrakeReleased
 from unstick.domain.job import Job, JobState
 from unstick.domain.suspect import Look
+from unstick.domain.wording import Phrase
 from unstick.pipeline.emitting import emit
 from unstick.pipeline.judging import count_stuck
 from unstick.pipeline.looking import Scope
@@ -94,7 +95,11 @@ async def end_pass(watched: Watched, allowed: Allowed, recovered: int) -> Brake 
     """Strike the brake that let a sweep through, or pull it where more came up than there were when it began."""
     brakes, name = kept_brakes(watched), watched.source.name
     if recovered > allowed.most:
-        cause = f"a mass event while it swept: {allowed.suspects} were stuck when it began, {recovered} came up"
+        cause = Phrase(
+            "a mass event while it swept: %(before)s were stuck when it began, %(after)s came up",
+            before=allowed.suspects,
+            after=recovered,
+        )
         now = await watched.source.clock()
         return await brakes.pull(Brake(source=name, at=now, suspects=recovered, still_open=recovered, cause=cause))
     released = await brakes.find(name)

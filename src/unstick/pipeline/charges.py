@@ -5,7 +5,7 @@ in a row, and is held by the brake for those alone on whom it would act. Where i
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -13,9 +13,9 @@ from unstick.domain.brake import Pass, grace_until
 from unstick.domain.diagnosis import Reason, suspected_reason
 from unstick.domain.errors import InvalidRequestError
 from unstick.domain.job import JobId, JobState
-from unstick.domain.recovery import Action, Outcome
+from unstick.domain.recovery import Action, Outcome, Tally
 from unstick.domain.sighting import Stuck
-from unstick.domain.suspect import Look
+from unstick.domain.suspect import ACCUSED_STATES, Look
 from unstick.pipeline.judging import count_stuck, judge
 from unstick.pipeline.looking import Scope
 from unstick.pipeline.rescue import Census
@@ -33,8 +33,8 @@ class Charge:
     action: Action
     left: tuple[JobState, ...] = ()
     """The states in which its suspects are left as they are."""
-    grace_until: datetime | None = None
-    """Until when some of them are, because the watch over them or their database was away."""
+    graces: Mapping[JobState, datetime] = field(default_factory=dict)
+    """Those of them in which they are because the watch over them or their database was away, and until when."""
     ready: frozenset[JobId] | None = None
     """The suspects that were found stuck often enough; None where once is."""
     early: Census = field(default_factory=Counter)
@@ -66,8 +66,14 @@ def charge_of(scope: Scope, *, asked: Action | None, this: Pass | None) -> Charg
         scope=scope,
         action=asked or scope.policy.action,
         left=tuple(state for state in scope.look.states if state in left),
-        grace_until=max(graces.values(), default=None),
+        graces=graces,
     )
+
+
+def end_of_graces(charges: Sequence[Charge], tally: Tally) -> datetime | None:
+    """Return until when some of the jobs that were left have a grace, None where none has."""
+    left = {state for state in ACCUSED_STATES if tally.of(state=state, outcome=Outcome.LEFT)}
+    return max((end for charge in charges for state, end in charge.graces.items() if state in left), default=None)
 
 
 def graces_of(scope: Scope, this: Pass | None) -> Mapping[JobState, datetime]:

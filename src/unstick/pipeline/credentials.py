@@ -16,6 +16,7 @@ from unstick.domain.access import (
 )
 from unstick.domain.audit import AuditEntry, AuditOutcome
 from unstick.domain.errors import UnknownCredentialError
+from unstick.domain.wording import Phrase
 from unstick.pipeline.signing_in import access_of, new_secret
 from unstick.pipeline.watched import Watched
 
@@ -102,7 +103,7 @@ async def revoke_sessions(watched: Watched, caller: Principal, name: str) -> int
         UnknownCredentialError: they are another's, and the caller is no administrator.
     """
     if _reach(caller) not in (None, name):
-        raise UnknownCredentialError(f"There is no session of {name!r} that you may end.")
+        raise UnknownCredentialError(Phrase("There is no session of %(name)s that you may end.", name=repr(name)))
     entry = _entry(caller, REVOKE_SESSION_CALL, {"name": name})
     return await access_of(watched).credentials.strike_all(CredentialKind.SESSION, name, entry)
 
@@ -125,4 +126,7 @@ def _entry(caller: Principal, call: str, parameters: dict[str, object]) -> Audit
 
 
 def _unknown(kind: CredentialKind, credential_id: str) -> UnknownCredentialError:
-    return UnknownCredentialError(f"There is no {kind} {credential_id!r}, or none any more.")
+    shown = repr(credential_id)
+    if kind is CredentialKind.SESSION:
+        return UnknownCredentialError(Phrase("There is no session %(id)s, or none any more.", id=shown))
+    return UnknownCredentialError(Phrase("There is no token %(id)s, or none any more.", id=shown))

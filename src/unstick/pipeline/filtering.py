@@ -13,11 +13,11 @@ async def narrow(watched: Watched, scopes: Sequence[Scope], wanted: StuckFilter)
     """Return the scopes, each with those of its jobs that can be meant; what they don't tell is left to each job."""
     classes = None
     if wanted.names_classes:
-        classes = frozenset(filter(wanted.takes_class, await watched.source.open_classes()))
+        classes = frozenset(filter(wanted.takes_class, (await watched.source.open_classes()).found))
     found = []
     for scope in scopes:
         states = tuple(state for state in scope.look.states if wanted.takes_state(state, scope.waiting))
-        look = _aged(replace(scope.look, states=states), wanted)
+        look = narrow_by_age(replace(scope.look, states=states), wanted)
         if classes is not None:
             look = replace(look, classes=classes if look.classes is None else look.classes & classes)
         if states and look.classes != frozenset():
@@ -25,7 +25,8 @@ async def narrow(watched: Watched, scopes: Sequence[Scope], wanted: StuckFilter)
     return tuple(found)
 
 
-def _aged(look: Look, wanted: StuckFilter) -> Look:
+def narrow_by_age(look: Look, wanted: StuckFilter) -> Look:
+    """Return a look at those jobs that are as old as is asked for."""
     if wanted.older_than is None:
         return look
     queued, running = (max(wanted.older_than, each) for each in (look.queued_after, look.running_after))

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from unstick.domain.errors import UnstickError
 from unstick.domain.evidence import Evidence, Holding
 from unstick.domain.job import Job, JobId, JobState
-from unstick.domain.wording import say_duration
+from unstick.domain.wording import Phrase
 from unstick.ports import Witness
 
 DEADLINE = timedelta(seconds=2)
@@ -60,8 +60,14 @@ async def _ask(
     if late:
         # Who stops at once gives its connection back before the next witness wants it; who doesn't isn't waited for.
         await asyncio.wait(late, timeout=_MOMENT_SECONDS)
-    silence = f"no answer within {say_duration(deadline)}" if deadline >= timedelta(seconds=1) else "no answer in time"
+    silence = _silence(deadline)
     return [silence if task in late else _answer(witness, task) for witness, task in zip(witnesses, asked, strict=True)]
+
+
+def _silence(deadline: timedelta) -> Phrase:
+    if deadline < timedelta(seconds=1):
+        return Phrase("no answer in time")
+    return Phrase("no answer within %(time)s", time=deadline)
 
 
 async def _asked(witness: Witness, jobs: Sequence[Job], now: datetime) -> object:
@@ -77,14 +83,14 @@ def _left(task: asyncio.Task[object]) -> None:
 
 def _answer(witness: Witness, task: asyncio.Task[object]) -> _Answer:
     if task.cancelled():
-        return "it gave up"
+        return Phrase("it gave up")
     error = task.exception()
     if error is None:
         said = task.result()
         if isinstance(said, Mapping) and all(_is_sound(evidence) for evidence in said.values()):
             return said
         _log.error("The witness %s answered what is no evidence; its word counts as unknown.", witness.name)
-        return "its answer is no evidence"
+        return Phrase("its answer is no evidence")
     if isinstance(error, UnstickError):
         _log.warning("The witness %s couldn't be asked: %s", witness.name, error)
     else:
@@ -103,10 +109,10 @@ def _is_sound(said: object) -> bool:
 
 def _word(witness: Witness, answer: _Answer, job: Job) -> Evidence:
     if job.state is not JobState.RUNNING:
-        return _unknown(witness, "not asked: the job isn't running")
+        return _unknown(witness, Phrase("not asked: the job isn't running"))
     if isinstance(answer, str):
         return _unknown(witness, answer)
-    return answer.get(job.id) or _unknown(witness, "knows nothing of it")
+    return answer.get(job.id) or _unknown(witness, Phrase("knows nothing of it"))
 
 
 def _unknown(witness: Witness, reason: str) -> Evidence:

@@ -82,9 +82,8 @@ async def _checked(
     except Exception as error:  # noqa: BLE001 - whatever it is, the source is not healthy
         level = logging.DEBUG if isinstance(error, UnstickError | TimeoutError) else logging.ERROR
         _log.log(level, "Source %r is not healthy", name, exc_info=True)
-        return SourceHealth(
-            source=name, checks=(Check(name="answer", health=Health.FAIL, said=_SENTENCES[trouble_of(error)]),)
-        )
+        said = _SENTENCES[trouble_of(error)].format(source=name)
+        return SourceHealth(source=name, checks=(Check(name="answer", health=Health.FAIL, said=said),))
 
 
 def trouble_of(error: Exception) -> Trouble:
@@ -101,8 +100,9 @@ def trouble_of(error: Exception) -> Trouble:
 
 
 _SENTENCES = {
-    Trouble.TABLES: "Unstick's own tables are missing or behind: run `unstick db upgrade`",
-    Trouble.CONFIGURATION: "its configuration doesn't fit; `unstick stuck` says what is wrong",
+    Trouble.TABLES: "Unstick's own tables are missing or behind: run `unstick db upgrade --source {source}`",
+    Trouble.CONFIGURATION: "its configuration doesn't fit; `unstick stuck --source {source}` says what is wrong",
     Trouble.NO_ANSWER: "its database, or the ledger's, doesn't answer",
-    Trouble.FAILURE: "it fails, and the log says how; are Unstick's own tables there? `unstick db current` tells",
+    Trouble.FAILURE: "it fails, and the log says how; are Unstick's own tables there? "
+    "`unstick db current --source {source}` tells",
 }

@@ -1,30 +1,36 @@
-"""The stuck jobs that somebody asked for, by their signs of life, in pages; counts are bounded and say so."""
+"""The stuck jobs that somebody asked for, by their signs of life, in pages of a bounded number that is looked through.
 
-from collections.abc import Mapping, Sequence
+Where more jobs are stuck, those that began first (or last) are looked through and put in order, then the next ones:
+to put all in order would cost as much as they are. What is told of their number says so.
+"""
+
+import base64
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from unstick.domain.errors import InvalidRequestError
 from unstick.domain.filter import StuckFilter
-from unstick.domain.job import JobClass, JobState
-from unstick.domain.suspect import ACCUSED_STATES, Look, Position
-from unstick.pipeline.filtering import narrow
-from unstick.pipeline.judging import asks_witnesses, convicted_running
-from unstick.pipeline.looking import Scope, take_look, take_scopes
+from unstick.domain.job import Job, JobClass, JobState
+from unstick.domain.suspect import NOT_OUR_CURSOR, Look, Mark, Position
+from unstick.pipeline.filtering import narrow, narrow_by_age
+from unstick.pipeline.judging import convicted_running
+from unstick.pipeline.looking import Judge, take_judge, take_look, take_scopes
 from unstick.pipeline.report import (
     Found,
     check_limit,
-    decode_cursor,
-    encode_positions,
-    found_by_age,
+    findings_of,
+    order_of,
     position_of,
+    read_position,
+    told_finding,
     with_outlook,
 )
 from unstick.pipeline.watched import Watched
 
-MOST_COUNTED = 1_000
-"""Beyond so many, jobs aren't counted: to count them all costs as much as they are."""
-MOST_SEARCHED = 2_000
-"""So many jobs of a state are looked through for a text or a reason that their source can't be asked for."""
+MOST_SEARCHED = 1_000
+"""So many stuck jobs of a state are looked through at once, whatever is asked for."""
 MOST_CLASSES = 200
 
 
@@ -35,15 +41,51 @@ class StuckList:
     look: Look
     jobs: tuple[Found, ...]
     number: int
-    """How many there are."""
+    """How many there are among those that were looked through by now."""
     exact: bool
-    """Otherwise there are more."""
+    """Otherwise there may be more."""
+    looked_through: int
+    """How many stuck jobs these are from."""
     next_cursor: str | None
     """Continues the list; None where it ends."""
-    complete: bool
-    """Otherwise not all jobs could be searched for the text or reason: what follows is found by going on."""
     classes: tuple[JobClass, ...]
-    """The kinds and queues of open jobs, to choose from, `MOST_CLASSES` at most; none where there are too many jobs."""
+    """The kinds and queues of the jobs that were looked through, to choose from, `MOST_CLASSES` at most."""
+
+
+class _Place(NamedTuple):
+    """Where a part of the list goes on."""
+
+    mark: Mark | None = None
+    """After which the jobs to look through begin."""
+    shown: Position | None = None
+    """The last of these that was shown."""
+    before: int = 0
+    """How many were found in front of the mark."""
+
+
+class _Part(NamedTuple):
+    """What was found of a state, in the order of the list."""
+
+    place: _Place
+    looked_through: Sequence[Found]
+    found: Sequence[Found]
+    """Those that are meant."""
+    rest: Sequence[Found]
+    """Those of them that weren't shown."""
+    end: Mark | None
+    """Where others go on that weren't looked through."""
+    exact: bool = True
+
+    def after(self, shown: int) -> _Place:
+        """Return where it goes on when so many more were shown."""
+        if shown == len(self.rest) and self.end is not None:
+            return _Place(mark=self.end, before=self.place.before + len(self.found))
+        last = position_of(self.rest[shown - 1].finding.job) if shown else self.place.shown
+        return self.place._replace(shown=last)
+
+    def goes_on(self, shown: int) -> bool:
+        """Tell whether anything is left when so many more were shown."""
+        return shown < len(self.rest) or self.end is not None
 
 
 async def list_stuck(
@@ -55,107 +97,118 @@ async def list_stuck(
         InvalidRequestError: the limit is out of range or the cursor isn't one of ours.
     """
     check_limit(limit)
-    positions = decode_cursor(cursor)
+    places = _places(cursor)
     look = await take_look(watched)
-    scopes = await narrow(watched, await take_scopes(watched, look), wanted)
-    parts = {
-        state: await _search(watched, scopes, wanted, state, limit + 1, positions.get(state), newest_first=newest_first)
-        for state in ACCUSED_STATES
-        if cursor is None or state in positions
-    }
-    chosen, going_on = _merged(parts, limit, newest_first=newest_first)
-    number, exact = await _count(watched, scopes, wanted, parts, is_all=cursor is None and not going_on)
+    judge = await take_judge(watched, look)
+    judge = replace(judge, look=narrow_by_age(judge.look, wanted))
+    search = _Search(watched=watched, look=look, judge=judge, wanted=wanted, newest_first=newest_first)
+    parts = {state: await search.part(state, places.get(state, _Place())) for state in wanted.states}
+    chosen, next_cursor = _merged(parts, limit, newest_first=newest_first)
     told = await with_outlook(watched, look, chosen)
-    classes = await watched.source.open_classes() if exact else ()
     return StuckList(
         look=look,
         jobs=tuple(Found(finding, found.policy) for finding, found in zip(told, chosen, strict=True)),
-        number=number,
-        exact=exact,
-        next_cursor=encode_positions(going_on) if going_on else None,
-        complete=all(part.complete for part in parts.values()),
-        classes=tuple(sorted(classes, key=lambda each: (each.kind or "", each.queue or ""))[:MOST_CLASSES]),
+        number=sum(part.place.before + len(part.found) for part in parts.values()),
+        exact=all(part.end is None and part.exact for part in parts.values()),
+        looked_through=sum(len(part.looked_through) for part in parts.values()),
+        next_cursor=next_cursor,
+        classes=_classes(parts.values()),
     )
 
 
-class _Part(NamedTuple):
-    """What was found in a state, and how far that was."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Search:
+    watched: Watched
+    look: Look
+    judge: Judge
+    wanted: StuckFilter
+    newest_first: bool
 
-    begun: Position | None
-    found: Sequence[Found]
-    complete: bool
-    """All were looked through, or as many found as were wanted."""
-    reached: Position | None
-    """The last job that was looked at."""
+    async def part(self, state: JobState, place: _Place) -> _Part:
+        """Look through jobs of a state from a place on."""
+        end, exact = None, True
+        if state is JobState.RUNNING and self.watched.witnesses:
+            looked_through, exact = await self._told_by_witnesses()
+        else:
+            stretch = await self.watched.source.stretch(
+                self.judge.look, state, size=MOST_SEARCHED, after=place.mark, newest_first=self.newest_first
+            )
+            looked_through, end = self._accused(stretch.jobs), stretch.end
+        found = [each for each in looked_through if self.wanted.takes(each.finding.job, each.finding.diagnosis.reason)]
+        found.sort(key=_order, reverse=self.newest_first)
+        rest = [each for each in found if _comes_after(each, place.shown, newest_first=self.newest_first)]
+        return _Part(place, looked_through, found, rest, end, exact)
 
+    def _accused(self, jobs: Sequence[Job]) -> list[Found]:
+        scopes = ((job, self.judge.scope_accusing(job)) for job in jobs)
+        return [Found(finding, scope.policy) for job, scope in scopes if scope for finding in findings_of([job], scope)]
 
-async def _search(
-    watched: Watched,
-    scopes: Sequence[Scope],
-    wanted: StuckFilter,
-    state: JobState,
-    limit: int,
-    after: Position | None,
-    *,
-    newest_first: bool,
-) -> _Part:
-    found: list[Found] = []
-    searched, begun = 0, after
-    size = limit if wanted.text is None and wanted.reason is None else MOST_SEARCHED
-    while True:
-        read = await found_by_age(watched, scopes, state, size, after, newest_first=newest_first)
-        found += [each for each in read if wanted.takes(each.finding.job, each.finding.diagnosis.reason)]
-        searched += len(read)
-        after = position_of(read[-1].finding.job) if read else after
-        if len(found) >= limit or len(read) < size:
-            return _Part(begun, found[:limit], complete=True, reached=after)
-        if searched >= MOST_SEARCHED:
-            return _Part(begun, found, complete=False, reached=after)
-
-
-def _merged(
-    parts: Mapping[JobState, _Part], limit: int, *, newest_first: bool
-) -> tuple[list[Found], dict[JobState, Position | None]]:
-    """Return the first of all states, and where each goes on from."""
-    each_found = [found for part in parts.values() for found in part.found]
-    # Stable: within a state they stay in the order in which they were found, by which it goes on.
-    chosen = sorted(each_found, key=lambda each: position_of(each.finding.job).since, reverse=newest_first)[:limit]
-    going_on: dict[JobState, Position | None] = {}
-    for state, part in parts.items():
-        shown = [each for each in chosen if each.finding.job.state is state]
-        if len(shown) < len(part.found):
-            going_on[state] = position_of(shown[-1].finding.job) if shown else part.begun
-        elif not part.complete and part.reached is not None:
-            going_on[state] = part.reached
-    return chosen, going_on
+    async def _told_by_witnesses(self) -> tuple[list[Found], bool]:
+        """Return the running jobs that witnesses or age convict, and whether these are all."""
+        found, exact = list[Found](), True
+        scopes = await take_scopes(self.watched, self.look)
+        for scope in await narrow(self.watched, scopes, replace(self.wanted, kind=None, queue=None)):
+            if JobState.RUNNING in scope.look.states:
+                running = await convicted_running(self.watched, scope)
+                findings = (told_finding(each, scope) for each in running.convicted)
+                found += [Found(finding, scope.policy) for finding in findings if finding is not None]
+                exact &= running.exact
+        return found, exact
 
 
-async def _count(
-    watched: Watched,
-    scopes: Sequence[Scope],
-    wanted: StuckFilter,
-    parts: Mapping[JobState, _Part],
-    *,
-    is_all: bool,
-) -> tuple[int, bool]:
-    """Count what is meant, up to `MOST_COUNTED`, and tell whether that is all."""
-    if is_all:
-        return sum(len(part.found) for part in parts.values()), True
-    if wanted.text is not None or wanted.reason is not None:
-        return sum(len(part.found) for part in parts.values()), False
-    number, exact = 0, True
-    for scope in scopes:
-        states = tuple(state for state in scope.look.states if not _asks(watched, scope, state))
-        if states:
-            counts = await watched.source.count_suspects(replace(scope.look, states=states), MOST_COUNTED + 1)
-            number, exact = number + counts.total, exact and counts.exact
-        if len(states) < len(scope.look.states):
-            running = await convicted_running(watched, scope)
-            number, exact = number + len(running.convicted), exact and running.exact
-        if number > MOST_COUNTED:
-            return MOST_COUNTED, False
-    return number, exact
+def _order(found: Found) -> tuple[object, ...]:
+    return order_of(position_of(found.finding.job))
 
 
-def _asks(watched: Watched, scope: Scope, state: JobState) -> bool:
-    return state is JobState.RUNNING and asks_witnesses(watched, scope)
+def _comes_after(found: Found, shown: Position | None, *, newest_first: bool) -> bool:
+    if shown is None:
+        return True
+    place, last = order_of(position_of(found.finding.job)), order_of(shown)
+    return place < last if newest_first else place > last
+
+
+def _merged(parts: Mapping[JobState, _Part], limit: int, *, newest_first: bool) -> tuple[list[Found], str | None]:
+    """Return the first of all parts, and the cursor that goes on after them."""
+    each_found = [(key, found) for key, part in parts.items() for found in part.rest]
+    each_found.sort(key=lambda each: _order(each[1]), reverse=newest_first)
+    chosen = each_found[:limit]
+    shown = {key: sum(of is key for of, _ in chosen) for key in parts}
+    goes_on = any(part.goes_on(shown[key]) for key, part in parts.items())
+    places = {key: part.after(shown[key]) for key, part in parts.items()}
+    return [found for _, found in chosen], _cursor(places) if goes_on else None
+
+
+def _classes(parts: Collection[_Part]) -> tuple[JobClass, ...]:
+    jobs = (found.finding.job for part in parts for found in part.looked_through)
+    found = {JobClass(job.kind, job.queue) for job in jobs}
+    return tuple(sorted(found, key=lambda each: (each.kind or "", each.queue or ""))[:MOST_CLASSES])
+
+
+def _cursor(places: Mapping[JobState, _Place]) -> str:
+    said = {
+        state: [place.mark, None if place.shown is None else [str(place.shown.since), place.shown.job_id], place.before]
+        for state, place in places.items()
+    }
+    return base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
+
+
+def _mark(begun: object, job_id: object) -> Mark:
+    if isinstance(job_id, bool) or not isinstance(job_id, int | str) or not isinstance(begun, str | None):
+        raise TypeError(begun, job_id)
+    return Mark(begun, job_id)
+
+
+def _places(cursor: str | None) -> dict[JobState, _Place]:
+    """Read a cursor back; raise `InvalidRequestError` where it isn't one of ours."""
+    if cursor is None:
+        return {}
+    try:
+        said = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        return {
+            JobState(state): _Place(
+                _mark(*mark) if mark else None, read_position(*shown) if shown else None, int(before)
+            )
+            for state, (mark, shown, before) in said.items()
+        }
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise InvalidRequestError(NOT_OUR_CURSOR) from error

@@ -1,14 +1,16 @@
 """One look at a source, and which policy judges which of its jobs by it."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache, partial
 
 from unstick.domain.diagnosis import Reason
-from unstick.domain.job import JobClass, JobState
+from unstick.domain.job import Job, JobClass, JobState
 from unstick.domain.policy import Policy, Rule
 from unstick.domain.queue import Flows
-from unstick.domain.suspect import Look
+from unstick.domain.suspect import Look, is_suspect
 from unstick.pipeline.snoozing import left_alone
 from unstick.pipeline.watched import Watched
 
@@ -42,10 +44,41 @@ async def take_look(watched: Watched, queued_after: timedelta | None = None) -> 
 
 async def take_scopes_of(watched: Watched, look: Look, jobs: JobClass) -> tuple[Scope, ...]:
     """Return the scopes by which jobs of one class are judged, the one that judges them by age first."""
-    flows = await watched.source.flows(look)
-    rule = watched.policy.rule_of(watched.source.name, jobs)
-    scope = _scope(watched.policy, rule, look, flows, flows.waiting_reason(jobs.queue), frozenset({jobs}))
+    scope = _scope_of(watched, look, await watched.source.flows(look), jobs)
     return _with_witnesses(watched, (scope,))
+
+
+def _scope_of(watched: Watched, look: Look, flows: Flows, jobs: JobClass) -> Scope:
+    rule = watched.policy.rule_of(watched.source.name, jobs)
+    return _scope(watched.policy, rule, look, flows, flows.waiting_reason(jobs.queue), frozenset({jobs}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """Judges jobs one by one as their rows tell, without being told which kinds and queues there are."""
+
+    look: Look
+    """Sees whomever any rule accuses, and others."""
+    scope_of: Callable[[JobClass], Scope]
+
+    def scope_accusing(self, job: Job) -> Scope | None:
+        """Return the scope that judges a job which the look sees, None where it doesn't accuse it."""
+        scope = self.scope_of(JobClass(job.kind, job.queue))
+        told = job.lease_beat_at is not None or job.lost is not None
+        return scope if told or is_suspect(job, scope.look) else None
+
+
+async def take_judge(watched: Watched, look: Look) -> Judge:
+    """Return what judges single jobs at a look, but for what witnesses say of running ones."""
+    flows = await watched.source.flows(look)
+    rules = watched.policy.rules
+    wide = replace(
+        look,
+        queued_after=min([look.queued_after, *(each.queued_after for each in rules if each.queued_after is not None)]),
+        running_after=min(watched.policy.under(rule).running_after for rule in (*rules, None)),
+        draining=flows.draining(),
+    )
+    return Judge(look=wide, scope_of=cache(partial(_scope_of, watched, look, flows)))
 
 
 async def take_scopes(watched: Watched, look: Look) -> tuple[Scope, ...]:
@@ -91,7 +124,7 @@ async def _by_rule(watched: Watched, look: Look) -> tuple[Scope, ...]:
         return (Scope(look=look, policy=watched.policy.under(None), waiting=flows.waiting_reason(None)),)
     parted: defaultdict[tuple[int, Reason], set[JobClass]] = defaultdict(set)
     rules: list[Rule | None] = [*watched.policy.rules, None]
-    for jobs in await watched.source.open_classes():
+    for jobs in (await watched.source.open_classes()).found:
         rule = watched.policy.rule_of(watched.source.name, jobs)
         parted[rules.index(rule), flows.waiting_reason(jobs.queue)].add(jobs)
     return tuple(

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -34,7 +34,7 @@ async def observe(watched: Watched) -> Observed:
     begun = time.monotonic()
     look = await take_look(watched)
     scopes = await take_scopes(watched, look)
-    stuck, undecided, exact = await _stuck(watched, scopes)
+    found = await _stuck(watched, scopes)
     still_open = await watched.source.open_jobs()
     late = await watched.ledger.late_counts(watched.source.name, RECOVERIES_WINDOW)
     brake = None if watched.brakes is None else await watched.brakes.find(watched.source.name)
@@ -46,21 +46,17 @@ async def observe(watched: Watched) -> Observed:
         at=look.taken_at,
         took=timedelta(seconds=time.monotonic() - begun),
         open_jobs=busiest(still_open.by_queue, QueueState._make),
-        stuck=busiest(stuck, QueueReason._make),
-        undecided=undecided,
-        exact=exact,
+        stuck=busiest(found.stuck, QueueReason._make),
+        undecided=found.undecided,
+        exact=found.exact,
         oldest_queued=queued,
         oldest_running=running,
         held=held_by(brake),
-        grace_until=await _grace_until(watched, scopes) if stuck else None,
+        grace_until=await _grace_until(watched, look.taken_at, found.states) if found.states else None,
         late_finishes=late.total,
+        workers=still_open.workers,
         swept_at=None if watch is None else watch.swept_at,
     )
-
-
-async def _grace_until(watched: Watched, scopes: Sequence[Scope]) -> datetime | None:
-    expected = await expected_pass(watched, scopes[0].look.taken_at) if scopes else None
-    return max((end for scope in scopes for end in graces_of(scope, expected).values()), default=None)
 
 
 def busiest(counts: Mapping[_Key, int], made: Callable[[tuple[str, object]], _Key]) -> Mapping[_Key, int]:
@@ -80,24 +76,48 @@ def held_by(brake: Brake | None) -> Held | None:
     return Held(since=brake.at, suspects=brake.suspects, cause=brake.cause)
 
 
-async def _stuck(watched: Watched, scopes: Sequence[Scope]) -> tuple[Counter[QueueReason], int, bool]:
-    """Count what is stuck by queue and reason, what nobody knows enough of, and tell whether that is all."""
-    stuck: Counter[QueueReason] = Counter()
-    undecided, exact = 0, True
+@dataclass(slots=True, kw_only=True)
+class _Stuck:
+    """What is stuck, as far as it was counted."""
+
+    stuck: Counter[QueueReason] = field(default_factory=Counter)
+    undecided: int = 0
+    """What nobody knows enough of."""
+    exact: bool = True
+    states: list[tuple[Scope, JobState]] = field(default_factory=list)
+    """Where it is, each scope's states once."""
+
+
+async def _stuck(watched: Watched, scopes: Sequence[Scope]) -> _Stuck:
+    """Count what is stuck by queue and reason, and what nobody knows enough of."""
+    all_found = _Stuck()
     for scope in scopes:
+        there = set[JobState]()
         asks = asks_witnesses(watched, scope)
         states = tuple(state for state in scope.look.states if not (asks and state is JobState.RUNNING))
         if states:
             groups = await watched.source.suspects_by_queue(replace(scope.look, states=states))
-            exact &= groups.exact
+            all_found.exact &= groups.exact
             for group, number in groups.counts.items():
-                stuck[QueueReason(group.queue, _reason(scope, group))] += number
+                all_found.stuck[QueueReason(group.queue, _reason(scope, group))] += number
+                there.add(group.state)
         if asks:
             found = await convicted_running(watched, scope)
-            undecided, exact = undecided + found.undecided, exact and found.exact
+            all_found.undecided += found.undecided
+            all_found.exact &= found.exact
             for each in found.convicted:
-                stuck[QueueReason(None if each.job is None else each.job.queue, each.diagnosis.reason)] += 1
-    return stuck, undecided, exact
+                queue = None if each.job is None else each.job.queue
+                all_found.stuck[QueueReason(queue, each.diagnosis.reason)] += 1
+                there.add(JobState.RUNNING)
+        all_found.states += [(scope, state) for state in there]
+    return all_found
+
+
+async def _grace_until(watched: Watched, now: datetime, stuck: Sequence[tuple[Scope, JobState]]) -> datetime | None:
+    """Return until when unattended sweeps leave some of what is stuck alone."""
+    expected = await expected_pass(watched, now)
+    ends = [graces_of(scope, expected).get(state) for scope, state in stuck]
+    return max((end for end in ends if end is not None), default=None)
 
 
 def _reason(scope: Scope, group: SuspectGroup) -> Reason:

@@ -26,6 +26,7 @@ from unstick.domain.plan import (
 from unstick.domain.plan import page_text as text_of
 from unstick.domain.recovery import Action, Decision
 from unstick.domain.suspect import Look
+from unstick.domain.wording import Phrase
 from unstick.pipeline.charges import Charge
 from unstick.pipeline.rescue import Decided
 from unstick.pipeline.watched import Planning, Watched
@@ -115,8 +116,12 @@ async def find_plan(watched: Watched, plan_id: str) -> Plan:
     plan = None if planning is None else await planning.plans.find(plan_id)
     if planning is None or plan is None:
         raise UnknownPlanError(
-            f"There is no plan {plan_id!r} for source {name!r}, or none any more: a day after it expired it is "
-            "forgotten. Make one by a dry run with `plan`."
+            Phrase(
+                "There is no plan %(plan)s for source %(source)s, or none any more: a day after it expired it is "
+                "forgotten. Make one by a dry run with `plan`.",
+                plan=repr(plan_id),
+                source=repr(name),
+            )
         )
     if not is_genuine(plan.signature, sign_plan(planning.key(), plan)):
         raise PlanRefusedError(

@@ -8,7 +8,7 @@ from unstick.domain.errors import InvalidRequestError, UnknownRecoveryError
 from unstick.domain.record import EntryFilter, EntryPage, Recorded, Span
 from unstick.domain.undo import Undoable
 from unstick.pipeline.report import check_limit
-from unstick.pipeline.undo import LARGEST_OPERATION
+from unstick.pipeline.undo import LARGEST_OPERATION, unknown_operation
 from unstick.pipeline.watched import Watched
 from unstick.ports import Records
 
@@ -39,7 +39,11 @@ def kept_records(watched: Watched) -> Records:
 
 
 async def read_entries(watched: Watched, wanted: EntryFilter, *, limit: int, before: int | None = None) -> EntryPage:
-    """Return the newest entries of the audit log that are wanted."""
+    """Return the newest entries of the audit log that are wanted.
+
+    Raises:
+        InvalidRequestError: the limit is out of range, or the record can't be read back.
+    """
     check_limit(limit)
     return await kept_records(watched).entries(wanted, before=before, limit=limit)
 
@@ -65,7 +69,7 @@ async def tell_operation(watched: Watched, operation_id: int, limit: int) -> Ope
     name = watched.source.name
     entries = await kept_records(watched).operation(operation_id) if 0 < operation_id <= LARGEST_OPERATION else ()
     if not entries or entries[0].parameters.get("source", name) != name:
-        raise UnknownRecoveryError(f"There is no operation {operation_id} of source {name!r} on record.")
+        raise UnknownRecoveryError(unknown_operation(operation_id, name))
     page = await watched.ledger.undoable(name, operation_id)
     return OperationStory(
         begun=entries[0],

@@ -15,6 +15,7 @@ from unstick.domain.events import JobRecovered
 from unstick.domain.job import JobId
 from unstick.domain.recovery import LOST_RACE, Action, Decision, Outcome
 from unstick.domain.snooze import requested_reason
+from unstick.domain.wording import Phrase
 from unstick.pipeline.course import record_failure, surely, what_it_hit
 from unstick.pipeline.emitting import emit
 from unstick.pipeline.looking import Scope
@@ -78,7 +79,10 @@ def _action(order: RecoverOrder, verdict: Verdict, scope: Scope) -> Action:
     action = order.action or scope.policy.action
     if action is Action.LEAVE:
         raise InvalidRequestError(
-            f"The policy leaves job {verdict.row.job_id} alone and names nothing to do; say mark_failed or retry."
+            Phrase(
+                "The policy leaves job %(job)s alone and names nothing to do; say mark_failed or retry.",
+                job=verdict.row.job_id,
+            )
         )
     return action
 

@@ -14,7 +14,7 @@ from unstick.domain.evidence import Evidence
 from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, decide
 from unstick.domain.recovery import Action
-from unstick.domain.suspect import ACCUSED_STATES, Look, Position, StuckCounts, Suspect
+from unstick.domain.suspect import ACCUSED_STATES, NOT_OUR_CURSOR, Look, Position, StuckCounts, Suspect
 from unstick.pipeline.judging import Convicted, asks_witnesses, convicted_running, count_stuck
 from unstick.pipeline.looking import Scope, take_look, take_scopes
 from unstick.pipeline.watched import Watched
@@ -141,10 +141,8 @@ async def found_by_age(
     state: JobState,
     limit: int,
     after: Position | None,
-    *,
-    newest_first: bool = False,
 ) -> list[Found]:
-    """Return a state's findings of all scopes, oldest or newest sign of life first."""
+    """Return a state's findings of all scopes, oldest sign of life first."""
     found: list[Found] = []
     for scope in scopes:
         if state is JobState.RUNNING and asks_witnesses(watched, scope):
@@ -152,18 +150,16 @@ async def found_by_age(
             told = [
                 finding
                 for each in running.convicted
-                if (finding := _told(each, scope, after, newest_first=newest_first))
+                if (finding := told_finding(each, scope)) is not None and _is_after(finding, after)
             ]
         elif state in scope.look.states:
-            jobs = await watched.source.list_suspects(
-                scope.look, state, limit=limit, after=after, newest_first=newest_first
-            )
-            told = _findings(jobs, scope)
+            jobs = await watched.source.list_suspects(scope.look, state, limit=limit, after=after)
+            told = findings_of(jobs, scope)
         else:
             continue
         found += [Found(finding, scope.policy) for finding in told]
     if len(scopes) > 1 or watched.witnesses:
-        found.sort(key=lambda each: _order_of(each.finding.job), reverse=newest_first)
+        found.sort(key=lambda each: order_of(position_of(each.finding.job)))
     return found[:limit]
 
 
@@ -193,15 +189,15 @@ def _outlook(finding: Finding, policy: Policy, spent: int) -> str | None:
     return None
 
 
-def _told(convicted: Convicted, scope: Scope, after: Position | None, *, newest_first: bool) -> Finding | None:
-    """Return the finding of a job that witnesses convict, None where it isn't after a position."""
+def _is_after(finding: Finding, after: Position | None) -> bool:
+    return after is None or order_of(position_of(finding.job)) > order_of(after)
+
+
+def told_finding(convicted: Convicted, scope: Scope) -> Finding | None:
+    """Return the finding of a job that witnesses convict, None where it isn't known any more."""
     job = convicted.job
     if job is None:
         return None
-    if after is not None:
-        place, begun = _order_of(job), (after.since, _by_id(after.job_id))
-        if place == begun or (place > begun) is newest_first:
-            return None
     since = convicted.since
     evidence = (*evidence_of(job), *convicted.words)
     age = scope.look.taken_at - since
@@ -213,8 +209,8 @@ def position_of(job: Job) -> Position:
     return Position(since=sign_of_life(job) or datetime.min.replace(tzinfo=UTC), job_id=job.id)
 
 
-def _order_of(job: Job) -> tuple[datetime, tuple[int, str]]:
-    position = position_of(job)
+def order_of(position: Position) -> tuple[datetime, tuple[int, str]]:
+    """Return what a list by signs of life is sorted by."""
     return (position.since, _by_id(position.job_id))
 
 
@@ -255,14 +251,15 @@ def decode_cursor(cursor: str | None) -> dict[JobState, Position | None]:
     try:
         said = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         return {
-            ACCUSED_STATES[ACCUSED_STATES.index(state)]: None if where is None else _position(*where)
+            ACCUSED_STATES[ACCUSED_STATES.index(state)]: None if where is None else read_position(*where)
             for state, where in said.items()
         }
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise InvalidRequestError("cursor is not one this service gave out; leave it out to start anew.") from error
+        raise InvalidRequestError(NOT_OUR_CURSOR) from error
 
 
-def _position(since: str, job_id: object) -> Position:
+def read_position(since: str, job_id: object) -> Position:
+    """Read a position of a cursor; raise TypeError, ValueError or OverflowError where it can't be one."""
     instant = datetime.fromisoformat(since)
     if instant.tzinfo is None or isinstance(job_id, bool) or not isinstance(job_id, int | str):
         raise TypeError(since, job_id)
@@ -282,7 +279,8 @@ def encode_positions(positions: Mapping[JobState, Position | None]) -> str:
     return base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
 
 
-def _findings(jobs: Sequence[Job], scope: Scope) -> list[Finding]:
+def findings_of(jobs: Sequence[Job], scope: Scope) -> list[Finding]:
+    """Return what is said of jobs that their rows accuse in a scope."""
     return [_finding(job, since, scope) for job in jobs if (since := sign_of_life(job)) is not None]
 
 

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from unstick.domain.errors import UnstickError
 from unstick.domain.events import SweepFailed, Trigger
 from unstick.domain.leadership import LEADS_FOR
-from unstick.domain.schedule import Schedule, Timetable
+from unstick.domain.schedule import ROUND_MAY_TAKE, Schedule, Timetable
 from unstick.domain.wording import say_duration
 from unstick.pipeline.emitting import emit
 from unstick.pipeline.ending import MOMENT_SECONDS, end, in_time
@@ -31,7 +31,6 @@ ACTOR = "runner"
 """Who sweeps, in the audit log."""
 _PRUNED_FIRST = timedelta(hours=1)
 _PRUNED_EVERY = timedelta(days=1)
-_SHORTEST_DEADLINE = timedelta(minutes=1)
 _LONGEST_DEADLINE = timedelta(hours=1)
 _MOST_JITTER = timedelta(seconds=30)
 _JITTER = 0.1
@@ -177,7 +176,7 @@ class _Watch:
             self._clean_at = begun + self._wait(self._timetable.clean, at)
         if self._may_go_on and time.monotonic() >= self._prune_at:
             self._prune_at = time.monotonic() + _PRUNED_EVERY.total_seconds()
-            await self._within(_SHORTEST_DEADLINE, self._prune)
+            await self._within(ROUND_MAY_TAKE, self._prune)
         return self._clean_at
 
     async def _within(
@@ -186,7 +185,7 @@ class _Watch:
         """Do something to the source, and return when that was by its clock; None where it failed."""
         try:
             async with self._opened() as watched:
-                return await doing(watched, min(max(deadline, _SHORTEST_DEADLINE), _LONGEST_DEADLINE))
+                return await doing(watched, min(max(deadline, ROUND_MAY_TAKE), _LONGEST_DEADLINE))
         except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
             self._complain(error)
             return None

@@ -13,6 +13,7 @@ from unstick.domain.audit import SNOOZE_CALL, UNSNOOZE_CALL, AuditEntry, AuditOu
 from unstick.domain.errors import InvalidRequestError, TooManySnoozesError, UnknownJobError
 from unstick.domain.job import JobId
 from unstick.domain.snooze import MAX_SNOOZES, Snooze, requested_reason
+from unstick.domain.wording import Phrase
 from unstick.pipeline.watched import Watched
 from unstick.ports import Snoozes
 
@@ -48,7 +49,8 @@ async def snooze(watched: Watched, order: SnoozeOrder) -> SnoozeReport:
     """
     reason, name = requested_reason(order.reason), watched.source.name
     if order.lasting is not None and reason is None:
-        raise InvalidRequestError("Say why the job is to be left alone: whoever finds it stuck will want to know.")
+        why = Phrase("Say why the job is to be left alone: whoever finds it stuck will want to know.")
+        raise InvalidRequestError(why)
     row = await watched.source.find(order.job_id)
     job_id = order.job_id if row is None else row.job_id
     now = await watched.source.clock() if row is None else row.read_at
@@ -95,7 +97,9 @@ def _entry(
 
 def unknown_job(watched: Watched, job_id: JobId) -> UnknownJobError:
     """Say that there is no such job."""
-    return UnknownJobError(f"Source {watched.source.name!r} has no job {job_id}.")
+    return UnknownJobError(
+        Phrase("Source %(source)s has no job %(job)s.", source=repr(watched.source.name), job=job_id)
+    )
 
 
 def kept_snoozes(watched: Watched) -> Snoozes:

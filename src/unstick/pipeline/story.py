@@ -13,7 +13,7 @@ from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.redaction import shown_payload
 from unstick.domain.standing import Standing
 from unstick.domain.story import Event, JobRow
-from unstick.domain.wording import say_worker
+from unstick.domain.wording import Phrase, say_worker
 from unstick.pipeline.snoozing import unknown_job
 from unstick.pipeline.verdict import Verdict, foretell, judge
 from unstick.pipeline.watched import Watched
@@ -64,7 +64,7 @@ async def tell_story(watched: Watched, job_id: JobId, limit: int = MAX_EVENTS) -
         verdict=verdict,
         standing=Standing.GONE if verdict is None else verdict.standing,
         sentence=_gone(name, known_as) if verdict is None else verdict.sentence,
-        outlook="A sweep can do nothing to it." if verdict is None else await foretell(watched, verdict),
+        outlook=Phrase("A sweep can do nothing to it.") if verdict is None else await foretell(watched, verdict),
         events=tuple(events[-limit:]),
         truncated=len(events) > limit,
     )
@@ -78,7 +78,11 @@ def _without_secrets(watched: Watched, verdict: Verdict | None) -> Verdict | Non
 
 
 def _gone(source: str, job_id: JobId) -> str:
-    return f"Job {job_id} isn't in source {source!r} any more; this is what is on record of it."
+    return Phrase(
+        "Job %(job)s isn't in source %(source)s any more; this is what is on record of it.",
+        job=job_id,
+        source=repr(source),
+    )
 
 
 def row_events(row: JobRow) -> Sequence[Event]:

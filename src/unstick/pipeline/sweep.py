@@ -25,7 +25,7 @@ from unstick.domain.recovery import Action, Outcome, Recovery, Tally
 from unstick.domain.suspect import Look
 from unstick.pipeline.aftermath import FollowUp, follow_up_after
 from unstick.pipeline.braking import allow, begin_pass, end_pass
-from unstick.pipeline.charges import Charge, charge_of, count_as, count_left, heed_looks
+from unstick.pipeline.charges import Charge, charge_of, count_as, count_left, end_of_graces, heed_looks
 from unstick.pipeline.course import Course, Leads, Operation, Progress, ahead, carry_out, meant, result_of, tell
 from unstick.pipeline.emitting import emit
 from unstick.pipeline.filtering import narrow
@@ -172,7 +172,7 @@ async def _sweep(watched: Watched, order: SweepOrder, progress: Progress | None,
     scopes = await take_scopes(watched, look)
     if order.only is not None:
         scopes = await narrow(watched, scopes, order.only)
-    action = order.action or watched.policy.action
+    action = order.action or watched.policy.action_for(watched.source.name)
     charges = [await heed_looks(watched, charge_of(scope, asked=order.action, this=this), this) for scope in scopes]
     for asked in {action, *(charge.action for charge in charges)}:
         refuse_what_cannot_be_done(watched.source, asked)
@@ -190,14 +190,15 @@ async def _sweep(watched: Watched, order: SweepOrder, progress: Progress | None,
         dry_run=False,
         tally=Tally(counts={}),
         operation_id=None,
-        grace_until=max((charge.grace_until for charge in charges if charge.grace_until is not None), default=None),
     )
     if allowed is not None and allowed.brake is not None:
-        return replace(report, tally=await _held(operation, charges, allowed.brake), brake=allowed.brake)
+        tally = await _held(operation, charges, allowed.brake)
+        return replace(report, tally=tally, grace_until=end_of_graces(charges, tally), brake=allowed.brake)
     if allowed is not None and not allowed.suspects:
         tally = await _left(watched, charges)
         ended, found = await end_pass(watched, allowed, 0), await follow_up_after(watched, None, order.actor)
-        return replace(report, tally=tally, brake=ended, follow_up=found)
+        grace = end_of_graces(charges, tally)
+        return replace(report, tally=tally, grace_until=grace, brake=ended, follow_up=found)
     operation_id = await watched.ledger.append(operation.entry(AuditOutcome.STARTED))
     course = Course(
         operation=operation,
@@ -207,9 +208,11 @@ async def _sweep(watched: Watched, order: SweepOrder, progress: Progress | None,
         leads=leads,
     )
     await carry_out(course, _work(course, charges))
+    tally = Tally(counts=dict(course.census))
     return replace(
         report,
-        tally=Tally(counts=dict(course.census)),
+        tally=tally,
+        grace_until=end_of_graces(charges, tally),
         operation_id=operation_id,
         failures=tuple(course.failures),
         brake=None if allowed is None else await end_pass(watched, allowed, course.recovered),

@@ -21,6 +21,7 @@ from unstick.domain.events import Undone
 from unstick.domain.job import JobId, JobState
 from unstick.domain.recovery import Intent, Outcome, Recovery
 from unstick.domain.undo import HELD, OVERTAKEN, Undoable, UndoBatch, UndoResult
+from unstick.domain.wording import Phrase
 from unstick.pipeline.course import Progress, carry_out
 from unstick.pipeline.emitting import emit
 from unstick.pipeline.settling import settle_intents
@@ -118,31 +119,48 @@ async def _operation_meant(watched: Watched, order: UndoOrder) -> int:
             raise InvalidRequestError("Name an operation or a job whose recovery is to be undone.")
         history = await watched.ledger.history(source, order.job_id)
         if not history:
-            raise UnknownRecoveryError(f"No recovery of job {order.job_id} of source {source!r} is on record.")
+            raise UnknownRecoveryError(_unrecovered(Phrase("job %(job)s", job=order.job_id), source))
         standing = [operation_id for operation_id, undone in history if not undone]
         if not standing:
-            raise NothingToUndoError(f"Nothing is left to undo: every recovery of job {order.job_id} was undone.")
+            raise NothingToUndoError(
+                Phrase("Nothing is left to undo: every recovery of job %(job)s was undone.", job=order.job_id)
+            )
         return standing[0]
     begun = None
     if 0 < order.operation_id <= LARGEST_OPERATION:
         begun = await watched.ledger.operation(order.operation_id)
     if begun is None or begun.parameters.get("source", source) != source:
-        raise UnknownRecoveryError(f"There is no operation {order.operation_id} of source {source!r} on record.")
+        raise UnknownRecoveryError(unknown_operation(order.operation_id, source))
     if begun.call == UNDO_CALL:
         raise InvalidRequestError(
-            f"Operation {order.operation_id} is an undo, which can't be undone; a sweep recovers what is stuck again."
+            Phrase(
+                "Operation %(n)s is an undo, which can't be undone; a sweep recovers what is stuck again.",
+                n=order.operation_id,
+            )
         )
     return order.operation_id
 
 
+def _unrecovered(what: Phrase, source: str) -> Phrase:
+    return Phrase("No recovery of %(what)s of source %(source)s is on record.", what=what, source=repr(source))
+
+
+def unknown_operation(operation_id: int, source: str) -> Phrase:
+    """Say that there is no such operation."""
+    return Phrase("There is no operation %(n)s of source %(source)s on record.", n=operation_id, source=repr(source))
+
+
 def _nothing(course: "_Course") -> Exception:
     job, operation = course.order.job_id, course.undoes
-    what = f"operation {operation}" if job is None else f"job {job} in operation {operation}"
+    what = Phrase("operation %(n)s", n=operation)
+    if job is not None:
+        what = Phrase("job %(job)s in operation %(n)s", job=job, n=operation)
     if course.already:
-        return NothingToUndoError(f"Nothing is left to undo: every recovery of {what} was undone already.")
+        said = Phrase("Nothing is left to undo: every recovery of %(what)s was undone already.", what=what)
+        return NothingToUndoError(said)
     if job is None:
-        return NothingToUndoError(f"There is nothing to undo: operation {operation} recovered no job.")
-    return UnknownRecoveryError(f"No recovery of {what} of source {course.watched.source.name!r} is on record.")
+        return NothingToUndoError(Phrase("There is nothing to undo: operation %(n)s recovered no job.", n=operation))
+    return UnknownRecoveryError(_unrecovered(what, course.watched.source.name))
 
 
 @dataclass(kw_only=True)

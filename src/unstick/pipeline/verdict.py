@@ -12,7 +12,7 @@ from unstick.domain.snooze import Snooze
 from unstick.domain.standing import Standing, why_not_stuck
 from unstick.domain.story import JobRow
 from unstick.domain.suspect import Look, Page, Suspect
-from unstick.domain.wording import say_duration, say_instant
+from unstick.domain.wording import Phrase, say_duration
 from unstick.pipeline.braking import expected_pass
 from unstick.pipeline.charges import graces_of
 from unstick.pipeline.gather import gather
@@ -115,11 +115,12 @@ def _spared(row: JobRow, look: Look, found: _Judged, rule: Rule | None, snooze: 
     """Tell of a job that witnesses acquit, or that age accuses and no witness knows of."""
     (spared,) = found.judged.spared
     held = spared.diagnosis.reason is Reason.HELD
-    told = "it isn't stuck" if held else "nobody knows whether it is stuck, so it is left alone"
+    told = Phrase("it isn't stuck") if held else Phrase("nobody knows whether it is stuck, so it is left alone")
+    said = spared.diagnosis.sentence
     return Verdict(
         row=row,
         standing=Standing.HELD if held else Standing.UNDECIDED,
-        sentence=f"Job {row.job_id} is running, {spared.diagnosis.sentence}; {told}.",
+        sentence=Phrase("Job %(job)s is running, %(said)s; %(told)s.", job=row.job_id, said=said, told=told),
         scope=found.scope,
         page=Page(suspects=()),
         reason=None,
@@ -130,7 +131,7 @@ def _spared(row: JobRow, look: Look, found: _Judged, rule: Rule | None, snooze: 
 
 
 def _blocks(row: JobRow) -> str:
-    return "" if row.blocks is None else f"; {row.blocks} can't be claimed before it is over"
+    return "" if row.blocks is None else f"; jobs that can't be claimed before it is over: {row.blocks}"
 
 
 async def _page(watched: Watched, look: Look) -> Page:
@@ -154,7 +155,7 @@ def _not_stuck(row: JobRow, look: Look, snooze: Snooze | None) -> Verdict:
     return Verdict(
         row=row,
         standing=why.standing,
-        sentence=f"Job {row.job_id} {why.words}" + ("; it isn't stuck." if known else "."),
+        sentence=_stands(row, why.words, known=known),
         scope=None,
         page=Page(suspects=()),
         reason=None,
@@ -162,6 +163,12 @@ def _not_stuck(row: JobRow, look: Look, snooze: Snooze | None) -> Verdict:
         rule=None,
         snooze=snooze,
     )
+
+
+def _stands(row: JobRow, why: Phrase, *, known: bool) -> Phrase:
+    if known:
+        return Phrase("Job %(job)s %(why)s; it isn't stuck.", job=row.job_id, why=why)
+    return Phrase("Job %(job)s %(why)s.", job=row.job_id, why=why)
 
 
 def _evidence(row: JobRow, look: Look) -> tuple[Evidence, ...]:
@@ -176,35 +183,46 @@ def _evidence(row: JobRow, look: Look) -> tuple[Evidence, ...]:
 async def foretell(watched: Watched, verdict: Verdict) -> str:
     """Say what a sweep would do to the job now."""
     if verdict.suspect is None or verdict.scope is None:
-        return "A sweep would do nothing to it."
+        return Phrase("A sweep would do nothing to it.")
     if verdict.snooze is not None:
         said = verdict.snooze
-        return f"Sweeps leave it alone until {say_instant(said.until)}: {said.by} snoozed it ({said.reason})."
+        return Phrase(
+            "Sweeps leave it alone until %(at)s: %(who)s snoozed it (%(why)s).",
+            at=said.until,
+            who=said.by,
+            why=said.reason,
+        )
     policy = verdict.scope.policy
     if policy.action is Action.LEAVE:
-        return "A sweep would leave it alone, as its policy says."
+        return Phrase("A sweep would leave it alone, as its policy says.")
     decided = await decide_page(watched, verdict.page, verdict.scope, policy.action)
-    return f"A sweep would {_deed(decided.decisions[0])}{await _unattended(watched, verdict, verdict.scope)}."
+    deed, but = _deed(decided.decisions[0]), await _unattended(watched, verdict, verdict.scope)
+    return Phrase("A sweep would %(deed)s%(but)s.", deed=deed, but=but)
 
 
-def _deed(decision: Decision) -> str:
+def _deed(decision: Decision) -> Phrase:
     if decision.action is Action.RETRY:
-        return f"queue it again, due {say_duration(decision.wait)} later"
-    return "mark it failed" + (f" as poison: {decision.sentence}" if decision.reason is Reason.POISON else "")
+        return Phrase("queue it again, due %(time)s later", time=decision.wait)
+    if decision.reason is Reason.POISON:
+        return Phrase("mark it failed as poison: %(why)s", why=decision.sentence)
+    return Phrase("mark it failed")
 
 
 async def _unattended(watched: Watched, verdict: Verdict, scope: Scope) -> str:
     """Say what keeps sweeps that nobody watches from it."""
     if scope.policy.ask:
-        return "; one that nobody watches would leave it to a person"
+        return Phrase("; one that nobody watches would leave it to a person")
     if scope.waiting is Reason.UNSERVED and verdict.suspect is not None and verdict.suspect.state is JobState.QUEUED:
-        return "; one that nobody watches would leave it, for nobody serves its queue"
+        return Phrase("; one that nobody watches would leave it, for nobody serves its queue")
     if scope.policy.looks > 1:
-        return f"; those that nobody watches do so once {scope.policy.looks} of them in a row have found it stuck"
+        return Phrase(
+            "; those that nobody watches do so once %(n)s of them in a row have found it stuck", n=scope.policy.looks
+        )
     brake = None if watched.brakes is None else await watched.brakes.find(watched.source.name)
     if brake is not None and brake.is_held:
-        return f"; those that nobody watches are held by the brake since {say_instant(brake.at)}"
+        return Phrase("; those that nobody watches are held by the brake since %(at)s", at=brake.at)
     grace = graces_of(scope, await expected_pass(watched, scope.look.taken_at))
     if verdict.suspect is not None and verdict.suspect.state in grace:
-        return f"; those that nobody watches leave it alone {say_grace(grace[verdict.suspect.state])}"
+        until = say_grace(grace[verdict.suspect.state])
+        return Phrase("; those that nobody watches leave it alone %(until)s", until=until)
     return ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from unstick.domain.brake import Unattended
+from unstick.domain.doubted_word import DoubtedWord
 from unstick.domain.plan import PLAN_LIFETIME
 from unstick.domain.policy import Policy
 from unstick.domain.redaction import SECRET_KEYS
@@ -34,7 +35,7 @@ from unstick.ports import (
 )
 
 
-async def _none() -> tuple[str, ...]:
+async def _none() -> tuple[()]:
     return ()
 
 
@@ -82,6 +83,8 @@ class Watched:
     """Without it no plan can be made or applied."""
     unmapped_words: Callable[[], Awaitable[tuple[str, ...]]] = _none
     """Names words of open jobs that the source's mapping gives no meaning, so that no look sees those jobs."""
+    doubted_words: Callable[[], Awaitable[tuple[DoubtedWord, ...]]] = _none
+    """Names words of the source's mapping that no job holds and that its table contradicts."""
     witnesses: tuple[Witness, ...] = ()
     """Who is asked whether a worker still has a job."""
     leaders: Leaders | None = None

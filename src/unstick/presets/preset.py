@@ -127,7 +127,7 @@ class Preset(_Section):
     """Its table of workers, without a schema."""
     waiting: tuple[Waiting, ...] = ()
     blocks: Sql | None = None
-    """Which queued jobs wait for a running one, as text (`jobs 4, 7`); null where none does."""
+    """The ids of queued jobs that wait for a running one, as text (`4, 7`); null where none does."""
     fail: tuple[Write, ...] = ()
     retry: tuple[Write, ...] = ()
 

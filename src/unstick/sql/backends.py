@@ -18,7 +18,7 @@ from unstick.domain.evidence import Evidence, Holding
 from unstick.domain.job import Job, JobId
 from unstick.domain.naming import NamePattern
 from unstick.domain.tenure import held_since, say_another, say_unclear
-from unstick.domain.wording import say_instant
+from unstick.domain.wording import Phrase
 from unstick.sql.connections import Connections
 from unstick.sql.times import AwareTime
 
@@ -92,16 +92,18 @@ class Backends:
         ]
         for each, began_at, holding in known:
             if holding is Holding.HELD:
-                return self._says(holding, each.state_changed_at, f"backend {each.pid} since {say_instant(began_at)}")
-        what = f"backend {key}" if self._by == "pid" else f"backend of {key}"
+                since = Phrase("backend %(pid)s since %(at)s", pid=each.pid, at=began_at)
+                return self._says(holding, each.state_changed_at, since)
+        what = Phrase("backend %(pid)s", pid=key) if self._by == "pid" else Phrase("backend of %(name)s", name=key)
         if len(known) < len(here):
-            return self._says(Holding.UNKNOWN, None, f"{what} is hidden from this role")
+            return self._says(Holding.UNKNOWN, None, Phrase("%(what)s is hidden from this role", what=what))
         if not sees_all:
-            return self._says(Holding.UNKNOWN, None, "this role can't see all backends: it lacks pg_read_all_stats")
+            said = Phrase("this role can't see all backends: it lacks %(right)s", right="pg_read_all_stats")
+            return self._says(Holding.UNKNOWN, None, said)
         if len(here) < len(backends):
-            return self._says(Holding.UNKNOWN, None, f"{what} is connected to another database")
+            return self._says(Holding.UNKNOWN, None, Phrase("%(what)s is connected to another database", what=what))
         if not here:
-            return self._says(Holding.RELEASED, seen_at, f"there is no {what}")
+            return self._says(Holding.RELEASED, seen_at, Phrase("there is no %(what)s", what=what))
         return self._another(what, known)
 
     def _another(self, what: str, known: "Sequence[tuple[_Backend, datetime, Holding]]") -> Evidence:

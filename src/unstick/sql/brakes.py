@@ -3,6 +3,7 @@
 import sqlalchemy as sa
 
 from unstick.domain.brake import Brake, Pass
+from unstick.domain.wording import keep_phrase, read_phrase
 from unstick.sql.connections import Connections
 from unstick.sql.tables import brakes, passes
 from unstick.sql.upserting import upsert
@@ -20,11 +21,11 @@ class SqlBrakes:
             row = (
                 (await connection.execute(sa.select(brakes).where(brakes.c.source == source))).mappings().one_or_none()
             )
-        return None if row is None else Brake(**row)
+        return None if row is None else _read(row)
 
     async def pull(self, brake: Brake) -> Brake:
         """Hold a source, unless it is held already, and return the brake that holds."""
-        row = {column.name: getattr(brake, column.name) for column in brakes.c}
+        row = {column.name: getattr(brake, column.name) for column in brakes.c} | {"cause": keep_phrase(brake.cause)}
         async with self._connections.writing() as (connection, _):
             released = sa.delete(brakes).where(brakes.c.source == brake.source, brakes.c.released_at.is_not(None))
             await connection.execute(released)
@@ -32,7 +33,7 @@ class SqlBrakes:
             held = {"source": brake.source}
             await connection.execute(upsert(self._connections.dialect.name, brakes, "source", row, held))
             there = await connection.execute(sa.select(brakes).where(brakes.c.source == brake.source))
-            return Brake(**there.mappings().one())
+            return _read(there.mappings().one())
 
     async def release(self, source: str, by: str) -> Brake | None:
         """Release the brake of a source, and return it; None where none was held."""
@@ -42,7 +43,7 @@ class SqlBrakes:
             if not done.rowcount:
                 return None
             row = (await connection.execute(sa.select(brakes).where(brakes.c.source == source))).mappings().one()
-        return Brake(**row)
+        return _read(row)
 
     async def strike(self, brake: Brake) -> None:
         """Forget a released brake: what it let through has been done."""
@@ -62,3 +63,7 @@ class SqlBrakes:
         row = {"source": source, "at": this.at, "back_at": this.back_at}
         async with self._connections.writing() as (connection, _):
             await connection.execute(upsert(self._connections.dialect.name, passes, "source", row, row))
+
+
+def _read(row: sa.RowMapping) -> Brake:
+    return Brake(**{**row, "cause": read_phrase(row["cause"])})

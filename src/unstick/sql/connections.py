@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidRequestError, Oper
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from unstick.domain.errors import ConfigurationError, PendingChangesError, SourceUnavailableError
+from unstick.domain.wording import Phrase
 from unstick.sql.dialects import Dialect, dialect_for
 from unstick.sql.engine import WRITES, shown_url
 
@@ -169,7 +170,11 @@ async def reachable(engine: sa.Engine) -> AsyncIterator[None]:
         if isinstance(error, DBAPIError) and not error.connection_invalidated and _was_connected(error):
             raise
         raise SourceUnavailableError(
-            f"The database {shown_url(engine.url)} doesn't answer: {_first_line(error)}"
+            Phrase(
+                "The database %(url)s doesn't answer: %(problem)s",
+                url=shown_url(engine.url),
+                problem=_first_line(error),
+            )
         ) from error
 
 
@@ -183,8 +188,12 @@ async def _answering(connections: Connections) -> AsyncIterator[None]:
             raise
         url = shown_url(connections.engine.url)
         raise SourceUnavailableError(
-            f"The database {url} gave no answer in the time a guest waits: {_first_line(error)}. Try again when what "
-            f"holds it up is over."
+            Phrase(
+                "The database %(url)s gave no answer in the time a guest waits: %(problem)s. Try again when what "
+                "holds it up is over.",
+                url=url,
+                problem=_first_line(error),
+            )
         ) from error
 
 

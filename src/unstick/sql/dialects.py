@@ -117,6 +117,11 @@ class Dialect(ABC):
         """Tell whether a read was given up for waiting too long, for somebody's lock or for its own end."""
         return self.is_held(error) or self.is_slow(error)
 
+    def forbids(self, error: DBAPIError) -> bool:
+        """Tell whether the role may not do what it tried."""
+        del error
+        return False
+
     def is_text(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Hold where a text column holds text or nothing; only SQLite's can hold anything else."""
         del column
@@ -197,7 +202,7 @@ class PostgresDialect(Dialect):
         return restore
 
     async def enter(self, connection: AsyncConnection) -> datetime:
-        """Set both timeouts for this transaction only, and read the clock in the same round trip."""
+        """Set what a guest goes by for this transaction only, and read the clock in the same round trip."""
         row = (await connection.execute(_POSTGRES_ENTER)).one()
         return AwareTime().read(row[0]) or _no_clock()
 
@@ -283,6 +288,10 @@ class PostgresDialect(Dialect):
     def is_slow(self, error: DBAPIError) -> bool:
         """The statement timeout, and no administrator's cancellation."""
         return _sqlstate(error) == "57014" and "statement timeout" in str(error.orig)
+
+    def forbids(self, error: DBAPIError) -> bool:
+        """Insufficient privilege."""
+        return _sqlstate(error) == "42501"
 
     @property
     def common_form(self) -> TimeForm:
@@ -442,6 +451,10 @@ class MysqlDialect(Dialect):
         """MariaDB's and MySQL's own limits on a statement's time."""
         return _errno(error) in {1969, 3024}
 
+    def forbids(self, error: DBAPIError) -> bool:
+        """Of a database, a table or a column."""
+        return _errno(error) in {1044, 1142, 1143}
+
     def is_transient(self, error: DBAPIError) -> bool:
         """Deadlocks, and MariaDB's record-changed-since-last-read."""
         return _errno(error) in {1020, 1213}
@@ -564,14 +577,19 @@ _DIALECTS: tuple[type[Dialect], ...] = (PostgresDialect, MysqlDialect, SqliteDia
 _POSTGRES_ENTER = sa.text(
     "SELECT statement_timestamp(),"
     f" set_config('statement_timeout', '{STATEMENT_TIMEOUT_MS}', true),"
-    f" set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true)"
+    f" set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true),"
+    # Our statements are many conditions over few rows: compiling one takes a hundred times as long as running it. It is
+    # done by the threshold, for asyncpg sets `jit` itself and would leave it off for good.
+    " set_config('jit_above_cost', '-1', true)"
 )
 _POSTGRES_LIMITS = sa.text(
-    "SELECT current_setting('statement_timeout') AS statement, current_setting('lock_timeout') AS lock"
+    "SELECT current_setting('statement_timeout') AS statement, current_setting('lock_timeout') AS lock,"
+    " current_setting('jit_above_cost') AS compile"
 )
 _POSTGRES_RESTORE = sa.text(
     "SELECT set_config('statement_timeout', CAST(:statement AS text), true),"
-    " set_config('lock_timeout', CAST(:lock AS text), true)"
+    " set_config('lock_timeout', CAST(:lock AS text), true),"
+    " set_config('jit_above_cost', CAST(:compile AS text), true)"
 )
 
 

@@ -16,6 +16,7 @@ _KINDS: tuple[tuple[type[TypeEngine[Any]] | tuple[type[TypeEngine[Any]], ...], C
     (sa.Integer, "integer"),
     ((sa.Numeric, sa.Float), "number"),
     (sa.DateTime, "naive_time"),
+    (sa.Date, "date"),
     (sa.Uuid, "uuid"),
     (sa.JSON, "json"),
     (sa.String, "text"),

@@ -10,6 +10,7 @@ from unstick.config import ColumnKey
 from unstick.domain.job import Job, JobState
 from unstick.domain.redaction import LONGEST_PAYLOAD
 from unstick.domain.story import JobRow, Lease, Waits
+from unstick.domain.wording import Phrase
 from unstick.sql import statements, tables
 from unstick.sql.mapping import MappedTable
 from unstick.sql.reading import UNDERSTOOD, JobReader, plain_id
@@ -53,11 +54,11 @@ def read_job(mapped: MappedTable, row: sa.Row[Any], now: datetime) -> JobRow:
     word, state = str(row[place["state"]]).rstrip(), mapped.state_of(row[place["state"]])
     found = JobRow(job_id=plain_id(row[place["id"]]), read_at=now, status=word, job=None)
     if state is None:
-        return replace(found, problem=f"its state {word!r} has no meaning under `states`, so no look sees it")
+        return replace(found, problem=_unmapped(word))
     try:
         job = JobReader(mapped, state).understand(row)
     except UNDERSTOOD as error:
-        return replace(found, problem=f"its row can't be read: {error}")
+        return replace(found, problem=Phrase("its row can't be read: %(problem)s", problem=str(error)))
     said = {key: getattr(row, f"said_{key}") for key in mapped.columns(_SAID)}
     return replace(
         found,
@@ -70,6 +71,11 @@ def read_job(mapped: MappedTable, row: sa.Row[Any], now: datetime) -> JobRow:
         waits=_waits(mapped, row, job),
         blocks=_text(getattr(row, "blocks", None)) if job.state is JobState.RUNNING else None,
     )
+
+
+def _unmapped(word: str) -> Phrase:
+    text = repr(word)
+    return Phrase("its state %(word)s has no meaning under `states`, so no look sees it", word=text)
 
 
 def _blocks(mapped: MappedTable) -> list[sa.ColumnElement[Any]]:

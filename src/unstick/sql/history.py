@@ -1,11 +1,13 @@
 """What a jobs table tells of the past: percentiles of durations, and what a threshold would have done.
 
-All is worked out by the database over a bounded sample, the newest jobs by an index.
+All is worked out over a bounded sample, the newest jobs by an index: what is counted by the database, percentiles here.
 Known weakness: naive times of a zone that sets its clocks make a job of that hour an hour longer or shorter.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from math import ceil
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,12 +16,13 @@ from unstick.config import ColumnKey
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.history import Durations, Figures, Replayed, ReplayedKind, by_kind
 from unstick.domain.job import JobState
+from unstick.domain.wording import Phrase
 from unstick.sql.connections import Connections
 from unstick.sql.mapping import JobTable, MappedTable
 from unstick.sql.reflection import mapped_table
 from unstick.sql.statements import USAGE_JOBS, time_type
 
-REPLAYED_JOBS = 100_000
+REPLAYED_JOBS = 20_000
 """How many of the newest jobs a replay counts."""
 
 MOST_KINDS = 200
@@ -39,15 +42,14 @@ class SqlHistory:
         """Measure the newest jobs that succeeded, at most `USAGE_JOBS` of them."""
         async with self._connections.reading() as (connection, _):
             mapped = await mapped_table(self._connections, connection, self._declared)
-            runs = (await connection.execute(percentiles(mapped, "ran", ("kind",)))).all()
-            by_queue = percentiles(mapped, "ran", ("kind", "queue"))
-            queues = (await connection.execute(by_queue)).all() if mapped.has("queue") else []
-            waits = (await connection.execute(percentiles(mapped, "waited", ()))).all()
+            rows = (await connection.execute(succeeded(mapped))).all()
+        runs = [(_word(row.kind), _word(row.queue), float(row.ran)) for row in rows if _is_length(row.ran)]
+        waits = [(None, None, float(row.waited)) for row in rows if _is_length(row.waited)]
         return Durations(
             basis=_basis(mapped, USAGE_JOBS),
-            runs=tuple(_figures(row) for row in runs),
-            runs_by_queue=tuple(_figures(row) for row in queues),
-            waits=_figures(waits[0]) if waits else None,
+            runs=_by_class((kind, None, seconds) for kind, _, seconds in runs),
+            runs_by_queue=_by_class(runs) if mapped.has("queue") else (),
+            waits=next(iter(_by_class(waits)), None),
         )
 
     async def replay(
@@ -78,44 +80,37 @@ class SqlHistory:
         )
 
 
-def percentiles(mapped: MappedTable, figure: str, by: Sequence[ColumnKey]) -> sa.Select[Any]:
-    """Work out percentiles of a figure over the newest jobs that succeeded, by kind and queue as told."""
+def succeeded(mapped: MappedTable) -> sa.Select[Any]:
+    """Read how long the newest jobs that succeeded ran and waited."""
     sample = _sample(mapped, USAGE_JOBS).subquery("newest")
-    seconds = sample.c[figure]
-    succeeded = sample.c.state.in_(mapped.words(JobState.SUCCEEDED))
-    keys = [sample.c[key] if key in by else sa.null().label(key) for key in ("kind", "queue")]
-    measured = sa.select(*keys, seconds.label("seconds")).where(succeeded, seconds >= 0)
-    grouped = _grouped(mapped, measured.subquery("measured"), by)
-    return grouped.order_by(sa.desc("jobs"), *by).limit(MOST_KINDS) if by else grouped.having(sa.func.count() > 0)
+    told = (sample.c.kind, sample.c.queue, sample.c.ran, sample.c.waited)
+    return sa.select(*told).where(sample.c.state.in_(mapped.words(JobState.SUCCEEDED)))
 
 
-def _grouped(mapped: MappedTable, measured: sa.Subquery, by: Sequence[ColumnKey]) -> sa.Select[Any]:
-    keys, seconds = [measured.c[key] for key in by], measured.c.seconds
-    if mapped.dialect.name == "postgresql":
-        exact = [sa.func.percentile_cont(share).within_group(seconds) for share in _PERCENTILES]
-        return _of_each(measured, exact).group_by(*keys)
-    place = (sa.func.row_number().over(partition_by=keys, order_by=seconds) - 1).label("place")
-    number = sa.func.count().over(partition_by=keys).label("number")
-    ranked = sa.select(measured, place, number).subquery("ranked")
-    return _of_each(ranked, [_between(ranked, share) for share in _PERCENTILES]).group_by(
-        *(ranked.c[key] for key in by)
-    )
+def _is_length(seconds: object) -> bool:
+    return seconds is not None and float(str(seconds)) >= 0
 
 
-def _of_each(rows: sa.Subquery, found: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:
-    """Return a group's figures; its kind and queue, where it has them, are those of any of its rows."""
-    keys = [sa.func.max(rows.c[key]).label(key) for key in ("kind", "queue")]
-    values = [value.label(f"p{share * 100:g}") for value, share in zip(found, _PERCENTILES, strict=True)]
-    return sa.select(*keys, sa.func.count().label("jobs"), *values, sa.func.max(rows.c.seconds).label("longest"))
+def _by_class(lengths: Iterable[tuple[str | None, str | None, float]]) -> tuple[Figures, ...]:
+    """Work out the figures of each kind and queue, of the most frequent ones."""
+    grouped: defaultdict[tuple[str | None, str | None], list[float]] = defaultdict(list)
+    for kind, queue, seconds in lengths:
+        grouped[kind, queue].append(seconds)
+    frequent = sorted(grouped, key=lambda each: (-len(grouped[each]), str(each)))[:MOST_KINDS]
+    return tuple(_figures(*each, sorted(grouped[each])) for each in frequent)
 
 
-def _between(ranked: sa.Subquery, share: float) -> sa.ColumnElement[Any]:
-    """Return the value at a share of a group's ranks, between the two nearest ones by straight line."""
-    at = sa.literal(share, sa.Double) * (ranked.c.number - 1)
-    below, above = ranked.c.place <= at, ranked.c.place >= at
-    low = sa.func.max(sa.case((below, ranked.c.seconds)))
-    high = sa.func.min(sa.case((above, ranked.c.seconds)))
-    part = sa.func.max(at) - sa.func.max(sa.case((below, ranked.c.place)))
+def _figures(kind: str | None, queue: str | None, lengths: Sequence[float]) -> Figures:
+    # SQLite tells times as fractions of a day, which are no whole milliseconds.
+    told = (*(_at(lengths, share) for share in _PERCENTILES), lengths[-1])
+    p50, p95, p99, longest = (timedelta(seconds=round(each, 3)) for each in told)
+    return Figures(kind, queue, len(lengths), p50, p95, p99, longest)
+
+
+def _at(lengths: Sequence[float], share: float) -> float:
+    """Return the value at a share of all ranks, between the two nearest ones by straight line."""
+    place, part = divmod(share * (len(lengths) - 1), 1)
+    low, high = lengths[int(place)], lengths[ceil(share * (len(lengths) - 1))]
     return low + (high - low) * part
 
 
@@ -128,7 +123,8 @@ def replayed(
     horizons = (sa.literal(value, type_) for value in (form.horizon(since), form.horizon_utc(since)))
     column = mapped.column("completed_at")
     ended = sa.and_(column.is_not(None), mapped.dialect.is_time(column), sa.not_(form.before(column, *horizons)))
-    sample = _sample(mapped, REPLAYED_JOBS).add_columns(ended.label("ended")).subquery("newest")
+    rows = _sample(mapped, REPLAYED_JOBS, waits=queued_after is not None)
+    sample = rows.add_columns(ended.label("ended")).subquery("newest")
     waited = _exceeds(sample.c.waited, queued_after)
     queued, running = sa.and_(sample.c.ended, waited), sa.and_(sample.c.ended, _exceeds(sample.c.ran, running_after))
     counted = {"ended": sample.c.ended, "queued": queued, "running": sa.and_(running, sa.not_(waited))}
@@ -144,12 +140,12 @@ def _exceeds(seconds: sa.ColumnElement[Any], limit: timedelta | None) -> sa.Colu
     return sa.func.coalesce(seconds > sa.literal(limit.total_seconds(), sa.Double), sa.false())
 
 
-def _sample(mapped: MappedTable, number: int) -> sa.Select[Any]:
-    """Read the newest jobs: kind, queue and state, how long each ran, and how long it waited before that."""
+def _sample(mapped: MappedTable, number: int, *, waits: bool = True) -> sa.Select[Any]:
+    """Read the newest jobs: kind, queue and state, how long each ran, and how long it waited before that if asked."""
     newest, _ = mapped.newest_first
     keys: tuple[ColumnKey, ...] = ("kind", "queue")
     words = [(mapped.column(key) if mapped.has(key) else sa.null()).label(key) for key in keys]
-    figures = [_ran(mapped).label("ran"), _waited(mapped).label("waited")]
+    figures = [_ran(mapped).label("ran"), (_waited(mapped) if waits else sa.null()).label("waited")]
     rows = sa.select(*words, mapped.column("state").label("state"), *figures).select_from(mapped.table)
     return rows.order_by(newest.desc()).limit(number)
 
@@ -163,7 +159,7 @@ def _waited(mapped: MappedTable) -> sa.ColumnElement[Any]:
     enqueued, scheduled = _instant(mapped, "enqueued_at"), _instant(mapped, "scheduled_at")
     ready = _either(enqueued, scheduled)
     if enqueued is not None and scheduled is not None:
-        ready = sa.case((scheduled > enqueued, scheduled), else_=ready)
+        ready = sa.case((mapped.dialect.seconds_between(enqueued, scheduled) > 0, scheduled), else_=ready)
     return _seconds(mapped, ready, _either(_instant(mapped, "started_at"), _instant(mapped, "completed_at")))
 
 
@@ -187,7 +183,7 @@ def _instant(mapped: MappedTable, key: ColumnKey) -> sa.ColumnElement[Any] | Non
     if not mapped.has(key):
         return None
     form, column = mapped.times[key], mapped.column(key)
-    time: sa.ColumnElement[Any] = sa.type_coerce(form.comparable(column), time_type(mapped, key))
+    time: sa.ColumnElement[Any] = sa.type_coerce(column, time_type(mapped, key))
     if len(set(mapped.times.values())) > 1:
         time = mapped.dialect.in_utc(time, form)
     is_time = mapped.dialect.is_time(column)
@@ -196,15 +192,9 @@ def _instant(mapped: MappedTable, key: ColumnKey) -> sa.ColumnElement[Any] | Non
     return sa.case((is_time, time), else_=sa.null())
 
 
-def _basis(mapped: MappedTable, number: int) -> str:
-    return f"at most {number:,} jobs, {mapped.newest_first[1]}"
-
-
-def _figures(row: sa.Row[Any]) -> Figures:
-    # SQLite tells times as fractions of a day, which are no whole milliseconds.
-    lengths = (round(float(each), 3) for each in (row.p50, row.p95, row.p99, row.longest))
-    p50, p95, p99, longest = (timedelta(seconds=each) for each in lengths)
-    return Figures(_word(row.kind), _word(row.queue), row.jobs, p50, p95, p99, longest)
+def _basis(mapped: MappedTable, number: int) -> Phrase:
+    thousands, which = number // 1_000, mapped.newest_first[1]  # which every language parts in its own way
+    return Phrase("at most %(thousands)s,000 jobs, %(which)s", thousands=thousands, which=which)
 
 
 def _replayed(mapped: MappedTable, row: sa.Row[Any]) -> ReplayedKind:

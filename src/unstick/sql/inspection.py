@@ -6,14 +6,12 @@ promise it.
 """
 
 import difflib
-import json
 import re
 import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,17 +23,17 @@ from unstick.config import ColumnKey, StateValue
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobState
 from unstick.sql.connections import reachable
-from unstick.sql.engine import SECRETS
+from unstick.sql.data_doubts import Examined, Row, as_time, data_doubts
+from unstick.sql.dialects import dialect_for
 from unstick.sql.facts import table_facts, underlying, unique_alone
+from unstick.sql.mapping import JobTable, map_table
 from unstick.sql.proposal import (
     TIME_KEYS,
     ColumnFacts,
     Doubt,
-    IndexFacts,
     Proposal,
     TableFacts,
     blocker,
-    is_last_change,
     named,
     propose,
     warning,
@@ -58,7 +56,6 @@ _WEIGHTS: Mapping[ColumnKey, int] = {
 _WORD_WEIGHTS: Mapping[JobState, int] = {JobState.RUNNING: 3, JobState.QUEUED: 2, JobState.FAILED: 2}
 _NAME_WEIGHT = 5
 
-_LEADING_TIMES: tuple[ColumnKey, ...] = ("started_at", "heartbeat_at", "enqueued_at", "scheduled_at")
 _OPEN = frozenset({JobState.QUEUED, JobState.RUNNING})
 _COMMON_WORDS = sa.text(
     "SELECT unnest(CAST(CAST(s.most_common_vals AS text) AS text[])) AS word FROM pg_stats AS s"
@@ -66,23 +63,25 @@ _COMMON_WORDS = sa.text(
     " JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = s.tablename"
     " WHERE c.oid = to_regclass(CAST(:name AS text)) AND s.attname = :column"
 )
-_SAME_STEP = timedelta(seconds=1)
-"""An application's clock and its database's, or two statements of one step, are no further apart than this."""
-_JUST_NOW = timedelta(minutes=1)
-_PREFIX = 32
-"""How much of a status MariaDB's index keeps where the column is TEXT."""
-
-Row = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A table with a state and a time, and how much it looks like a jobs table."""
+class Unread:
+    """A table that could not be read, and so had no say."""
 
     table: str
     """As configuration names it."""
-    score: int
-    columns: Mapping[ColumnKey, str]
+    cause: str
+    """In the database's words."""
+    remedy: str
+    """What to do."""
+    forbidden: bool
+    """Nothing that comes as this user will ever read it."""
+
+    @property
+    def sentence(self) -> str:
+        """All of it."""
+        return f"{self.table} could not be read ({self.cause}): {self.remedy}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +96,8 @@ class Inspection:
     """How many rows were read."""
     others: tuple[str, ...] = ()
     """Where no table was named: the other tables it could have been, likeliest first."""
+    unread: Unread | None = None
+    """Why none of its rows was read, where they should have been."""
 
     @property
     def blocked(self) -> bool:
@@ -109,26 +110,7 @@ class _Sample:
     """Rows of a table, the newest where its key tells; raw values by column."""
 
     rows: Sequence[Row]
-    failure: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Examined:
-    """A table under examination, with all that its doubts are drawn from."""
-
-    table: sa.Table
-    facts: TableFacts
-    proposal: Proposal
-    rows: Sequence[Row]
-    dialect: sa.Dialect
-    partitioned: bool
-
-    def values(self, key: ColumnKey) -> list[object]:
-        name = self.proposal.columns.get(key)
-        return [row.get(name) for row in self.rows] if name is not None else []
-
-    def at(self, key: ColumnKey) -> str:
-        return f"{self.facts.spelling}.{self.proposal.columns[key]}"
+    failure: DBAPIError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +120,13 @@ class Found:
     systems: tuple[Recognised, ...]
     inspection: Inspection | None
     """The likeliest of the tables that are of no known system; None where none looks like jobs."""
+    unread: tuple[Unread, ...] = ()
+    """The tables that could be it for all we know, but could not be read."""
+
+    @property
+    def blocked(self) -> bool:
+        """Tell whether what is proposed can't work as it stands."""
+        return self.inspection is not None and self.inspection.blocked
 
 
 async def inspect_database(engine: AsyncEngine) -> Found:
@@ -148,21 +137,17 @@ async def inspect_database(engine: AsyncEngine) -> Found:
         SourceUnavailableError: the database doesn't answer, or stops the inspection.
     """
     async with _reading(engine) as connection:
-        tables = await connection.run_sync(_reflect_all)
+        tables, unread = await connection.run_sync(_reflect_all)
         systems = await recognise(connection, tables)
         theirs = {name for each in systems for name in (each.table, *each.beside)}
         candidates = _rank([table for table in tables if table.fullname not in theirs], connection.dialect.name)
-        inspected = [await _inspect(connection, candidate.table) for candidate in candidates[:_LOOKED_INTO]]
-    likeliest = _likeliest(inspected, [candidate.table for candidate in candidates])
+        inspected = [await _inspect(connection, candidate) for candidate in candidates[:_LOOKED_INTO]]
+    likeliest = _likeliest(inspected, candidates)
+    unread += [each.unread for each in inspected if each.unread is not None]
+    untold = tuple(each for each in unread if likeliest is None or each != likeliest.unread)
     if likeliest is None and not systems:
-        raise ConfigurationError(_NO_JOBS)
-    return Found(systems=systems, inspection=likeliest)
-
-
-async def inspect_tables(engine: AsyncEngine) -> tuple[Candidate, ...]:
-    """Return the tables that have a state and a time, those that look most like jobs first."""
-    async with _reading(engine) as connection:
-        return _rank(await connection.run_sync(_reflect_all), connection.dialect.name)
+        raise ConfigurationError(" ".join((_NO_JOBS, *(f"{each.sentence}." for each in untold))))
+    return Found(systems=systems, inspection=likeliest, unread=untold)
 
 
 async def inspect_table(engine: AsyncEngine, table: str) -> Inspection:
@@ -174,53 +159,15 @@ async def inspect_table(engine: AsyncEngine, table: str) -> Inspection:
 
     Raises:
         ConfigurationError: the table isn't there.
-        SourceUnavailableError: the database doesn't answer, or stops the inspection.
+        SourceUnavailableError: the database doesn't answer, or tells nothing of the table.
     """
     async with _reading(engine) as connection:
-        return await _inspect(connection, table)
-
-
-def to_toml(name: str, url: str, found: Found) -> str:
-    """Write what was found as an `unstick.toml`, its doubts as comments and without the URL's password.
-
-    Args:
-        name: what the source of the table that is of no known system is to be called.
-        url: the database's URL, as it was given.
-        found: what was found out.
-    """
-    sections = [_section(each, url) for each in found.systems]
-    if found.inspection is not None:
-        sections.append(_section_of_table(name, url, found.inspection))
-    return "\n".join(sections)
-
-
-def _section(recognised: Recognised, url: str) -> str:
-    problem = [] if recognised.problem is None else [_comment(f"It will only be read: {recognised.problem}")]
-    return "\n".join((
-        _comment(f"{recognised.system}, recognised by its tables."),
-        *problem,
-        f"[sources.{recognised.source}]",
-        *_toml_url(recognised.source, url),
-        f"preset = {_toml(recognised.preset)}",
-        *([] if recognised.is_plain else [f"table = {_toml(recognised.table)}"]),
-        "",
-    ))  # fmt: skip
-
-
-def _section_of_table(name: str, url: str, inspection: Inspection) -> str:
-    proposal = inspection.proposal
-    columns = ", ".join(f"{key} = {_toml(column)}" for key, column in proposal.columns.items())
-    states = ", ".join(f"{state.value} = {_toml_words(words)}" for state, words in proposal.states.items())
-    return "\n".join((
-        *_preamble(inspection),
-        f"[sources.{_toml_key(name)}]",
-        *_toml_url(name, url),
-        f"table = {_toml(inspection.facts.spelling)}",
-        f"columns = {{ {columns} }}",
-        f"states = {{ {states} }}",
-        *_toml_timezone(inspection),
-        "",
-    ))  # fmt: skip
+        try:
+            return await _inspect(connection, table)
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise
+            raise SourceUnavailableError(f"{_unread(connection.dialect, table, error).sentence}.") from error
 
 
 @asynccontextmanager
@@ -246,17 +193,15 @@ def _first_line(error: DBAPIError) -> str:
     return str(error.orig).partition("\n")[0]
 
 
-def _rank(tables: Sequence[sa.Table], dialect: str) -> tuple[Candidate, ...]:
-    found = [_candidate(table_facts(table, dialect)) for table in tables]
-    ranked = [candidate for candidate in found if candidate is not None]
-    return tuple(sorted(ranked, key=lambda candidate: (-candidate.score, len(candidate.table), candidate.table)))
+def _rank(tables: Sequence[sa.Table], dialect: str) -> list[str]:
+    """Return the tables that have a state and a time, those that look most like jobs first."""
+    guesses = [(facts, propose(facts)) for facts in (table_facts(table, dialect) for table in tables)]
+    scores = {facts.spelling: _score(facts, guess) for facts, guess in guesses if _could_be(guess)}
+    return sorted(scores, key=lambda table: (-scores[table], len(table), table))
 
 
-def _candidate(facts: TableFacts) -> Candidate | None:
-    proposal = propose(facts)
-    if "state" not in proposal.columns or not proposal.columns.keys() & set(TIME_KEYS):
-        return None
-    return Candidate(table=facts.spelling, score=_score(facts, proposal), columns=proposal.columns)
+def _could_be(guess: Proposal) -> bool:
+    return "state" in guess.columns and bool(guess.columns.keys() & set(TIME_KEYS))
 
 
 def _score(facts: TableFacts, proposal: Proposal) -> int:
@@ -292,21 +237,67 @@ async def _inspect(connection: AsyncConnection, name: str) -> Inspection:
         facts = _with_further_words(facts, column, words)
         sample = replace(sample, failure=next(iter(failures), sample.failure))
         proposal = propose(facts)
-    examined = _Examined(table, facts, proposal, sample.rows, connection.dialect, partitioned)
-    doubts = [*proposal.doubts, *_sample_doubts(sample, facts), *_data_doubts(examined)]
+    examined = Examined(table, facts, proposal, sample.rows, connection.dialect, partitioned)
+    unread = None if sample.failure is None else _unread(connection.dialect, facts.spelling, sample.failure)
+    doubts = [*proposal.doubts, *_sample_doubts(sample, unread), *data_doubts(examined)]
+    if not any(doubt.severity == "blocker" for doubt in doubts):
+        doubts += _doubt_fit(examined)
     doubts.sort(key=lambda doubt: doubt.severity != "blocker")
-    return Inspection(facts=facts, proposal=proposal, doubts=tuple(doubts), sampled=len(sample.rows))
+    return Inspection(
+        facts=facts,
+        proposal=proposal,
+        doubts=tuple(doubts),
+        sampled=len(sample.rows),
+        unread=None if sample.rows else unread,
+    )
 
 
 # Reflection
 
 
-def _reflect_all(connection: sa.Connection) -> list[sa.Table]:
-    metadata = sa.MetaData()
-    with _unknown_types_ignored():
-        for schema in _schemas(connection):
-            metadata.reflect(connection, schema=schema, only=_foreign, resolve_fks=False)
-    return list(metadata.tables.values())
+def _reflect_all(connection: sa.Connection) -> tuple[list[sa.Table], list[Unread]]:
+    """Read the columns of all tables at once, or of each by itself where one of them can't be read."""
+    schemas, metadata = _schemas(connection), sa.MetaData()
+    try:
+        with _unknown_types_ignored(), connection.begin_nested():
+            for schema in schemas:
+                metadata.reflect(connection, schema=schema, only=_foreign, resolve_fks=False)
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        return _reflect_each(connection, schemas)
+    return list(metadata.tables.values()), []
+
+
+def _reflect_each(connection: sa.Connection, schemas: Sequence[str | None]) -> tuple[list[sa.Table], list[Unread]]:
+    tables, unread, inspector = [], [], sa.inspect(connection)
+    for schema in schemas:
+        for name in filter(_foreign, inspector.get_table_names(schema)):
+            spelling = name if schema is None else f"{schema}.{name}"
+            try:
+                with _unknown_types_ignored(), connection.begin_nested():
+                    tables.append(_columns_of(connection, schema, name))
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise
+                unread.append(_unread(connection.dialect, spelling, error))
+    return tables, unread
+
+
+def _columns_of(connection: sa.Connection, schema: str | None, name: str) -> sa.Table:
+    return sa.Table(name, sa.MetaData(), schema=schema, autoload_with=connection, resolve_fks=False)
+
+
+def _unread(dialect: sa.Dialect, table: str, error: DBAPIError) -> Unread:
+    own = dialect_for(dialect)
+    forbidden = own.forbids(error)
+    if forbidden:
+        remedy = f"grant SELECT on {table} to the user that the URL names, or name another user"
+    elif own.is_slow(error) or own.is_held(error):
+        remedy = "look again when nobody has it locked"
+    else:
+        remedy = "mend that in the database, if its jobs are in it"
+    return Unread(table=table, cause=_first_line(error), remedy=remedy, forbidden=forbidden)
 
 
 def _schemas(connection: sa.Connection) -> list[str | None]:
@@ -318,7 +309,7 @@ def _schemas(connection: sa.Connection) -> list[str | None]:
     return [None, *(name for name in inspector.get_schema_names() if name not in own and not name.startswith("pg_"))]
 
 
-def _foreign(name: str, _metadata: sa.MetaData) -> bool:
+def _foreign(name: str, _metadata: sa.MetaData | None = None) -> bool:
     return not name.startswith("unstick_")
 
 
@@ -326,7 +317,7 @@ def _reflect(connection: sa.Connection, spelling: str) -> tuple[sa.Table, bool]:
     schema, _, name = spelling.rpartition(".")
     try:
         with _unknown_types_ignored():
-            table = sa.Table(name, sa.MetaData(), schema=schema or None, autoload_with=connection, resolve_fks=False)
+            table = _columns_of(connection, schema or None, name)
     except NoSuchTableError:
         raise ConfigurationError(_no_such_table(connection, spelling)) from None
     return table, _is_partitioned(connection, table)
@@ -372,7 +363,7 @@ async def _read_sample(connection: AsyncConnection, table: sa.Table, facts: Tabl
                 [{name: _unpadded(table.c[name], raw) for name, raw in row.items()} for row in result.mappings()]
             )
     except DBAPIError as error:
-        return _Sample((), failure=_first_line(error))
+        return _Sample((), failure=error)
 
 
 def _unpadded(column: sa.Column[Any], raw: object) -> object:
@@ -396,16 +387,16 @@ def _lacks_open_words(facts: TableFacts, proposal: Proposal) -> ColumnFacts | No
 
 async def _read_further_words(
     connection: AsyncConnection, table: sa.Table, column: ColumnFacts, proposal: Proposal
-) -> tuple[list[StateValue], list[str]]:
+) -> tuple[list[StateValue], list[DBAPIError]]:
     """Look for words where the newest rows have none: stuck jobs may be far older than these."""
     state = table.c[column.name]
-    words, failures = _default_word(state), []
+    words, failures = _default_word(state), list[DBAPIError]()
     for query in _further_looks(state, proposal.columns, connection.dialect):
         try:
             async with connection.begin_nested():
                 words += (await connection.execute(query)).scalars()
         except DBAPIError as error:
-            failures.append(_first_line(error))
+            failures.append(error)
     plain = (_unpadded(state, word) for word in words)
     return sorted({word for word in plain if isinstance(word, str | int)}, key=str), failures
 
@@ -470,244 +461,30 @@ def _with_words(column: ColumnFacts, rows: Sequence[Row]) -> ColumnFacts:
 def _with_zone(column: ColumnFacts, rows: Sequence[Row]) -> ColumnFacts:
     """Tell SQLite's times, which are text, by what the text says."""
     values = [value for row in rows if (value := row.get(column.name)) is not None]
-    times = [time for value in values if (time := _as_time(value)) is not None]
+    times = [time for value in values if (time := as_time(value)) is not None]
     if column.kind not in ("text", "naive_time") or (column.kind == "text" and len(times) < len(values)):
         return column
     aware = bool(times) and all(time.tzinfo is not None for time in times)
     return replace(column, kind="time" if aware else "naive_time")
 
 
-def _as_time(value: object) -> datetime | None:
-    if isinstance(value, datetime):
-        return value
-    if not isinstance(value, str) or re.match(r"\d{4}-\d\d-\d\d", value) is None:
-        return None
+def _sample_doubts(sample: _Sample, unread: Unread | None) -> Iterator[Doubt]:
+    if unread is None:
+        return
+    which, data = ("the older rows of ", "their words") if sample.rows else ("", "the data")
+    doubt = blocker if unread.forbidden and not sample.rows else warning
+    yield doubt(
+        "sample",
+        f"{which}{unread.table} could not be read ({unread.cause}), so {data} had no say in this proposal: "
+        f"{unread.remedy}",
+    )
+
+
+def _doubt_fit(examined: Examined) -> Iterator[Doubt]:
+    """Hold the proposal against the table as every command does that is started with it."""
+    facts, proposal = examined.facts, examined.proposal
+    declared = JobTable(name=facts.name, schema=facts.schema, columns=proposal.columns, states=proposal.states)
     try:
-        return datetime.fromisoformat(value)
-    except ValueError:
-        return None
-
-
-def _instant(value: object) -> datetime | None:
-    time = _as_time(value)
-    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
-
-
-# What the data and the indexes make doubtful
-
-
-def _sample_doubts(sample: _Sample, facts: TableFacts) -> Iterator[Doubt]:
-    if sample.failure is not None:
-        unread, data = ("the older rows of ", "their words") if sample.rows else ("", "the data")
-        yield warning(
-            "sample",
-            f"{unread}{facts.spelling} could not be read ({sample.failure}), so {data} had no say in this proposal",
-        )
-
-
-def _data_doubts(examined: _Examined) -> Iterator[Doubt]:
-    yield from _doubt_still_heartbeat(examined)
-    yield from _doubt_times_that_do_not_parse(examined)
-    yield from _doubt_running_without_start(examined)
-    yield from _doubt_missing_index(examined)
-    yield from _doubt_indexed_heartbeat(examined)
-    yield from _doubt_retry(examined)
-
-
-def _doubt_still_heartbeat(examined: _Examined) -> Iterator[Doubt]:
-    name = examined.proposal.columns.get("heartbeat_at")
-    if name is None or not is_last_change(name):
-        return
-    rows = [_instants(examined, row) for row in examined.rows]
-    latest = max((time for row in rows for time in row.values()), default=None)
-    told = [moved for row in rows if (moved := _moved(row, latest)) is not None]
-    if told and not any(told):
-        yield warning(
-            "heartbeat_at",
-            f"{examined.at('heartbeat_at')} never moves while a job runs: in all {len(told)} rows that tell, it is "
-            "when the job was queued or started; leave `columns.heartbeat_at` out",
-        )
-
-
-def _instants(examined: _Examined, row: Row) -> dict[ColumnKey, datetime]:
-    columns = examined.proposal.columns
-    times = {key: _instant(row.get(columns[key])) for key in TIME_KEYS if key in columns}
-    return {key: time for key, time in times.items() if time is not None}
-
-
-def _moved(times: Mapping[ColumnKey, datetime], latest: datetime | None) -> bool | None:
-    """Tell whether a job's row changed after its start; None where its times can't tell.
-
-    They can't where the last change was the job's end, or the job began only just now.
-    """
-    beat, started, ended = times.get("heartbeat_at"), times.get("started_at"), times.get("completed_at")
-    if beat is None or started is None or latest is None:
-        return None
-    if ended is not None and abs(ended - beat) <= _SAME_STEP:
-        return None
-    if beat - started > _SAME_STEP:
-        return True
-    return False if latest - started > _JUST_NOW else None
-
-
-def _doubt_times_that_do_not_parse(examined: _Examined) -> Iterator[Doubt]:
-    for key in TIME_KEYS:
-        values = [value for value in examined.values(key) if value is not None]
-        bad = [value for value in values if _as_time(value) is None]
-        if bad:
-            doubt = blocker if len(bad) == len(values) else warning
-            yield doubt(
-                key,
-                f"{examined.at(key)} holds {bad[0]!r}, no ISO 8601 time, and so do {len(bad)} of the {len(values)} "
-                f"rows read: rewrite them, or leave `columns.{key}` out",
-            )
-
-
-def _doubt_running_without_start(examined: _Examined) -> Iterator[Doubt]:
-    if "started_at" not in examined.proposal.columns:
-        return
-    words = examined.proposal.states.get(JobState.RUNNING, ())
-    states = examined.values("state")
-    starts = examined.values("started_at")
-    running = [start for state, start in zip(states, starts, strict=False) if state in words]
-    if running and None in running:
-        beats = "heartbeat_at" in examined.proposal.columns
-        rest = "by `heartbeat_at` alone" if beats else "by nothing, so never found"
-        yield warning(
-            "started_at",
-            f"{examined.at('started_at')} is null in {running.count(None)} of the {len(running)} running rows read: "
-            f"these are judged {rest}; set it in the statement that claims a job",
-        )
-
-
-def _doubt_missing_index(examined: _Examined) -> Iterator[Doubt]:
-    statement = _index_statement(examined)
-    if statement is not None and not any(_finds_open_jobs(examined, index) for index in examined.facts.indexes):
-        yield warning(
-            "index",
-            f"no index of {examined.facts.spelling} leads to its open jobs, so each look reads the finished ones too: "
-            f"run {statement}",
-        )
-
-
-def _finds_open_jobs(examined: _Examined, index: IndexFacts) -> bool:
-    columns = examined.proposal.columns
-    if index.where is None:
-        return index.columns[0] in (columns["state"], columns.get("completed_at"))
-    plain = re.sub(r'[\s()"`]', "", index.where).lower()
-    return "completed_at" in columns and plain.rpartition(".")[2] == f"{columns['completed_at'].lower()}isnull"
-
-
-def _index_statement(examined: _Examined) -> str | None:
-    columns, table = examined.proposal.columns, examined.table
-    time = next((columns[key] for key in _LEADING_TIMES if key in columns), None)
-    if time is None or "state" not in columns:
-        return None
-    state = table.c[columns["state"]]
-    still_open = table.c[columns["completed_at"]].is_(None) if "completed_at" in columns else None
-    index = sa.Index(
-        f"{table.name[:50]}_open",
-        state,
-        table.c[time],
-        postgresql_where=still_open,
-        postgresql_concurrently=not examined.partitioned,
-        sqlite_where=still_open,
-        mysql_length={state.name: _PREFIX} if isinstance(state.type, sa.Text) else None,
-    )
-    return f"{sa.schema.CreateIndex(index).compile(dialect=examined.dialect)};"
-
-
-def _doubt_indexed_heartbeat(examined: _Examined) -> Iterator[Doubt]:
-    name = examined.proposal.columns.get("heartbeat_at")
-    indexes = [index.name for index in examined.facts.indexes if name in (*index.columns, *index.stored)]
-    if examined.dialect.name == "postgresql" and indexes:
-        yield warning(
-            "heartbeat_at",
-            f"{examined.at('heartbeat_at')} is in the index {' and '.join(indexes)}, so every heartbeat writes to all "
-            "indexes of the table (no heap-only update): drop it unless another query needs it",
-        )
-
-
-def _doubt_retry(examined: _Examined) -> Iterator[Doubt]:
-    """Say what a retry writes where a worker's claim could stumble over it."""
-    columns = examined.proposal.columns
-    if JobState.QUEUED not in examined.proposal.states:
-        return
-    if "started_at" in columns and "scheduled_at" not in columns:
-        yield warning(
-            "scheduled_at",
-            f"{examined.facts.spelling} has no `scheduled_at` for a retried job to wait by, so `retry` sets "
-            f"{examined.at('started_at')} to now: a worker that claims only rows where it is null never takes such a "
-            "job; let it claim by the state, or leave the action at mark_failed",
-        )
-    if "attempt" in columns:
-        yield warning(
-            "attempt",
-            f"{examined.at('attempt')} goes up by one when `retry` puts a running job back: where the worker counts as "
-            "it claims, that attempt counts twice; then leave `columns.attempt` out",
-        )
-
-
-# The file
-
-
-def _preamble(inspection: Inspection) -> Iterator[str]:
-    yield _comment("Proposed by `unstick inspect` from the table itself. Check it before anything is recovered.")
-    if inspection.doubts:
-        yield "#"
-    for doubt in inspection.doubts:
-        yield _comment(f"{doubt.severity}, {doubt.key}: {doubt.message}")
-    yield ""
-
-
-def _toml_url(name: str, url: str) -> Iterator[str]:
-    left_out = password_left_out(name, url)
-    if left_out is not None:
-        yield _comment(left_out)
-    yield f"url = {_toml(_without_password(url))}"
-
-
-def password_left_out(name: str, url: str) -> str | None:
-    """Say how to give the password that a file leaves out, None where the URL has none."""
-    if _without_password(url) == url:
-        return None
-    return f"The password is left out: give the whole URL in UNSTICK_SOURCES__{name.upper()}__URL."
-
-
-def _without_password(url: str) -> str:
-    parsed = sa.make_url(url)
-    if parsed.password is None and not SECRETS & parsed.query.keys():
-        return url
-    bare = sa.URL.create(
-        parsed.drivername,
-        username=parsed.username,
-        host=parsed.host,
-        port=parsed.port,
-        database=parsed.database,
-        query=parsed.query,
-    )
-    return bare.difference_update_query(SECRETS).render_as_string(hide_password=False)
-
-
-def _toml_timezone(inspection: Inspection) -> Iterator[str]:
-    if any(doubt.key == "timezone" for doubt in inspection.doubts):
-        yield 'timezone = "UTC"'
-
-
-def _toml_words(words: tuple[StateValue, ...]) -> str:
-    said = [_toml(word) if isinstance(word, str) else str(word) for word in words]
-    return said[0] if len(said) == 1 else f"[{', '.join(said)}]"
-
-
-def _toml_key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
-
-
-def _toml(text: str) -> str:
-    # JSON's escapes are TOML's too; TOML alone wants DEL escaped.
-    quoted: str = json.dumps(text, ensure_ascii=False)
-    return quoted.replace("\x7f", "\\u007f")
-
-
-def _comment(text: str) -> str:
-    return "# " + "".join(character if character.isprintable() else " " for character in text)
+        map_table(declared, examined.table, dialect_for(examined.dialect))
+    except ConfigurationError as error:
+        yield blocker("mapping", str(error))

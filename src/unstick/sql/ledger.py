@@ -37,10 +37,10 @@ class SqlLedger(SqlAftermath):
             result = await connection.execute(sa.insert(audit).values(audit_row(entry, now)))
             return new_id(result)
 
-    async def count_read(self, entry: AuditEntry) -> None:
+    async def count_read(self, entry: AuditEntry, times: int = 1) -> None:
         """Write a call that changed nothing, or raise the count of the same one within the minute."""
         async with self._connections.writing() as (connection, now):
-            row = audit_row(entry, now) | {"fingerprint": _fingerprint(entry, now)}
+            row = audit_row(entry, now) | {"fingerprint": _fingerprint(entry, now), "repeats": times}
             await connection.execute(_count_read(self._connections.dialect.name, row))
 
     async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
@@ -227,7 +227,7 @@ def _fingerprint(entry: AuditEntry, now: datetime) -> str:
 
 def _count_read(dialect: str, row: dict[str, Any]) -> sa.Executable:
     """Insert, or raise the count where the fingerprint is there."""
-    again = {"repeats": audit.c.repeats + 1, "last_at": row["last_at"]}
+    again = {"repeats": audit.c.repeats + row["repeats"], "last_at": row["last_at"]}
     return upsert(dialect, audit, "fingerprint", row, again)
 
 

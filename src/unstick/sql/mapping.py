@@ -16,6 +16,7 @@ from unstick.config import ColumnKey, SourceSettings, StateValue
 from unstick.domain.errors import ConfigurationError
 from unstick.domain.job import JobState
 from unstick.domain.suspect import Look
+from unstick.domain.wording import Phrase
 from unstick.presets.preset import Preset, before_names, fill, load_preset
 from unstick.sql.dialects import Dialect
 from unstick.sql.facts import table_facts
@@ -23,6 +24,8 @@ from unstick.sql.proposal import Doubt, propose
 from unstick.sql.times import TimeForm
 
 TIME_KEYS: tuple[ColumnKey, ...] = ("enqueued_at", "scheduled_at", "started_at", "heartbeat_at", "completed_at")
+LEADING_TIMES: tuple[ColumnKey, ...] = ("started_at", "heartbeat_at", "enqueued_at", "scheduled_at")
+"""The first of these that a table has comes after the state in the index that is advised."""
 FENCE_KEYS: tuple[ColumnKey, ...] = (
     "state", "attempt", "token", "worker", "started_at", "heartbeat_at", "scheduled_at", "enqueued_at", "progress",
 )  # fmt: skip
@@ -243,11 +246,11 @@ class MappedTable:
 
         Blanks at the end and letter case don't count: some databases hold them equal when they compare.
         """
-        return self._states_by_word.get(_plain_word(word))
+        return self._states_by_word.get(plain_word(word))
 
     @cached_property
     def _states_by_word(self) -> Mapping[str, JobState]:
-        return {_plain_word(word): state for state, words in self.declared.states.items() for word in words}
+        return {plain_word(word): state for state, words in self.declared.states.items() for word in words}
 
     @cached_property
     def fence(self) -> Mapping[ColumnKey, sa.ColumnElement[Any]]:
@@ -263,6 +266,11 @@ class MappedTable:
         judged = {JobState.QUEUED: queued, JobState.RUNNING: running}
         there = frozenset(state for state, by in judged.items() if by and self.words(state))
         return there if self.look is None else there & set(self.look.states)
+
+    @cached_property
+    def leading_time(self) -> ColumnKey:
+        """The time by which an index leads to open jobs of a state, where there is the one that is advised."""
+        return next(key for key in LEADING_TIMES if self.has(key))
 
     @cached_property
     def mixes_times(self) -> bool:
@@ -300,12 +308,12 @@ class MappedTable:
         """The column whose index gives a bounded number of recent jobs, and how to say so."""
         key = self.stored("id")
         if isinstance(key.type, sa.Integer):
-            return key, f"newest by {key.name}"
+            return key, Phrase("newest by %(column)s", column=key.name)
         indexed = {index.columns[0].name for index in self.table.indexes if len(index.columns)}
         for time_key in ("enqueued_at", "started_at", "completed_at"):
             if self.declared.columns.get(time_key) in indexed:
-                return self.column(time_key), f"newest by {self.declared.columns[time_key]}"
-        return key, f"a sample by {key.name}: no index tells which jobs are the newest"
+                return self.column(time_key), Phrase("newest by %(column)s", column=self.declared.columns[time_key])
+        return key, Phrase("a sample by %(column)s: no index tells which jobs are the newest", column=key.name)
 
 
 _OWN_NAME = "jobs"
@@ -508,7 +516,8 @@ def _unpadded(word: StateValue) -> str:
     return str(word).rstrip(" ")
 
 
-def _plain_word(word: object) -> str:
+def plain_word(word: object) -> str:
+    """Return a state's word without what some databases don't tell apart: letter case, and blanks at the end."""
     return str(word).rstrip().casefold()
 
 
@@ -534,7 +543,7 @@ def _check_words(mapped: MappedTable) -> None:
     taken: dict[str, JobState] = {}
     for state, words in mapped.declared.states.items():
         for word in words:
-            other = taken.setdefault(_plain_word(word), state)
+            other = taken.setdefault(plain_word(word), state)
             if other is not state:
                 raise ConfigurationError(
                     f"The mapping of {mapped.declared.full_name} gives {word!r} two meanings: {other} and {state}."

@@ -12,7 +12,7 @@ from unstick.config import ColumnKey, StateValue
 from unstick.domain.job import JobState
 
 ColumnKind = Literal[
-    "integer", "number", "text", "time", "naive_time", "boolean", "json", "uuid", "binary", "other"
+    "integer", "number", "text", "time", "naive_time", "date", "boolean", "json", "uuid", "binary", "other"
 ]  # fmt: skip
 Severity = Literal["blocker", "warning"]
 
@@ -240,6 +240,20 @@ def is_last_change(name: str) -> bool:
     return _plain(name) in _LAST_CHANGE.split()
 
 
+def not_read_as_time(facts: TableFacts, key: ColumnKey, column: ColumnFacts) -> str:
+    """Say that a column named like a time can't be used as one, why, and what to do."""
+    holds = _NOT_TIMES.get(column.kind, "values of another type")
+    return (
+        f"{facts.spelling}.{column.name} sounds like `{key}` and holds {holds}, which isn't read as time: give the "
+        "table a real time column for it"
+    )
+
+
+def sounds_like_time(name: str) -> bool:
+    """Tell whether a name is most likely a time's: a column `completed` that isn't a time is most likely a flag."""
+    return _plain(name).endswith(("_at", "_on", "_for", "_time", "_after", "_before", "heartbeat"))
+
+
 def _plain(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[\s-]+", "_", name).lower()
 
@@ -396,12 +410,8 @@ def _starts_tell_all(guess: _Guess) -> bool:
 def _doubt_unreadable_times(guess: _Guess) -> Iterator[Doubt]:
     for key in TIME_KEYS:
         for column in named(guess.facts, key) if key not in guess.columns.keys() | guess.said_columns.keys() else ():
-            if column.kind in _NOT_TIMES and _sounds_like_time(column.name):
-                yield warning(
-                    key,
-                    f"{guess.at(column)} sounds like `{key}` and holds {_NOT_TIMES[column.kind]}, which isn't read as "
-                    "time: give the table a real time column for it",
-                )
+            if column.kind not in _TIME and sounds_like_time(column.name):
+                yield warning(key, not_read_as_time(guess.facts, key, column))
 
 
 def _doubt_time_zones(guess: _Guess) -> Iterator[Doubt]:
@@ -522,12 +532,13 @@ _NEEDED: Mapping[JobState, str] = {
     JobState.FAILED: "there is nothing to write on a stuck job",
 }
 _OPEN = frozenset({JobState.QUEUED, JobState.RUNNING})
-_NOT_TIMES: Mapping[ColumnKind, str] = {"integer": "whole numbers", "number": "numbers", "text": "text"}
-
-
-def _sounds_like_time(name: str) -> bool:
-    # A column `completed` that isn't a time is most likely a flag.
-    return _plain(name).endswith(("_at", "_on", "_for", "_time", "_after", "_before", "heartbeat"))
+_NOT_TIMES: Mapping[ColumnKind, str] = {
+    "integer": "whole numbers",
+    "number": "numbers",
+    "text": "text",
+    "date": "dates without a time of day",
+    "boolean": "true or false",
+}
 
 
 def _listed(values: tuple[StateValue, ...]) -> str:

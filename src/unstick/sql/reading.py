@@ -6,7 +6,7 @@ from typing import Any
 
 from unstick.config import ColumnKey
 from unstick.domain.job import Job, JobClass, JobId, JobState, queued_since, running_since
-from unstick.domain.suspect import Page, Suspect, Unreadable
+from unstick.domain.suspect import Mark, Page, Suspect, Unreadable
 from unstick.sql import statements
 from unstick.sql.mapping import MappedTable
 
@@ -132,6 +132,13 @@ _PLAIN: Mapping[ColumnKey, Callable[[Any], Any]] = {
 def plain_id(raw: object) -> JobId:
     """Return a key as a job id: integers and text as they are, UUIDs as text."""
     return raw if isinstance(raw, int | str) else str(raw)
+
+
+def read_mark(row: Row) -> Mark:
+    """Return the mark that the last row of `statements.stretch` is."""
+    *_, begun, job_id = row
+    told = None if begun is None else begun.isoformat() if isinstance(begun, datetime) else str(begun)
+    return Mark(told, plain_id(job_id))
 
 
 def by_state(mapped: MappedTable, rows: Iterable[Row]) -> dict[JobState, int]:

@@ -22,7 +22,7 @@ from unstick.domain.errors import ConfigurationError
 from unstick.domain.evidence import Evidence, Holding
 from unstick.domain.job import Job, JobId
 from unstick.domain.tenure import held_since, say_another, say_unclear
-from unstick.domain.wording import say_duration
+from unstick.domain.wording import Phrase
 from unstick.sql.connections import Connections
 from unstick.sql.dialects import Dialect
 from unstick.sql.reflection import real_table
@@ -77,35 +77,35 @@ class WorkerRegistry:
     def _word(self, job: Job, rows: "Sequence[_Worker]", now: datetime) -> Evidence:
         if not job.worker:
             struck = self._settings.unowned == "released"
-            return self._says(Holding.RELEASED if struck else Holding.UNKNOWN, None, "the job names no worker")
+            return self._says(Holding.RELEASED if struck else Holding.UNKNOWN, None, Phrase("the job names no worker"))
         if not rows:
-            return self._says(Holding.RELEASED, now, f"worker {job.worker} is not in {self._settings.table}")
+            said = Phrase("worker %(worker)s is not in %(table)s", worker=job.worker, table=self._settings.table)
+            return self._says(Holding.RELEASED, now, said)
         # Where a collation takes several for the same, the one that lives longest may be the one.
         return self._judge(job, max(rows, key=_last_sign), now)
 
     def _judge(self, job: Job, row: "_Worker", now: datetime) -> Evidence:
-        worker = f"worker {job.worker}"
+        worker = Phrase("worker %(worker)s", worker=job.worker or "")
         lives, at, words = self._life(row, now)
         if lives is Holding.UNKNOWN:
-            return self._says(lives, at, f"{worker} {row.problem or words}")
+            return self._says(lives, at, Phrase("%(worker)s %(what)s", worker=worker, what=row.problem or words))
         began = Holding.HELD if row.began_at is None else held_since(row.began_at, job)
         if row.began_at is not None and began is Holding.RELEASED:
             return self._says(began, row.began_at, say_another(worker, row.began_at))
         if lives is Holding.HELD and row.began_at is not None and began is Holding.UNKNOWN:
             return self._says(began, at, say_unclear(worker, row.began_at))
-        return self._says(lives, at, f"{worker} {words}")
+        return self._says(lives, at, Phrase("%(worker)s %(what)s", worker=worker, what=words))
 
     def _life(self, row: "_Worker", now: datetime) -> "_Life":
         """Tell whether a worker lives, whichever jobs it has."""
         if self._settings.alive_for is not None:
             return _by_heartbeat(row.beat_at, self._settings.alive_for, now)
         if row.expires_at is None:
-            return _Life(Holding.UNKNOWN, None, "doesn't say until when it lives")
+            return _Life(Holding.UNKNOWN, None, Phrase("doesn't say until when it lives"))
         if row.expires_at < now:
-            return _Life(
-                Holding.RELEASED, row.expires_at, f"said that it lives until {say_duration(now - row.expires_at)} ago"
-            )
-        return _Life(Holding.HELD, now, "lives by its own word")
+            ago = now - row.expires_at
+            return _Life(Holding.RELEASED, row.expires_at, Phrase("said that it lives until %(ago)s ago", ago=ago))
+        return _Life(Holding.HELD, now, Phrase("lives by its own word"))
 
     def _says(self, holding: Holding, at: datetime | None, value: str) -> Evidence:
         return Evidence(witness=self.name, holding=holding, at=at, value=value)
@@ -125,12 +125,12 @@ class _Life(NamedTuple):
 
 def _by_heartbeat(beat_at: datetime | None, alive_for: timedelta, now: datetime) -> _Life:
     if beat_at is None:
-        return _Life(Holding.UNKNOWN, None, "has never beaten")
+        return _Life(Holding.UNKNOWN, None, Phrase("has never beaten"))
     if beat_at > now + _AHEAD:
-        return _Life(Holding.UNKNOWN, beat_at, "beats in the future")
+        return _Life(Holding.UNKNOWN, beat_at, Phrase("beats in the future"))
     if now - beat_at > alive_for:
-        return _Life(Holding.RELEASED, beat_at, f"has not beaten for {say_duration(now - beat_at)}")
-    return _Life(Holding.HELD, beat_at, "beats")
+        return _Life(Holding.RELEASED, beat_at, Phrase("has not beaten for %(time)s", time=now - beat_at))
+    return _Life(Holding.HELD, beat_at, Phrase("beats"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ class _Registry:
         try:
             read = {key: form.read(raw[key]) for key, form in self.times.items()}
         except (ValueError, TypeError, OverflowError) as error:
-            return _Worker(problem=f"can't be read: {error}")
+            return _Worker(problem=Phrase("can't be read: %(problem)s", problem=str(error)))
         return _Worker(
             beat_at=read.get("heartbeat_at"), expires_at=read.get("expires_at"), began_at=read.get("started_at")
         )

@@ -19,28 +19,32 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from unstick.domain.aftermath import Finished, Recovered
 from unstick.domain.errors import InvalidRequestError, SourceUnavailableError
 from unstick.domain.events import QueueState
-from unstick.domain.job import Job, JobClass, JobId, JobState
+from unstick.domain.job import Job, JobId, JobState
 from unstick.domain.policy import Ruling
-from unstick.domain.queue import Flows, QueueFlow
+from unstick.domain.queue import Flows, QueueFlow, Workers
 from unstick.domain.recovery import Batch, BatchResult, Intent, Ruled
 from unstick.domain.story import JobRow
 from unstick.domain.suspect import (
     ACCUSED_STATES,
+    NOT_OUR_CURSOR,
     GroupedSuspects,
     Look,
+    Mark,
     Page,
     Position,
+    Stretch,
     StuckCounts,
     SuspectGroup,
     Unreadable,
 )
 from unstick.domain.undo import UndoBatch, UndoResult
-from unstick.ports import Capabilities, OpenJobs, Usage
+from unstick.domain.wording import Phrase
+from unstick.ports import Capabilities, OpenClasses, OpenJobs, Usage
 from unstick.sql import finding, rulings, statements, writes
 from unstick.sql.connections import Connections
 from unstick.sql.finished import FinishedReader, bound_jobs, finished_among
 from unstick.sql.mapping import JobTable, MappedTable
-from unstick.sql.reading import JobReader, Row, SuspectReader, as_text, by_state, job_class, plain_id
+from unstick.sql.reading import JobReader, Row, SuspectReader, as_text, by_state, job_class, plain_id, read_mark
 from unstick.sql.reflection import mapped_table
 from unstick.sql.rescue import NotAllChangedError, Rescue, RuledRescue, said_by_database
 from unstick.sql.undo import Undoing
@@ -109,16 +113,20 @@ class SqlSource:
         async with self._reading() as (connection, _, _):
             return await self._connections.dialect.up_since(connection)
 
-    async def open_classes(self) -> frozenset[JobClass]:
-        """Tell the kinds and queues of the jobs that are not over; the cost follows their number only."""
+    async def open_classes(self, most: int | None = None) -> OpenClasses:
+        """Tell the kinds and queues of the jobs that are not over; the cost follows their number only, and `most`."""
         async with self._reading() as (connection, mapped, _):
-            rows = (await connection.execute(statements.open_classes(mapped))).all()
-        return frozenset(job_class(kind, queue) for kind, queue in rows)
+            rows = (await connection.execute(statements.open_classes(mapped, most))).all()
+        return OpenClasses(
+            found=frozenset(job_class(kind, queue) for kind, queue, _ in rows),
+            complete=most is None or sum(number for *_, number in rows) < most,
+        )
 
     async def flows(self, look: Look) -> Flows:
         """Tell how queues move, from a bounded number of their newest claims, and whether a worker of ours lives."""
         async with self._reading() as (connection, mapped, _):
-            served = await _served(connection, look) if mapped.leases else None
+            living = await _living(connection, look.taken_at) if mapped.leases else None
+            served = None if living is None else bool(living)
             if not statements.can_flow(mapped):
                 return Flows(by_queue={}, served=served)
         try:
@@ -131,10 +139,13 @@ class SqlSource:
 
     async def _by_queue(self, look: Look) -> Mapping[str | None, QueueFlow]:
         async with self._reading() as (connection, mapped, _):
-            rows = (await connection.execute(statements.flows(mapped), statements.look_values(mapped, look))).all()
+            values = statements.look_values(mapped, look)
+            rows = (await connection.execute(statements.flows(mapped, whole=False), values)).all()
+            if any(more for *_, more in rows):
+                rows = (await connection.execute(statements.flows(mapped, whole=True), values)).all()
         return {
             None if queue is None else str(queue): QueueFlow(recent_claims=int(recent), reached=reached)
-            for queue, recent, raw in rows
+            for queue, recent, raw, _ in rows
             if (reached := mapped.since_form.read(raw)) is not None
         }
 
@@ -145,7 +156,7 @@ class SqlSource:
         except (DBAPIError, ValueError, OverflowError) as error:
             if not _is_rows_fault(self._connections, error):
                 raise
-            problem = f"its row can't be fetched: {_first_line(error)}"
+            problem = Phrase("its row can't be fetched: %(problem)s", problem=_first_line(error))
         async with self._reading() as (connection, mapped, now):
             key = statements.known_id(mapped, job_id)
             word = (await connection.execute(statements.state_of_one(mapped), {"id": key})).scalar()
@@ -159,10 +170,10 @@ class SqlSource:
             row = (await connection.execute(finding.one_job(mapped), finding.one_job_values(key, now))).one_or_none()
             return None if row is None else finding.read_job(mapped, row, now)
 
-    async def count_suspects(self, look: Look, most: int | None = None) -> StuckCounts:
+    async def count_suspects(self, look: Look) -> StuckCounts:
         """Count by the table's own word, in one statement."""
         async with self._judging(look) as (connection, mapped):
-            counted = statements.count_suspects(mapped, most)
+            counted = statements.count_suspects(mapped)
             rows = await connection.execute(counted, statements.look_values(mapped, look))
             found = by_state(mapped, rows)
         return StuckCounts(queued=found.get(JobState.QUEUED, 0), running=found.get(JobState.RUNNING, 0))
@@ -179,17 +190,31 @@ class SqlSource:
         return GroupedSuspects(counts=found)
 
     async def list_suspects(
-        self, look: Look, state: JobState, *, limit: int, after: Position | None, newest_first: bool = False
+        self, look: Look, state: JobState, *, limit: int, after: Position | None
     ) -> tuple[Job, ...]:
-        """Read a state's suspects, oldest or newest first; a row that can't be read is left to a sweep to report."""
+        """Read a state's suspects, oldest first; a row that can't be read is left to a sweep to report."""
         async with self._judging(look) as (connection, mapped):
             if state not in mapped.judges:
                 return ()
-            statement = statements.suspects_by_age(mapped, state, after=after is not None, newest_first=newest_first)
+            statement = statements.suspects_by_age(mapped, state, after=after is not None)
             values = statements.look_values(mapped, look) | {"page_size": limit} | _position(mapped, after)
             rows = (await connection.execute(statement, values)).all()
         reader = JobReader(mapped, state)
         return tuple(job for row in rows if (job := reader.read(row)) is not None)
+
+    async def stretch(
+        self, look: Look, state: JobState, *, size: int, after: Mark | None = None, newest_first: bool = False
+    ) -> Stretch:
+        """Read the suspects that began first or last, by an index and not by a sort of all."""
+        async with self._judging(look) as (connection, mapped):
+            if state not in mapped.judges:
+                return Stretch(jobs=(), end=None)
+            statement = statements.stretch(mapped, state, after=after, newest_first=newest_first)
+            values = statements.look_values(mapped, look) | {"page_size": size} | _mark(mapped, after)
+            rows = (await connection.execute(statement, values)).all()
+        reader = JobReader(mapped, state)
+        jobs = tuple(job for row in rows if (job := reader.read(row)) is not None)
+        return Stretch(jobs=jobs, end=read_mark(rows[-1]) if len(rows) == size else None)
 
     async def describe(self, look: Look, job_ids: Sequence[JobId]) -> Mapping[JobId, Job]:
         """Read jobs by their ids, in whatever state they are; one that can't be read or isn't there is left out."""
@@ -334,12 +359,14 @@ class SqlSource:
 
     async def open_jobs(self) -> OpenJobs:
         """Count what is not over; with a partial index on it, the cost follows that number only."""
-        async with self._reading() as (connection, mapped, _):
+        async with self._reading() as (connection, mapped, now):
             rows = (await connection.execute(statements.open_jobs(mapped))).all()
+            living = await _living(connection, now) if mapped.leases else None
         return OpenJobs(
             queued_since=_oldest(mapped, JobState.QUEUED, rows, place=2),
             running_since=_oldest(mapped, JobState.RUNNING, rows, place=3),
             by_queue=_by_queue(mapped, rows),
+            workers=Workers(living=living),
         )
 
     async def usage(self) -> Usage:
@@ -396,7 +423,7 @@ class SqlSource:
     async def _unfetchable(self, key: object, error: Exception) -> Page:
         async with self._reading() as (connection, mapped, _):
             word = (await connection.execute(statements.state_of_one(mapped), {"id": key})).scalar()
-        problem = f"its row can't be fetched: {_first_line(error)}"
+        problem = Phrase("its row can't be fetched: %(problem)s", problem=_first_line(error))
         state = mapped.state_of(word) or JobState.RUNNING
         return Page(suspects=(), unreadable=(Unreadable(job_id=plain_id(key), state=state, problem=problem),))
 
@@ -449,9 +476,10 @@ class SqlSource:
         return mapped
 
 
-async def _served(connection: AsyncConnection, look: Look) -> bool | None:
-    ever, living = (await connection.execute(statements.lease_counts(look))).one()
-    return None if not ever else bool(living)
+async def _living(connection: AsyncConnection, now: datetime) -> int | None:
+    """Count the workers of ours that live; None where there never was one."""
+    ever, living = (await connection.execute(statements.lease_counts(now))).one()
+    return int(living) if ever else None
 
 
 def _image_statements(
@@ -470,7 +498,14 @@ def _position(mapped: MappedTable, after: Position | None) -> statements.Values:
     try:
         return statements.position_values(mapped, after)
     except ValueError as error:
-        raise InvalidRequestError("cursor is not one this service gave out; leave it out to start anew.") from error
+        raise InvalidRequestError(NOT_OUR_CURSOR) from error
+
+
+def _mark(mapped: MappedTable, after: Mark | None) -> statements.Values:
+    try:
+        return statements.mark_values(mapped, after)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequestError(NOT_OUR_CURSOR) from error
 
 
 def _is_rows_fault(connections: Connections, error: Exception) -> bool:

@@ -12,9 +12,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from unstick.config import ColumnKey
+from unstick.config import ColumnKey, StateValue
 from unstick.domain.job import JobClass, JobId, JobState
-from unstick.domain.suspect import ACCUSED_STATES, Look, Position
+from unstick.domain.suspect import ACCUSED_STATES, Look, Mark, Position
 from unstick.presets.preset import Waiting
 from unstick.sql import tables
 from unstick.sql.mapping import MappedTable
@@ -112,14 +112,18 @@ def _waits(mapped: MappedTable, queue: str | None, reached: datetime) -> Predica
     return sa.and_(queued, _named(mapped, "queue", [queue]), sa.func.coalesce(since >= at, sa.false()))
 
 
-def open_classes(mapped: MappedTable) -> sa.Select[Any]:
-    """Read the kinds and queues of the jobs that are not over."""
-    columns = [as_text(mapped.column(key)) if mapped.has(key) else sa.null() for key in ("kind", "queue")]
+def open_classes(mapped: MappedTable, most: int | None = None) -> sa.Select[Any]:
+    """Count the jobs that are not over by kind and queue; with `most`, no more rows are read than that."""
+    keys: tuple[ColumnKey, ...] = ("kind", "queue")
+    columns = [(as_text(mapped.column(key)) if mapped.has(key) else sa.null()).label(key) for key in keys]
     open_words = mapped.words(*ACCUSED_STATES)
     found = sa.select(*columns).select_from(mapped.table)
-    return found.where(is_open(mapped), mapped.column("state").in_(open_words)).distinct()
+    found = found.where(is_open(mapped), mapped.column("state").in_(open_words))
+    some = (found if most is None else found.limit(sa.literal_column(str(most)))).subquery("some")
+    return sa.select(some.c.kind, some.c.queue, sa.func.count()).group_by(some.c.kind, some.c.queue)
 
 
+_NONE: sa.ColumnElement[int] = sa.literal_column("0", sa.Integer())
 FLOW_JOBS = 1_000
 """How many of the newest claimed jobs tell how queues move: bounded, so that history costs nothing."""
 
@@ -129,9 +133,14 @@ def can_flow(mapped: MappedTable) -> bool:
     return mapped.has("enqueued_at") and mapped.has("started_at") and JobState.QUEUED in mapped.judges
 
 
-def flows(mapped: MappedTable) -> sa.Select[Any]:
-    """Read how each queue moves: how many of its newest claims are recent, and how far it has come."""
+def flows(mapped: MappedTable, *, whole: bool) -> sa.Select[Any]:
+    """Read how each queue moves: how many of its newest claims are recent, and how far it has come.
+
+    Of the running jobs those are read that began last, so that they cost nothing that have run for long; where even the
+    last of these is a recent claim, `more` isn't 0, and only the `whole` tells all.
+    """
     newest, _ = mapped.newest_first
+    most: sa.ColumnClause[Any] = sa.literal_column(str(FLOW_JOBS))
     waiting = _said(mapped, JobState.QUEUED, JobState.SCHEDULED)
     key, started, state = mapped.column("id"), mapped.column("started_at"), mapped.column("state")
     recent = sa.not_(_before(mapped, JobState.QUEUED, "started_at"))
@@ -142,18 +151,28 @@ def flows(mapped: MappedTable) -> sa.Select[Any]:
         sa.case((started.is_not(None), 1), else_=0).label("was_claimed"),
         _instant(mapped, "enqueued_at").label("enqueued_at"),
     ]
-    running = sa.and_(is_open(mapped), state.in_(_said(mapped, JobState.RUNNING)), recent)
     # Only jobs that wait are passed over to find the newest others, and those are open: history costs nothing.
-    over = (
-        sa.select(*columns)
-        .where(state.not_in(waiting))
-        .order_by(newest.desc())
-        .limit(sa.literal_column(str(FLOW_JOBS)))
-        .subquery("newest")
-    )
-    parts = sa.union(sa.select(over), sa.select(*columns).where(running)).subquery("claimed")
+    over = sa.select(*columns).where(state.not_in(waiting)).order_by(newest.desc()).limit(most).subquery("newest")
+    running = [_last_begun(mapped, word, columns) for word in mapped.words(JobState.RUNNING)]
+    some = [each.limit(most).subquery(f"newest_{number}") for number, each in enumerate(running)]
+    claims = [each.where(recent).order_by(None) for each in running] if whole else [_recent(each) for each in some]
+    parts = sa.union(sa.select(over), *claims).subquery("claimed")
+    next_ones = [each.with_only_columns(columns[2]).offset(most).limit(sa.literal_column("1")) for each in running]
+    more = [sa.func.coalesce(each.scalar_subquery(), 0) for each in next_ones]
     figures = sa.func.sum(parts.c.recent), sa.func.max(parts.c.enqueued_at)
-    return sa.select(parts.c.queue, *figures).where(parts.c.was_claimed == 1).group_by(parts.c.queue)
+    return sa.select(parts.c.queue, *figures, sum(more, _NONE)).where(parts.c.was_claimed == 1).group_by(parts.c.queue)
+
+
+def _last_begun(mapped: MappedTable, word: StateValue, columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:
+    """Read the running jobs of one word, those that began last first: their index has them in that order."""
+    started, state = mapped.column("started_at"), mapped.column("state")
+    said = sa.bindparam(None, word, state.type, literal_execute=True)
+    running = sa.select(*columns).where(is_open(mapped), state == said, started.is_not(None))
+    return running.order_by(started.desc())
+
+
+def _recent(claims: sa.Subquery) -> sa.Select[Any]:
+    return sa.select(claims).where(claims.c.recent == 1)
 
 
 def _said(mapped: MappedTable, *states: JobState) -> sa.BindParameter[Any]:
@@ -162,9 +181,9 @@ def _said(mapped: MappedTable, *states: JobState) -> sa.BindParameter[Any]:
     return sa.bindparam(None, words, mapped.column("state").type, expanding=True, literal_execute=True)
 
 
-def lease_counts(look: Look) -> sa.Select[Any]:
+def lease_counts(now: datetime) -> sa.Select[Any]:
     """Count the workers that were ever vouched for, and those that are."""
-    lives = sa.case((tables.leases.c.expires_at > look.taken_at, 1), else_=0)
+    lives = sa.case((tables.leases.c.expires_at > now, 1), else_=0)
     return sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(lives), 0)).select_from(tables.leases)
 
 
@@ -268,15 +287,10 @@ def look_values(mapped: MappedTable, look: Look) -> Values:
     )
 
 
-def count_suspects(mapped: MappedTable, most: int | None = None) -> sa.Select[Any]:
-    """Count suspects by the table's own word; with `most`, no more rows are read than it takes to find so many."""
+def count_suspects(mapped: MappedTable) -> sa.Select[Any]:
+    """Count suspects by the table's own word."""
     suspect, state = is_suspect(mapped, *ACCUSED_STATES), mapped.column("state")
-    if most is None:
-        counted = sa.select(state, sa.func.count()).select_from(mapped.table)
-        return counted.where(suspect).group_by(state)
-    some = sa.select(state.label("state")).select_from(mapped.table).where(suspect)
-    few = some.limit(sa.literal_column(str(most))).subquery("some")
-    return sa.select(few.c.state, sa.func.count()).group_by(few.c.state)
+    return sa.select(state, sa.func.count()).select_from(mapped.table).where(suspect).group_by(state)
 
 
 def suspects_by_queue(mapped: MappedTable) -> sa.Select[Any]:
@@ -341,8 +355,8 @@ def state_of_one(mapped: MappedTable) -> sa.Select[Any]:
     return sa.select(mapped.column("state")).where(key == sa.bindparam("id", type_=key.type))
 
 
-def suspects_by_age(mapped: MappedTable, state: JobState, *, after: bool, newest_first: bool = False) -> sa.Select[Any]:
-    """Read a state's suspects, oldest or newest sign of life first, after a position."""
+def suspects_by_age(mapped: MappedTable, state: JobState, *, after: bool) -> sa.Select[Any]:
+    """Read a state's suspects, oldest sign of life first, after a position."""
     key, since = mapped.column("id"), since_expression(mapped, state)
     leases = [lease_beat(mapped)] if mapped.leases else []
     found = sa.select(*raw_columns(mapped, job_columns(mapped)), *leases).where(is_suspect(mapped, state))
@@ -350,10 +364,68 @@ def suspects_by_age(mapped: MappedTable, state: JobState, *, after: bool, newest
         # The same expression as of the column, or a rounding of it would leave a job out between two pages.
         last = mapped.since_form.comparable(sa.bindparam("after_since", type_=mapped.since_type))
         last_id = sa.bindparam("after_id", type_=key.type)
-        is_past, has_id_past = (since < last, key < last_id) if newest_first else (since > last, key > last_id)
-        found = found.where(sa.or_(is_past, sa.and_(since == last, has_id_past)))
-    order = (since.desc(), key.desc()) if newest_first else (since, key)
-    return found.order_by(*order).limit(sa.bindparam("page_size", type_=sa.Integer()))
+        found = found.where(sa.or_(since > last, sa.and_(since == last, key > last_id)))
+    return found.order_by(since, key).limit(sa.bindparam("page_size", type_=sa.Integer()))
+
+
+def stretch(
+    mapped: MappedTable, state: JobState, *, after: Mark | None = None, newest_first: bool = False
+) -> sa.Select[Any]:
+    """Read a bounded number of a state's suspects, those that began first or last, after a mark.
+
+    Nothing but columns of the advised index orders them, and each word for the state is read for itself, or all
+    suspects would have to be read and sorted.
+    """
+    begun, key = _begun(mapped), mapped.column("id")
+    leases = [lease_beat(mapped)] if mapped.leases else []
+    columns = [*raw_columns(mapped, job_columns(mapped)), *leases]
+    order = (begun.desc(), key.desc()) if newest_first else (begun, key)
+    places = [begun.label("unstick_begun"), key.label("unstick_id")]
+    past = [] if after is None else [_is_past(mapped, after, newest_first=newest_first)]
+    size = sa.bindparam("page_size", type_=sa.Integer())
+    parts = [
+        sa.select(*columns, *places)
+        .where(is_suspect(mapped, state), mapped.column("state") == word, *past)
+        .order_by(*order)
+        .limit(size)
+        .subquery(f"part_{number}")
+        for number, word in enumerate(mapped.words(state))
+    ]
+    each = sa.union_all(*(sa.select(part) for part in parts)).subquery("each_part")
+    last = (each.c.unstick_begun, each.c.unstick_id)
+    return sa.select(each).order_by(*(place.desc() if newest_first else place for place in last)).limit(size)
+
+
+def _begun(mapped: MappedTable) -> sa.ColumnElement[Any]:
+    key = mapped.leading_time
+    return sa.type_coerce(mapped.column(key), time_type(mapped, key))
+
+
+def _is_past(mapped: MappedTable, after: Mark, *, newest_first: bool) -> Predicate:
+    """Hold for what comes after a mark in the order of a stretch; PostgreSQL takes null for the latest time."""
+    begun, key = _begun(mapped), mapped.column("id")
+    last, last_id = sa.bindparam("after_begun", type_=begun.type), sa.bindparam("after_id", type_=key.type)
+    has_id_past = key < last_id if newest_first else key > last_id
+    nulls_last = (mapped.dialect.name == "postgresql") is not newest_first
+    if after.begun is None:
+        same = sa.and_(begun.is_(None), has_id_past)
+        return same if nulls_last else sa.or_(same, begun.is_not(None))
+    is_past = begun < last if newest_first else begun > last
+    past = sa.or_(is_past, sa.and_(begun == last, has_id_past))
+    if nulls_last:
+        return sa.or_(past, begun.is_(None))
+    # What is added follows from the other condition, and is what an index serves.
+    return sa.and_(past, begun <= last if newest_first else begun >= last)
+
+
+def mark_values(mapped: MappedTable, after: Mark | None) -> Values:
+    """Return what `stretch` is bound to after a mark; raise ValueError where it is none of this table's."""
+    if after is None:
+        return {}
+    begun: object = after.begun
+    if after.begun is not None and mapped.dialect.name != "sqlite":
+        begun = datetime.fromisoformat(after.begun)
+    return ({} if begun is None else {"after_begun": begun}) | {"after_id": typed_id(mapped, after.job_id)}
 
 
 def since_expression(mapped: MappedTable, state: JobState) -> sa.ColumnElement[Any]:

@@ -1,7 +1,7 @@
 """How the watch over each source goes, in a table of Unstick's own: every replica can tell, whichever keeps it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,6 +11,7 @@ from unstick.domain.diagnosis import Reason
 from unstick.domain.events import Held, Observed, QueueReason, QueueState
 from unstick.domain.health import WatchRecord
 from unstick.domain.job import JobState
+from unstick.domain.queue import Workers
 from unstick.sql.connections import Connections
 from unstick.sql.tables import watches
 from unstick.sql.upserting import upsert
@@ -76,6 +77,7 @@ def _values(observed: Observed) -> dict[str, object]:
         "held": None if held is None else [held.since.isoformat(), held.suspects, held.cause],
         "grace_until": None if observed.grace_until is None else observed.grace_until.isoformat(),
         "late_finishes": observed.late_finishes,
+        "workers": [observed.workers.living, list(observed.workers.by_queue.items())],
     }
 
 
@@ -94,7 +96,12 @@ def _read(said: Mapping[str, Any]) -> Observed:
         held=None if held is None else Held(since=datetime.fromisoformat(held[0]), suspects=held[1], cause=held[2]),
         grace_until=None if said["grace_until"] is None else datetime.fromisoformat(said["grace_until"]),
         late_finishes=said["late_finishes"],
+        workers=_workers(*said.get("workers", (None, ()))),
     )
+
+
+def _workers(living: int | None, by_queue: Sequence[tuple[str | None, int]]) -> Workers:
+    return Workers(living=living, by_queue=dict(by_queue))
 
 
 def _seconds(duration: timedelta | None) -> float | None:

@@ -102,8 +102,8 @@ def _swept(event: Swept) -> None:
     if event.held is not None:
         _log.warning(
             "The sweep of source %r is held by its brake since %s, %d job(s) at once: %s. Release it with "
-            "`unstick brake --release` when you know what happened.",
-            *(event.source, say_instant(event.held.since), event.held.suspects, event.held.cause),
+            "`unstick brake --release --source %s` when you know what happened.",
+            *(event.source, say_instant(event.held.since), event.held.suspects, event.held.cause, event.source),
         )
         return
     counts = ((outcome, event.tally.of(outcome=outcome)) for outcome in Outcome)

@@ -21,7 +21,7 @@ from unstick.domain.diagnosis import diagnose
 from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.policy import Policy, decide
 from unstick.domain.recovery import Action, Batch, BatchResult, Outcome
-from unstick.domain.suspect import ACCUSED_STATES, Look, Position, Suspect
+from unstick.domain.suspect import ACCUSED_STATES, Look, Mark, Position, Suspect
 from unstick.domain.undo import CLAIMED, Undoable, UndoBatch
 from unstick.ports import JobSource
 from unstick.testing.memory import StoredJob
@@ -127,18 +127,28 @@ class JobSourceConformance:
             assert found.job.completed_at == stored.completed_at
         assert await bench.source.find("no such job") is None
 
-    async def test_a_list_is_by_age_in_either_order_and_continues_where_it_ended(self, bench: Bench) -> None:
+    async def test_a_list_is_by_age_and_continues_where_it_ended(self, bench: Bench) -> None:
         """A position continues a list with neither gap nor repetition."""
         ages = [30, 50, 20, 50, 40]
         ids = [await bench.add(JobState.QUEUED, Ages(enqueued=age * MINUTE)) for age in ages]
         look = await look_at(bench)
 
-        oldest, newest = [await _listed(bench, look, newest_first=newest_first) for newest_first in (False, True)]
+        oldest = await _listed(bench, look)
 
         by_age = {ids[0]: 30, ids[1]: 50, ids[2]: 20, ids[3]: 50, ids[4]: 40}
         assert sorted(oldest, key=ids.index) == ids
         assert [by_age[job_id] for job_id in oldest] == [50, 50, 40, 30, 20]
-        assert newest == oldest[::-1]
+
+    async def test_stretches_from_either_end_hold_every_suspect_once(self, bench: Bench) -> None:
+        """Whatever they are ordered by, some of which they may share, or not have at all."""
+        begun = [None, 50 * MINUTE, 40 * MINUTE, None, 40 * MINUTE, None]
+        ids = [await bench.add(JobState.QUEUED, Ages(enqueued=90 * MINUTE, started=each)) for each in begun]
+        look = await look_at(bench)
+
+        for newest_first in (False, True):
+            for size in (1, 2, 5, 9):
+                found = await _in_stretches(bench, look, size, newest_first=newest_first)
+                assert sorted(found, key=ids.index) == ids
 
     async def test_mark_failed_ends_the_job_as_the_contract_says(self, bench: Bench) -> None:
         """State, success, completion time and a message that says why."""
@@ -400,16 +410,27 @@ def undo_of(*recoveries: Undoable) -> UndoBatch:
     return UndoBatch(recoveries=recoveries, operation_id=2)
 
 
-async def _listed(bench: Bench, look: Look, *, newest_first: bool) -> list[JobId]:
+async def _listed(bench: Bench, look: Look) -> list[JobId]:
     """Return the ids of a list of queued suspects, read two at a time."""
     listed: list[JobId] = []
     position: Position | None = None
-    while page := await bench.source.list_suspects(
-        look, JobState.QUEUED, limit=2, after=position, newest_first=newest_first
-    ):
+    while page := await bench.source.list_suspects(look, JobState.QUEUED, limit=2, after=position):
         listed += [job.id for job in page]
         position = Position(since=since_of(page[-1]), job_id=page[-1].id)
     return listed
+
+
+async def _in_stretches(bench: Bench, look: Look, size: int, *, newest_first: bool) -> list[JobId]:
+    """Return the ids of all stretches of queued suspects, none of which is longer than it may be."""
+    found: list[JobId] = []
+    mark: Mark | None = None
+    while True:
+        stretch = await bench.source.stretch(look, JobState.QUEUED, size=size, after=mark, newest_first=newest_first)
+        assert len(stretch.jobs) <= size
+        found += [job.id for job in stretch.jobs]
+        mark = stretch.end
+        if mark is None:
+            return found
 
 
 async def recover_all(bench: Bench, action: Action = Action.MARK_FAILED) -> BatchResult:

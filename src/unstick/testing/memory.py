@@ -43,15 +43,26 @@ from unstick.domain.story import JobRow
 from unstick.domain.suspect import (
     GroupedSuspects,
     Look,
+    Mark,
     Page,
     Position,
+    Stretch,
     StuckCounts,
     Suspect,
     SuspectGroup,
     is_suspect,
 )
 from unstick.domain.undo import CLAIMED, GONE, UNRECORDED, Undoable, UndoBatch, UndoPage, UndoResult
-from unstick.ports import Capabilities, FollowUpSpan, Ledger, OpenJobs, RecoveredPage, RecoveryCounts, Usage
+from unstick.ports import (
+    Capabilities,
+    FollowUpSpan,
+    Ledger,
+    OpenClasses,
+    OpenJobs,
+    RecoveredPage,
+    RecoveryCounts,
+    Usage,
+)
 
 PAGE_SIZE = 100
 
@@ -131,10 +142,11 @@ class MemorySource:
         """Memory has no server that could have been away."""
         return None
 
-    async def open_classes(self) -> frozenset[JobClass]:
-        """Tell the kinds and queues of the jobs that are not over."""
+    async def open_classes(self, most: int | None = None) -> OpenClasses:
+        """Tell the kinds and queues of the jobs that are not over, all of which are at hand."""
+        del most
         jobs = (stored.job for stored in self._system.jobs.values())
-        return frozenset(JobClass(job.kind, job.queue) for job in jobs if job.completed_at is None)
+        return OpenClasses(found=frozenset(JobClass(job.kind, job.queue) for job in jobs if job.completed_at is None))
 
     async def flows(self, look: Look) -> Flows:
         """Tell how queues move, from all jobs that were ever claimed."""
@@ -159,9 +171,9 @@ class MemorySource:
             error=stored.error,
         )
 
-    async def count_suspects(self, look: Look, most: int | None = None) -> StuckCounts:
-        """Count the suspects exactly, or no more of them than `most`."""
-        states = [suspect.state for suspect in self._suspects(look)][:most]
+    async def count_suspects(self, look: Look) -> StuckCounts:
+        """Count the suspects exactly."""
+        states = [suspect.state for suspect in self._suspects(look)]
         return StuckCounts(queued=states.count(JobState.QUEUED), running=states.count(JobState.RUNNING))
 
     async def suspects_by_queue(self, look: Look) -> GroupedSuspects:
@@ -172,9 +184,14 @@ class MemorySource:
         return GroupedSuspects(counts=Counter(groups))
 
     async def list_suspects(
-        self, look: Look, state: JobState, *, limit: int, after: Position | None, newest_first: bool = False
+        self, look: Look, state: JobState, *, limit: int, after: Position | None
     ) -> tuple[Job, ...]:
-        """Return a state's suspects, oldest or newest first."""
+        """Return a state's suspects, oldest first."""
+        return self._listed(look, state, limit, after)
+
+    def _listed(
+        self, look: Look, state: JobState, limit: int, after: Position | None, *, newest_first: bool = False
+    ) -> tuple[Job, ...]:
         found = sorted((s for s in self._suspects(look) if s.state is state), key=_by_age)
         if after is not None:
             place = (after.since, _by_id(after.job_id))
@@ -182,6 +199,14 @@ class MemorySource:
         if newest_first:
             found.reverse()
         return tuple(self._system.jobs[suspect.job_id].job for suspect in found[:limit])
+
+    async def stretch(
+        self, look: Look, state: JobState, *, size: int, after: Mark | None = None, newest_first: bool = False
+    ) -> Stretch:
+        """Return a state's suspects by their signs of life, after a mark."""
+        position = None if after is None else after.position
+        jobs = self._listed(look, state, size, position, newest_first=newest_first)
+        return Stretch.by_age(jobs, size)
 
     async def describe(self, look: Look, job_ids: Sequence[JobId]) -> Mapping[JobId, Job]:
         """Return jobs by their ids."""
@@ -378,13 +403,13 @@ class MemoryLedger:
         self._system.audit.append((entry, 1))
         return len(self._system.audit)
 
-    async def count_read(self, entry: AuditEntry) -> None:
+    async def count_read(self, entry: AuditEntry, times: int = 1) -> None:
         """Keep a call that changed nothing, or count it again where it is there already."""
         for place, (kept, repeats) in enumerate(self._system.audit):
             if kept == entry:
-                self._system.audit[place] = (kept, repeats + 1)
+                self._system.audit[place] = (kept, repeats + times)
                 return
-        await self.append(entry)
+        self._system.audit.append((entry, times))
 
     async def record(self, source: str, operation_id: int, recoveries: Sequence[Recovery]) -> None:
         """Keep what came of decisions that changed nothing."""

@@ -20,7 +20,7 @@ import httpx
 from unstick.config import HttpSettings
 from unstick.domain.evidence import Evidence, Holding
 from unstick.domain.job import Job, JobId
-from unstick.domain.wording import say_instant
+from unstick.domain.wording import Phrase
 
 BATCH = 1_000
 """Ids a request."""
@@ -76,17 +76,16 @@ class HttpWitness:
             async with turns, asyncio.timeout(self._within):
                 body = await self._body(client, [str(job.id) for job in jobs])
             answer = _Answer.read(body)
-        except TimeoutError:
-            reason = f"no answer within {self._within:g} seconds"
-        except httpx.TimeoutException:
-            reason = f"no answer within {self._within:g} seconds"
+        except (TimeoutError, httpx.TimeoutException):
+            reason = Phrase("no answer within %(seconds)s seconds", seconds=f"{self._within:g}")
         except httpx.HTTPError as error:
-            reason = f"no answer: {str(error) or type(error).__name__}"
+            problem = str(error) or type(error).__name__
+            reason = Phrase("no answer: %(problem)s", problem=problem[:_LONGEST_REASON])
         except _NoAnswerError as error:
-            reason = str(error)
+            reason = error.reason
         else:
             return {job.id: self._word(answer, job, now) for job in jobs}
-        return {job.id: self._says(Holding.UNKNOWN, None, reason[:_LONGEST_REASON]) for job in jobs}
+        return {job.id: self._says(Holding.UNKNOWN, None, reason) for job in jobs}
 
     async def _body(self, client: httpx.AsyncClient, ids: Sequence[str]) -> bytes:
         token = self._settings.token
@@ -94,33 +93,37 @@ class HttpWitness:
         body = bytearray()
         async with client.stream("POST", self._settings.url, json={"jobs": ids}, headers=headers) as response:
             if not response.is_success:
-                raise _NoAnswerError(f"HTTP {response.status_code}")
+                raise _NoAnswerError(Phrase("HTTP %(status)s", status=response.status_code))
             if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise _NoAnswerError("its answer is compressed, which was not asked for")
+                raise _NoAnswerError(Phrase("its answer is compressed, which was not asked for"))
             async for part in response.aiter_raw():
                 body += part
                 if len(body) > LONGEST_ANSWER:
-                    raise _NoAnswerError(f"its answer is longer than {LONGEST_ANSWER} bytes")
+                    raise _NoAnswerError(Phrase("its answer is longer than %(bytes)s bytes", bytes=LONGEST_ANSWER))
         return bytes(body)
 
     def _word(self, answer: "_Answer", job: Job, now: datetime) -> Evidence:
         key, at = str(job.id), answer.at or now
         if key in answer.held and key in answer.released:
-            return self._says(Holding.UNKNOWN, at, "it says both held and released")
+            return self._says(Holding.UNKNOWN, at, Phrase("it says both held and released"))
         if key not in answer.held and key not in answer.released:
-            return self._says(Holding.UNKNOWN, None, "it says nothing of this job")
+            return self._says(Holding.UNKNOWN, None, Phrase("it says nothing of this job"))
         if job.started_at is not None and at < job.started_at:
-            return self._says(Holding.UNKNOWN, at, f"its word of {say_instant(at)} is older than the attempt")
+            return self._says(Holding.UNKNOWN, at, Phrase("its word of %(at)s is older than the attempt", at=at))
         if key in answer.held:
-            return self._says(Holding.HELD, at, "it says held")
-        return self._says(Holding.RELEASED, at, "it says released")
+            return self._says(Holding.HELD, at, Phrase("it says held"))
+        return self._says(Holding.RELEASED, at, Phrase("it says released"))
 
     def _says(self, holding: Holding, at: datetime | None, value: str) -> Evidence:
         return Evidence(witness=self.name, holding=holding, at=at, value=value)
 
 
 class _NoAnswerError(Exception):
-    """What came back is no answer; the message says why."""
+    """What came back is no answer; `reason` says why."""
+
+    def __init__(self, reason: Phrase) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +138,9 @@ class _Answer:
         try:
             said = json.loads(body, object_pairs_hook=_once_each)
         except (ValueError, RecursionError):
-            raise _NoAnswerError("its answer is no JSON") from None
+            raise _NoAnswerError(Phrase("its answer is no JSON")) from None
         if not isinstance(said, dict):
-            raise _NoAnswerError("its answer is no JSON object")
+            raise _NoAnswerError(Phrase("its answer is no JSON object"))
         return cls(_ids(said, "held"), _ids(said, "released"), _instant(said.get("at")))
 
 
@@ -152,7 +155,7 @@ def _once_each(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
 def _ids(said: Mapping[str, object], key: str) -> frozenset[str]:
     ids = said.get(key)
     if not isinstance(ids, list) or not all(type(each) in {str, int} for each in ids):
-        raise _NoAnswerError(f"`{key}` in its answer is no list of ids")
+        raise _NoAnswerError(Phrase("%(key)s in its answer is no list of ids", key=f"`{key}`"))
     return frozenset(str(each) for each in ids)
 
 
@@ -164,5 +167,5 @@ def _instant(said: object) -> datetime | None:
     except ValueError:
         at = None
     if at is None or at.utcoffset() is None:
-        raise _NoAnswerError("`at` in its answer is no time with a zone")
+        raise _NoAnswerError(Phrase("%(key)s in its answer is no time with a zone", key="`at`"))
     return at

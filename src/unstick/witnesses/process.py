@@ -23,6 +23,7 @@ from unstick.domain.evidence import Evidence, Holding
 from unstick.domain.job import Job, JobId
 from unstick.domain.naming import NamePattern
 from unstick.domain.tenure import held_since, say_another, say_unclear
+from unstick.domain.wording import Phrase
 
 _OUR_WORKERS = ("{host}:{pid}:{any}", "{host}:{pid}")
 _LONGEST_HOST = 200
@@ -77,26 +78,28 @@ class HostProcesses:
         return None
 
     def _word(self, job: Job, worker: "_Worker", view: "_View", now: datetime, ahead: float) -> Evidence:
-        what = f"process {worker.pid}"
+        what = Phrase("process %(pid)s", pid=worker.pid)
         if worker.host != self._host or worker.host in _NO_NAMES:
             return self._elsewhere(worker)
         if (doubt := view.doubt_of(worker.pid)) is not None:
-            return self._says(Holding.UNKNOWN, None, f"{what} {doubt}")
+            return self._says(Holding.UNKNOWN, None, Phrase("%(process)s %(what)s", process=what, what=doubt))
         process = view.processes.get(worker.pid)
         if process is None or process.status in _OVER:
-            gone = "is not there any more" if process is None else f"is a {process.status} process"
-            return self._says(Holding.RELEASED, now, f"{what} {gone}")
+            return self._says(Holding.RELEASED, now, _gone(what, process))
         began_at = datetime.fromtimestamp(process.began + ahead, UTC)
         match held_since(began_at, job):
             case Holding.HELD:
-                return self._says(Holding.HELD, now, f"{what} is {process.status}")
+                return self._says(
+                    Holding.HELD, now, Phrase("%(process)s is %(status)s", process=what, status=process.status)
+                )
             case Holding.RELEASED:
                 return self._says(Holding.RELEASED, began_at, say_another(what, began_at))
             case unclear:
                 return self._says(unclear, None, say_unclear(what, began_at))
 
     def _elsewhere(self, worker: "_Worker") -> Evidence:
-        return self._says(Holding.UNKNOWN, None, f"its host {worker.host} is not known to be this one, {self._host}")
+        said = Phrase("its host %(host)s is not known to be this one, %(here)s", host=worker.host, here=self._host)
+        return self._says(Holding.UNKNOWN, None, said)
 
     def _says(self, holding: Holding, at: datetime | None, value: str) -> Evidence:
         return Evidence(witness=self.name, holding=holding, at=at, value=value)
@@ -126,18 +129,24 @@ class _View:
     processes: Mapping[int, _Process]
     hidden: Collection[int]
     """Those that are there, and of which no more is told."""
-    doubt: str | None
+    doubt: Phrase | None
     """Why no number here says anything of a worker's process."""
     in_containers: Collection[int]
     """The numbers that processes of this host have within a container, beside those they have here."""
 
-    def doubt_of(self, pid: int) -> str | None:
+    def doubt_of(self, pid: int) -> Phrase | None:
         """Return why a number says nothing, None where it does."""
         if self.doubt is not None:
             return self.doubt
         if pid in self.in_containers:
-            return "is one in a container of this host, too"
-        return "may not be looked at" if pid in self.hidden else None
+            return Phrase("is one in a container of this host, too")
+        return Phrase("may not be looked at") if pid in self.hidden else None
+
+
+def _gone(what: Phrase, process: _Process | None) -> Phrase:
+    if process is None:
+        return Phrase("%(process)s is not there any more", process=what)
+    return Phrase("%(process)s is a %(status)s process", process=what, status=process.status)
 
 
 def _look(pids: Collection[int], *, same_namespace: bool) -> _View:
@@ -155,8 +164,12 @@ def _look(pids: Collection[int], *, same_namespace: bool) -> _View:
         except psutil.AccessDenied:
             hidden.add(pid)
     trusts = same_namespace or sys.platform != "linux"
-    doubt = None if trusts or _sees_all() else "can't be told from others of its number: Unstick is in a container"
+    doubt = None if trusts or _sees_all() else _in_a_container()
     return _View(processes, hidden, doubt, frozenset() if trusts or doubt else _numbers_in_containers())
+
+
+def _in_a_container() -> Phrase:
+    return Phrase("can't be told from others of its number: Unstick is in a container")
 
 
 def _exists(pid: int) -> bool:

@@ -12,7 +12,7 @@ from unstick.config import ProgressSettings
 from unstick.domain.evidence import Evidence, Holding
 from unstick.domain.job import Job, JobId
 from unstick.domain.sighting import Sighted, Sighting
-from unstick.domain.wording import say_instant
+from unstick.domain.wording import Phrase
 from unstick.ports import Sightings
 
 
@@ -38,19 +38,22 @@ class Progress:
         return {job_id: self._word(sighting, now) for job_id, sighting in seen.items()}
 
     def _word(self, seen: Sighting, now: datetime) -> Evidence:
-        at, progress = seen.moved_at, seen.progress if seen.progress is not None else "unsaid"
+        at, progress = seen.moved_at, seen.progress if seen.progress is not None else Phrase("unsaid")
         if at is not None and now - at <= self._moved_within:
-            before = seen.moved_from if seen.moved_from is not None else "unsaid"
-            return self._says(Holding.HELD, at, f"progress {before} → {progress}")
-        since = say_instant(at or seen.first_seen_at)
-        stands = f"unmoved since {since}" if seen.looks > 1 else f"first seen at {since}"
+            before = seen.moved_from if seen.moved_from is not None else Phrase("unsaid")
+            return self._says(Holding.HELD, at, Phrase("progress %(before)s → %(now)s", before=before, now=progress))
+        since = at or seen.first_seen_at
+        stands = (
+            Phrase("unmoved since %(at)s", at=since) if seen.looks > 1 else Phrase("first seen at %(at)s", at=since)
+        )
         if seen.progress is not None and seen.looks > 1:
             at = at or seen.first_seen_at  # since when it stands still
-        return self._says(Holding.UNKNOWN, at, f"progress {progress}, {stands} ({_looks(seen.looks)})")
+        said = Phrase("progress %(now)s, %(stands)s (%(looks)s)", now=progress, stands=stands, looks=_looks(seen.looks))
+        return self._says(Holding.UNKNOWN, at, said)
 
     def _says(self, holding: Holding, at: datetime | None, value: str) -> Evidence:
         return Evidence(witness=self.name, holding=holding, at=at, value=value)
 
 
-def _looks(number: int) -> str:
-    return "1 look" if number == 1 else f"{number} looks"
+def _looks(number: int) -> Phrase:
+    return Phrase("1 look") if number == 1 else Phrase("%(number)s looks", number=number)

@@ -1,4 +1,4 @@
-"""Procrastinate as its users run it. `app.py migrate | enqueue TOKEN… | work TOKEN | tell ID…`."""
+"""Procrastinate as its users run it. `app.py migrate | enqueue TOKEN… | lock NAME TOKEN… | work TOKEN | tell ID…`."""
 
 import asyncio
 import json
@@ -27,6 +27,9 @@ async def main(command: str, *arguments: str) -> None:
             print(json.dumps(version("procrastinate")))
         elif command == "enqueue":
             print(json.dumps([await hold.defer_async(token=token) for token in arguments]))
+        elif command == "lock":
+            locked = hold.configure(lock=arguments[0])
+            print(json.dumps([await locked.defer_async(token=token) for token in arguments[1:]]))
         elif command == "tell":
             print(json.dumps([await tell(int(job_id)) for job_id in arguments]))
         else:

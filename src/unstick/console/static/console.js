@@ -36,6 +36,7 @@ function tick() {
   if (!ago || !units) return;
   for (const time of document.querySelectorAll("time[data-ago]")) {
     const seconds = Math.max(0, Math.floor((Date.now() - skew - Date.parse(time.dateTime)) / 1000));
+    if (seconds < 1) continue; // the page has said that it is now
     const said = ago.replace("{}", duration(seconds, units.split(" ")));
     if (time.textContent !== said) time.textContent = said;
   }

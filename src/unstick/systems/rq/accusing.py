@@ -119,7 +119,7 @@ def _judge(kept: Kept, look: Look, lost: Lost | None) -> Accused | Unreadable | 
     if _is_taken(kept) and lost is None:
         return None  # a worker is about to begin it
     try:
-        job = to_job(kept, look.taken_at, lost)
+        job = to_job(kept, look.taken_at, None if lost is None else lost.value)
     except ValueError as error:
         return _unreadable(kept, look, str(error))
     return Accused(kept=kept, job=job) if is_suspect(job, _look_at(look, lost)) else None

@@ -1,12 +1,12 @@
 """How RQ's queues move, what is open in them, and what their newest jobs tell."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from unstick.domain.events import QueueState
 from unstick.domain.job import Job, JobClass, JobState, sign_of_life
-from unstick.domain.queue import Flows, QueueFlow
+from unstick.domain.queue import Flows, QueueFlow, Workers
 from unstick.domain.suspect import Look
 from unstick.ports import OpenJobs, Usage
 from unstick.systems.rq import keys
@@ -48,10 +48,16 @@ class Flowing:
 
     async def _served(self, queues: Sequence[str]) -> frozenset[str]:
         """Return those of these queues that a living worker serves."""
+        living = await self._living(queues)
+        return frozenset(queue for queue in queues if living[queue])
+
+    async def _living(self, queues: Sequence[str]) -> Mapping[str | None, int]:
+        """Count the living workers of each of these queues."""
         workers = await self._broker.ask_all([("SMEMBERS", keys.workers(queue)) for queue in queues])
         asked = [(queue, key) for queue, answer in zip(queues, workers, strict=True) for key in texts(answer)]
         said = await self._broker.ask_all([("HMGET", key, "birth", "death") for _, key in asked])
-        return frozenset(queue for (queue, _), answer in zip(asked, said, strict=True) if _lives(answer))
+        living = Counter(queue for (queue, _), answer in zip(asked, said, strict=True) if _lives(answer))
+        return {queue: living[queue] for queue in queues}
 
     async def _flow(self, queue: str, look: Look) -> QueueFlow | None:
         claimed = [job for job in await self._claimed(queue, look.taken_at) if job.started_at and job.enqueued_at]
@@ -88,6 +94,7 @@ class Flowing:
             by_queue={key: count for key, count in by_queue.items() if count},
             queued_since=_oldest(await self._heads(queues, now)),
             running_since=_oldest(running),
+            workers=Workers(by_queue=await self._living(queues)),
         )
 
     async def _heads(self, queues: Sequence[str], now: datetime) -> list[Job]:

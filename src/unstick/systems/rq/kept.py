@@ -5,9 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 from unstick.domain.job import Job, JobState
+from unstick.domain.wording import Phrase
 
 FIELDS = (
     "status", "origin", "description", "created_at", "enqueued_at", "started_at", "ended_at", "last_heartbeat",
@@ -63,12 +64,12 @@ _OVER = {
 }
 
 
-class Lost(StrEnum):
+class Lost(Enum):
     """How a job's message is lost."""
 
-    TAKEN = "a worker took it from its queue and was gone before it began"
-    OVERDUE = "it is due, and no scheduler has put it into its queue"
-    ORPHANED = "the jobs that it waits for are not there any more"
+    TAKEN = Phrase("a worker took it from its queue and was gone before it began")
+    OVERDUE = Phrase("it is due, and no scheduler has put it into its queue")
+    ORPHANED = Phrase("the jobs that it waits for are not there any more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,14 +13,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from unstick.domain.aftermath import Finished, Recovered
-from unstick.domain.job import Job, JobClass, JobId, JobState, sign_of_life
+from unstick.domain.job import Job, JobId, JobState, sign_of_life
 from unstick.domain.policy import Ruling
 from unstick.domain.queue import Flows
 from unstick.domain.recovery import Action, Batch, BatchResult, Decision, Intent, Ruled, Undo
 from unstick.domain.story import JobRow, Waits
-from unstick.domain.suspect import GroupedSuspects, Look, Page, Position, StuckCounts, SuspectGroup
+from unstick.domain.suspect import GroupedSuspects, Look, Mark, Page, Position, Stretch, StuckCounts, SuspectGroup
 from unstick.domain.undo import Undoable, UndoBatch, UndoResult
-from unstick.ports import Capabilities, OpenJobs, Sightings, Usage
+from unstick.domain.wording import Phrase
+from unstick.ports import Capabilities, OpenClasses, OpenJobs, Sightings, Usage
 from unstick.systems.rq import keys
 from unstick.systems.rq.accusing import Accused, Accuser
 from unstick.systems.rq.broker import Broker, number, text, texts
@@ -78,9 +79,10 @@ class RqSource:
         seconds = said.get("uptime_in_seconds")
         return None if seconds is None else await self.clock() - timedelta(seconds=int(seconds))
 
-    async def open_classes(self) -> frozenset[JobClass]:
+    async def open_classes(self, most: int | None = None) -> OpenClasses:
         """Tell the kinds and queues of open jobs, so far as they are read at one look."""
-        return await self._flowing.classes(await self.clock())
+        del most
+        return OpenClasses(found=await self._flowing.classes(await self.clock()))
 
     async def flows(self, look: Look) -> Flows:
         """Tell how the queues move in which anything waits."""
@@ -109,9 +111,8 @@ class RqSource:
             error=seen.error if kept.place is Place.FAILED else None,
         )
 
-    async def count_suspects(self, look: Look, most: int | None = None) -> StuckCounts:
+    async def count_suspects(self, look: Look) -> StuckCounts:
         """Count the suspects among the jobs that are read at one look, which are never too many."""
-        del most
         found = await self._accuser.find(look)
         states = Counter(each.job.state for each in found.accused)
         return StuckCounts(queued=states[JobState.QUEUED], running=states[JobState.RUNNING], exact=found.exact)
@@ -126,13 +127,26 @@ class RqSource:
         return GroupedSuspects(counts=groups, exact=found.exact)
 
     async def list_suspects(
-        self, look: Look, state: JobState, *, limit: int, after: Position | None, newest_first: bool = False
+        self, look: Look, state: JobState, *, limit: int, after: Position | None
     ) -> tuple[Job, ...]:
-        """Return a state's suspects, oldest or newest first."""
+        """Return a state's suspects, oldest first."""
+        return await self._listed(look, state, limit, after)
+
+    async def _listed(
+        self, look: Look, state: JobState, limit: int, after: Position | None, *, newest_first: bool = False
+    ) -> tuple[Job, ...]:
         accused = (await self._accuser.find(look)).accused
         jobs = sorted((each.job for each in accused), key=_by_age, reverse=newest_first)
         wanted = [job for job in jobs if job.state is state and _is_past(job, after, newest_first=newest_first)]
         return tuple(wanted[:limit])
+
+    async def stretch(
+        self, look: Look, state: JobState, *, size: int, after: Mark | None = None, newest_first: bool = False
+    ) -> Stretch:
+        """Return a state's suspects by their signs of life, after a mark."""
+        position = None if after is None else after.position
+        jobs = await self._listed(look, state, size, position, newest_first=newest_first)
+        return Stretch.by_age(jobs, size)
 
     async def describe(self, look: Look, job_ids: Sequence[JobId]) -> Mapping[JobId, Job]:
         """Read jobs by their ids."""
@@ -261,7 +275,7 @@ class RqSource:
 
     async def _waits(self, kept: Kept) -> Waits | None:
         suspended = kept.place is Place.QUEUE and await self._reader.is_suspended()
-        return Waits("paused", "its workers are suspended") if suspended else None
+        return Waits("paused", Phrase("its workers are suspended")) if suspended else None
 
     async def _scheduling(self, accused: Sequence[Accused]) -> Scheduling:
         """Tell which queues have a scheduler: where there is none, nobody would bring a job into its queue later."""

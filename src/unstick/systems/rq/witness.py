@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from unstick.domain.evidence import Evidence, Holding
 from unstick.domain.job import Job, JobId
 from unstick.domain.tenure import held_since, say_another, say_unclear
-from unstick.domain.wording import say_instant
+from unstick.domain.wording import Phrase
 from unstick.systems.rq import keys
 from unstick.systems.rq.broker import Answer, Broker, number
 from unstick.systems.rq.kept import instant, read_time
@@ -100,24 +100,24 @@ _NO_KEY = -2
 
 
 def _word(job: Job, execution: _Execution, worker: _Worker | None, now: datetime) -> Evidence:
-    name = job.worker or "its worker"
-    until = say_instant(execution.ends_at)
-    if execution.lives or execution.ends_at > now:
-        return _evidence(job, Holding.HELD, f"the lease of {name} holds until {until}")
-    ran_out = f"the lease of {name} ran out at {until}"
+    name, until = job.worker or Phrase("its worker"), execution.ends_at
+    if execution.lives or until > now:
+        return _evidence(job, Holding.HELD, Phrase("the lease of %(name)s holds until %(at)s", name=name, at=until))
+    ran_out = Phrase("the lease of %(name)s ran out at %(at)s", name=name, at=until)
     if worker is None:
-        return _evidence(job, Holding.RELEASED, f"{ran_out}, and that worker is not there any more")
-    holding = held_since(worker.born_at, job)
+        return _evidence(job, Holding.RELEASED, Phrase("%(what)s, and that worker is not there any more", what=ran_out))
+    holding, another = held_since(worker.born_at, job), say_another(name, worker.born_at)
     if holding is Holding.RELEASED:
-        return _evidence(job, holding, f"{ran_out}, and {say_another(name, worker.born_at)}")
+        return _evidence(job, holding, Phrase("%(what)s, and %(another)s", what=ran_out, another=another))
     if holding is Holding.UNKNOWN:
         return _evidence(job, holding, say_unclear(name, worker.born_at))
     if worker.is_at_it:
-        return _evidence(job, Holding.UNKNOWN, f"{ran_out}, but that worker lives and says that it is at it")
-    return _evidence(job, Holding.RELEASED, f"{ran_out}, and that worker lives and is not at it")
+        said = Phrase("%(what)s, but that worker lives and says that it is at it", what=ran_out)
+        return _evidence(job, Holding.UNKNOWN, said)
+    return _evidence(job, Holding.RELEASED, Phrase("%(what)s, and that worker lives and is not at it", what=ran_out))
 
 
-def _evidence(job: Job, holding: Holding, value: str) -> Evidence:
+def _evidence(job: Job, holding: Holding, value: Phrase) -> Evidence:
     return Evidence(witness=NAME, holding=holding, at=job.heartbeat_at, value=value)
 
 
