@@ -39,12 +39,6 @@ def _true_or_false(sent: object) -> bool:
     return word == "true"
 
 
-def _change(sent: object) -> object:
-    if isinstance(sent, str) and sent not in CHANGES:
-        raise ValueError(f"must be {' or '.join(CHANGES)}")
-    return sent
-
-
 _FOUND = tuple(each for each in Reason if each in STUCK and each is not Reason.POISON)
 """Why a job can be found stuck; that it is poison is decided only when it would be recovered once more."""
 
@@ -52,6 +46,12 @@ _FOUND = tuple(each for each in Reason if each in STUCK and each is not Reason.P
 def _reason(sent: object) -> object:
     if sent is not None and sent not in _FOUND:
         raise ValueError(f"must be one of {', '.join(_FOUND)}")
+    return sent
+
+
+def _change(sent: object) -> object:
+    if isinstance(sent, str) and sent not in CHANGES:
+        raise ValueError(f"must be {' or '.join(CHANGES)}")
     return sent
 
 
