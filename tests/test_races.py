@@ -673,10 +673,10 @@ async def test_a_sweep_holds_a_bounded_number_of_pages(bench: SqlBench) -> None:
     held: list[int] = []
 
     def count(_looked_at: int) -> None:
-        held.append(sum(isinstance(each, Suspect) for each in gc.get_objects()))
+        held.append(sum(type(each) is Suspect for each in gc.get_objects()))
 
     gc.collect()
-    before = sum(isinstance(each, Suspect) for each in gc.get_objects())
+    before = sum(type(each) is Suspect for each in gc.get_objects())
     await sweep(bench.watched(), SweepOrder(actor="test", action=Action.RETRY), count)
 
     assert len(held) == 6

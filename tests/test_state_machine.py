@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 
 MORE = os.environ.pop("UNSTICK_EXAMPLES", None)  # taken out, for it is no setting of the product's
 SETTINGS = settings(
-    max_examples=int(MORE or 15),
+    max_examples=int(MORE or 10),
     stateful_step_count=25,
     derandomize=MORE is None,
     deadline=None,
