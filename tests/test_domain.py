@@ -175,7 +175,7 @@ QUEUES = ("drains", "stands", "nobody's", None)
 )
 def test_why_a_job_waits_is_told_by_its_own_queue(served: bool | None, waiting: list[Reason]) -> None:
     moving = QueueFlow(recent_claims=DRAINS_FROM, reached=NOW)
-    stands = {"stands": replace(moving, recent_claims=DRAINS_FROM - 1)}
+    stands: dict[str | None, QueueFlow] = {"stands": replace(moving, recent_claims=DRAINS_FROM - 1)}
     flows = Flows(by_queue=stands | {"drains": moving}, served=served, unserved=frozenset({"nobody's"}))
 
     assert [flows.waiting_reason(queue) for queue in QUEUES] == waiting
