@@ -333,28 +333,30 @@ async def test_a_retried_job_waits_anew_by_whatever_time_its_table_has(database:
     table = jobs_table()
     columns = {key: name for key, name in COLUMNS.items() if key not in lacking}
     bench = await open_bench(database, table, declared(table, columns=columns))
-    await bench.put({"status": "queued", "started_at": None})
+    silent = bench.store(await bench.source.clock() - 2 * HOUR)
+    await bench.put({"status": "queued", "started_at": None}, {"updated_at": silent})
 
     first, second = await bench.sweep(Action.RETRY), await bench.sweep(Action.RETRY)
 
     await bench.close()
-    assert (first.tally.of(outcome=Outcome.APPLIED), second.tally.of()) == (1, 0)
+    assert (first.tally.of(outcome=Outcome.APPLIED), second.tally.of()) == (2, 0)
 
 
 async def test_a_retry_leaves_no_null_where_the_table_takes_none(database: Database) -> None:
-    """P2: a start that may not be missing is the retry's, and a token that is no number stays."""
-    table = jobs_table(sa.Column("token", sa.String(20), nullable=False))
+    """P2: a start that may not be missing is the retry's, and a worker or a token that is no number stays."""
+    table = jobs_table(*(sa.Column(name, sa.String(20), nullable=False) for name in ("token", "worker")))
     table.c.started_at.nullable = table.c.updated_at.nullable = False
-    bench = await open_bench(database, table, declared(table, columns=COLUMNS | {"token": "token"}))
+    names = {name: name for name in ("token", "worker")}
+    bench = await open_bench(database, table, declared(table, columns=COLUMNS | names))
     before = await bench.source.clock()
-    await bench.put({"token": "a", "updated_at": bench.store(before - 2 * HOUR)})
+    await bench.put({"token": "a", "worker": "w", "updated_at": bench.store(before - 2 * HOUR)})
 
     report = await bench.sweep(Action.RETRY)
 
     (row,) = await bench.rows()
     await bench.close()
     assert report.tally.of(outcome=Outcome.APPLIED) == 1
-    assert (row["status"], row["token"]) == ("queued", "a")
+    assert (row["status"], row["token"], row["worker"]) == ("queued", "a", "w")
     restarted = bench._aware(row["started_at"])
     assert restarted is not None
     assert restarted >= before

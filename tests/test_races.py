@@ -289,6 +289,33 @@ async def test_what_a_job_held_is_recorded_to_the_letter_though_that_changed_und
     assert held == {"1": "timeout", "2": "Timeout", "3": "timeout"}
 
 
+@on_databases("postgres18")
+async def test_a_job_that_lies_by_now_where_one_was_found_is_not_taken_for_it(bench: SqlBench) -> None:
+    """R1: a ruling finds its rows by their addresses, and an address that a vacuum frees is given to the next row."""
+    await bench.put({}, {})
+    addresses: list[str] = []
+
+    async def replace_the_first() -> None:
+        async with host(bench, isolation_level="AUTOCOMMIT") as app, app.connect() as connection:
+            for statement in (
+                "DELETE FROM ai_generation_jobs WHERE id = 1 RETURNING ctid::text",
+                "VACUUM ai_generation_jobs",
+                "INSERT INTO ai_generation_jobs (status, started_at) VALUES ('running', now()) RETURNING ctid::text",
+            ):
+                result = await connection.exec_driver_sql(statement)
+                addresses.extend(result.scalars() if result.returns_rows else ())
+
+    def before_the_next_transaction() -> None:
+        event.listen(bench.engine.sync_engine, "begin", lambda _: elsewhere(replace_the_first), once=True)
+
+    with after_each(bench.engine, READING, [lambda: None, before_the_next_transaction]):
+        await bench.sweep()
+
+    assert len(addresses) == 2
+    assert addresses[0] == addresses[1]
+    assert [(row["id"], row["status"]) for row in await bench.rows()] == [(2, "failed"), (3, "running")]
+
+
 MOVES = {
     "state": "status = 'queued'",
     "attempt": "attempt = 2",
