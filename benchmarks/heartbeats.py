@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 _WORKERS = 100
 JOBS_EACH = 100
 _BEATS = 60
+_BATCHES_EVERY = 2
 _ONE_BY_ONE_EVERY = 30
-"""Ten minutes of one UPDATE a job take as long as that: it beats with every thirtieth beat of the others."""
+"""Ten minutes of one UPDATE a job take as long as that: it beats with every thirtieth beat of the leases."""
 _SHARE = Goal(bound=0.5, unit=" %")
 _OF_ONE_BY_ONE = Goal(bound=0.01)
 
@@ -127,7 +128,7 @@ async def _leases(database: Database, workers: int) -> AsyncIterator[Contender]:
 async def _batches(database: Database, workers: int) -> AsyncIterator[Contender]:
     """The kit where the table has only a column for heartbeats: one UPDATE for all jobs of a worker."""
     async with _kit(database, workers) as beat:
-        yield Contender(name="UPDATE a worker", database=database, beat=beat, table=TABLE)
+        yield Contender(name="UPDATE a worker", database=database, beat=beat, table=TABLE, every=_BATCHES_EVERY)
 
 
 @asynccontextmanager
