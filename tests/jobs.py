@@ -234,11 +234,13 @@ class SqlBench:
 
 
 async def make_tables(engine: AsyncEngine, *, own_jobs: bool = False) -> None:
-    """Make Unstick's tables by the statements that `unstick db upgrade --sql` prints, which are soon done.
+    """Make Unstick's tables, unless they are there, by the statements that `unstick db upgrade --sql` prints.
 
     That they make the same tables as a migration is what `tests/test_schema.py` sees.
     """
     async with engine.begin() as connection:
+        if await connection.run_sync(lambda there: sa.inspect(there).has_table(schema.VERSION_TABLE)):
+            return
         for statement in _made_by(engine.dialect.name, schema.branches(own_jobs=own_jobs)):
             await connection.exec_driver_sql(statement)
 

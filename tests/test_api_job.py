@@ -122,7 +122,7 @@ async def test_an_unknown_job_or_source_is_404(call: str) -> None:
     world = World()
     method, path = asked(call)
     async with client(service(world), Role.ADMIN) as caller:
-        for job_id in ("99", "two", quote("2 or 1=1"), "02", "%00", "\N{FULLWIDTH DIGIT TWO}"):
+        for job_id in ("99", "two", quote("2 or 1=1"), "02", "\N{FULLWIDTH DIGIT TWO}"):
             problem = assert_problem(await caller.request(method, path.replace("/main/2", f"/main/{job_id}")), 404)
             assert "has no job" in problem["detail"]
         problem = assert_problem(await caller.request(method, path.replace("/main/2", "/nowhere/2")), 404)

@@ -199,6 +199,11 @@ async def test_when_the_leader_is_killed_another_goes_on_within_the_lease(
     with open_replicas(number, database.url, tmp_path, leads_for=leads_for) as replicas:
         leader = await led(replicas)
         await is_swept(engine, 20)
+
+        async def has_said_so() -> bool:
+            return any(each["event"] == "Swept" for each in replicas.heard(leader))
+
+        await until(has_said_so)
         term = replicas.leads(leader)
         assert term == 1
         if number > 1:

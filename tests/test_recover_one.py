@@ -115,7 +115,7 @@ NOT_STUCK: Sequence[tuple[JobState, Ages, str]] = (
     (JobState.SCHEDULED, Ages(enqueued=9 * HOUR), "is scheduled"),
     (JobState.SUCCEEDED, Ages(started=9 * HOUR, completed=12 * MINUTE), "succeeded 12 minutes ago"),
     (JobState.FAILED, Ages(started=9 * HOUR, completed=12 * MINUTE), "failed 12 minutes ago"),
-    (JobState.CANCELLED, Ages(started=9 * HOUR), "was cancelled"),
+    (JobState.CANCELLED, Ages(started=9 * HOUR), "was cancelled at a time that isn't known"),
     (JobState.RUNNING, Ages(started=9 * HOUR, completed=12 * MINUTE), "says 'running', but it ended 12 minutes ago"),
 )
 

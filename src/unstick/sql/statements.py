@@ -157,7 +157,9 @@ def flows(mapped: MappedTable, *, whole: bool) -> sa.Select[Any]:
     some = [each.limit(most).subquery(f"newest_{number}") for number, each in enumerate(running)]
     claims = [each.where(recent).order_by(None) for each in running] if whole else [_recent(each) for each in some]
     parts = sa.union(sa.select(over), *claims).subquery("claimed")
-    next_ones = [each.with_only_columns(columns[2]).offset(most).limit(sa.literal_column("1")) for each in running]
+    # What is computed names no column, and so not by itself the table either.
+    lasts = [each.with_only_columns(columns[2], maintain_column_froms=True) for each in running]
+    next_ones = [each.offset(most).limit(sa.literal_column("1")) for each in lasts]
     more = [sa.func.coalesce(each.scalar_subquery(), 0) for each in next_ones]
     figures = sa.func.sum(parts.c.recent), sa.func.max(parts.c.enqueued_at)
     return sa.select(parts.c.queue, *figures, sum(more, _NONE)).where(parts.c.was_claimed == 1).group_by(parts.c.queue)
