@@ -22,7 +22,7 @@ check: $(DEVELOPMENT)  ## Lint, format, types, import rules and dependencies: al
 test: $(DEVELOPMENT)  ## Run the tests against real, private database servers
 	@scripts/install-servers
 	@scripts/install-systems
-	.venv/bin/pytest -n 2 $(ARGS)
+	.venv/bin/pytest -n 2 --durations=40 --durations-min=3 $(ARGS)
 
 screenshots: $(DEVELOPMENT)  ## Take a picture of every page of the console, to look at
 	@scripts/install-servers

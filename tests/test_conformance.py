@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.jobs import open_bench
+from tests.servers import EACH_KIND
 from unstick.domain.job import Job, JobId, JobState
 from unstick.sql.source import RULED_FROM
 from unstick.testing.conformance import JobSourceConformance
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from unstick.domain.recovery import Outcome
     from unstick.domain.undo import Undoable
     from unstick.testing.conformance import Ages
+
+DATABASES = (*EACH_KIND, "postgres18-asyncpg")  # whose parameters are of the types it thinks
 
 
 @dataclass(kw_only=True)

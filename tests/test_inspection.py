@@ -12,6 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from tests.servers import EACH_KIND
 from unstick.config import SourceSettings
 from unstick.domain.errors import ConfigurationError, SourceUnavailableError
 from unstick.domain.job import JobState
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from tests.servers import Database
     from unstick.sql.proposal import Doubt
 
+DATABASES = EACH_KIND
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 WORDS = ("queued", "running", "completed", "failed")
 
