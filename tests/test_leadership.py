@@ -8,6 +8,7 @@ import signal
 import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -162,6 +163,11 @@ async def is_swept(engine: AsyncEngine, number: int = 1) -> None:
     await until(lambda: failed(engine, ids))
 
 
+async def have_said_so(replicas: Replicas, number: int) -> bool:
+    """Tell whether so many replicas have said that they swept, which each does only after its jobs are recovered."""
+    return len({each["pid"] for each in replicas.heard() if each["event"] == "Swept"}) == number
+
+
 async def led(replicas: Replicas, besides: int | None = None) -> int:
     """Wait until a replica leads."""
 
@@ -200,17 +206,14 @@ async def test_when_the_leader_is_killed_another_goes_on_within_the_lease(
         leader = await led(replicas)
         await is_swept(engine, 20)
 
-        async def has_said_so() -> bool:
-            return any(each["event"] == "Swept" for each in replicas.heard(leader))
-
-        await until(has_said_so)
+        await until(partial(have_said_so, replicas, 1))
         term = replicas.leads(leader)
         assert term == 1
         if number > 1:
             os.kill(leader, signal.SIGKILL)
             assert replicas.leads(await led(replicas, besides=leader)) == term + 1
         await is_swept(engine, 20)
-        assert len({each["pid"] for each in replicas.heard() if each["event"] == "Swept"}) == min(number, 2)
+        await until(partial(have_said_so, replicas, min(number, 2)))
     await assert_no_two_swept_at_once(engine)
 
 
