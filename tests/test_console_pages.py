@@ -81,7 +81,9 @@ async def test_what_a_page_does_not_know_is_a_page_that_says_so() -> None:
     async with client(host(World())) as caller:
         unknown = await caller.get("/console/jobs/main/77")
         wrong = await caller.get("/console/stuck?reason=held&colour=red")
-    assert (unknown.status_code, wrong.status_code) == (404, 422)
+        nowhere = await caller.get("/console/policies")
+    assert (unknown.status_code, wrong.status_code, nowhere.status_code) == (404, 422, 404)
+    assert "There is no such page." in nowhere.text
     assert "Source &#39;main&#39; has no job 77." in unknown.text
     assert "is no reason of stuck jobs" in wrong.text
     assert "colour: is not a parameter of this call" in wrong.text

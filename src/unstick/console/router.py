@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request, Response
 
+from unstick.api.problems import Problem
 from unstick.api.route import recorded_route
 from unstick.api.router import gate
 from unstick.api.sources import Sources
@@ -26,6 +27,7 @@ from unstick.console.source_pages import add_source_pages
 from unstick.console.stuck import add_stuck
 from unstick.domain.access import Secret
 from unstick.domain.schedule import Timetable
+from unstick.domain.wording import Phrase
 from unstick.pipeline.watched import OpenWatched
 
 PREFIX = "/console"
@@ -71,7 +73,13 @@ def console_router(
         add_sign_in(router, sign_in)
         add_credentials(pages, needs)
     router.include_router(pages)
+    router.add_api_route("/{elsewhere:path}", _nowhere)
     return router
+
+
+async def _nowhere(request: Request) -> Response:
+    """Show a person the way back; an address of no page is no call, and nothing is recorded."""
+    return render_problem(request, Problem(status=404, detail=Phrase("There is no such page.")))
 
 
 def link_path(secret: Secret) -> str:
