@@ -57,6 +57,9 @@ class ProcessEndedError(BaseException):
     """What a process that is killed runs into: nothing of ours catches it."""
 
 
+NOTE = "UPDATE ai_generation_jobs SET error_message = 'step 3 failed' WHERE id = :id AND attempt = :attempt"
+
+
 @dataclass
 class Apart:
     """Jobs in one database, and the ledger in a file of its own."""
@@ -165,6 +168,29 @@ async def test_a_job_that_changed_since_the_look_is_left_and_recorded_as_lost(ap
     assert await apart.told() == {str(changes): Outcome.LOST_RACE, str(stays): Outcome.APPLIED}
     assert await apart.statuses() == ["completed", "failed"]
     assert await apart.intents() == []
+
+
+async def test_what_was_overwritten_is_what_stood_there_when_it_was_locked(apart: Apart) -> None:
+    """And not what was meant to be overwritten: an undo would write an older word over a newer one."""
+    job_id = await apart.bench.add(JobState.RUNNING, STUCK)
+    if apart.bench.engine.dialect.name == "sqlite":
+        await use_write_ahead_log(apart.bench.engine)
+
+    def note() -> None:
+        elsewhere(lambda: _note(apart.bench, job_id))
+
+    with after_first(apart.ledger, "INSERT INTO unstick_intents", note) as seen:
+        await apart.sweep()
+
+    assert seen
+    [record] = await apart.recoveries()
+    assert record.outcome == Outcome.APPLIED
+    assert json.loads(record.pre_image)["error_message"] == "step 3 failed"
+
+
+async def _note(bench: SqlBench, job_id: JobId) -> None:
+    async with host(bench) as app:
+        assert await commits(app, NOTE, job_id) == 1
 
 
 async def _finish(bench: SqlBench, job_id: JobId) -> None:
