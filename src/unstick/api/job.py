@@ -55,7 +55,7 @@ class SnoozeQuery(_Nothing):
     """What a snooze takes."""
 
     minutes: SnoozeMinutes = Field(description="How long the job is left alone from now.")
-    reason: Annotated[str, Field(min_length=1, max_length=LONGEST_REASON)] = Field(
+    reason: Annotated[str, Field(min_length=1, max_length=LONGEST_REASON, pattern=NO_NUL)] = Field(
         description="Why, for whoever finds it stuck, the audit log and the job's story."
     )
 

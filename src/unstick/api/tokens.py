@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, params
 from pydantic import BaseModel, ConfigDict, Field
 
 from unstick.api.call import CurrentCall
-from unstick.api.parameters import TokenDays, no_body, no_repeats
+from unstick.api.parameters import NO_NUL, TokenDays, no_body, no_repeats
 from unstick.domain.access import LONGEST_NAME, TOKEN_LASTS, Role
 from unstick.pipeline.credential_shapes import (
     MadeTokenShape,
@@ -39,7 +39,7 @@ class NoQuery(BaseModel):
 class TokenQuery(NoQuery):
     """What `POST /tokens` takes."""
 
-    name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)] = Field(
+    name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME, pattern=NO_NUL)] = Field(
         description="What its bearer is called in the audit log, after `token:`."
     )
     role: Role = Field(description="What its bearer may do.")
